@@ -1,0 +1,1 @@
+"""Programs that turn datasets into TFRecord files."""

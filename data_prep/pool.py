@@ -1,0 +1,30 @@
+"""Runs a function over many jobs in worker processes, with a progress bar."""
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+
+import tqdm
+
+
+def run(function: Callable, jobs: Sequence[tuple], workers: int | None) -> list:
+    """Returns [function(*job) for job in jobs].
+
+    Args:
+        function: a function of a module, so that workers can import it.
+        jobs: the arguments of each call; they and the results must pickle.
+        workers: number of processes, None for one a core; 1 works in this process.
+
+    Raises:
+        Whatever the first failing call raises; calls not begun are dropped.
+    """
+    workers = max(1, min(workers or os.cpu_count(), len(jobs)))
+    bar = {"total": len(jobs), "unit": "job"}
+    if workers == 1:
+        return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))
+    # The fork server imports TensorFlow once, before any thread, and workers are forks of it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow"])
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as executor:
+        return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))

@@ -1,0 +1,76 @@
+"""Checkpoints: save, resume, and read the weights alone."""
+
+import os
+
+import tensorflow as tf
+from absl import logging
+
+from kmax_tf.files import InputError
+
+FOLDER = "checkpoints"
+
+
+def manager(run_dir, *, model, optimizer, step, interval, keep):
+    """A CheckpointManager for the training state in RUN_DIR/checkpoints.
+
+    `interval`: steps between checkpoints; `keep`: how many stay.
+    """
+    return tf.train.CheckpointManager(
+        tf.train.Checkpoint(model=model, optimizer=optimizer, step=step),
+        os.path.join(run_dir, FOLDER),
+        max_to_keep=keep,
+        step_counter=step,
+        checkpoint_interval=interval,
+    )
+
+
+def resume(checkpoint_manager):
+    """Restores the newest checkpoint that can be read; returns its path, None if there is none.
+
+    Raises InputError if there are checkpoints and none of them can be read.
+    """
+    paths = checkpoint_manager.checkpoints[::-1]
+    for path in paths:
+        try:
+            checkpoint_manager.checkpoint.restore(path).assert_existing_objects_matched()
+            return path
+        except tf.errors.OpError as error:
+            logging.warning("%s cannot be read (%s); trying the one before", path, error.message)
+        except (AssertionError, ValueError) as error:
+            raise InputError(_foreign(path, error)) from error
+    if paths:
+        folder = os.path.dirname(paths[0])
+        raise InputError(f"{folder}: no checkpoint can be read; delete the folder to start anew")
+    return None
+
+
+def restore_model(model, path):
+    """Restores the weights alone, all of them.
+
+    Raises InputError if the checkpoint is missing, damaged or of another model.
+    """
+    try:
+        status = tf.train.Checkpoint(model=model).restore(path)
+        status.assert_existing_objects_matched().expect_partial()
+    except tf.errors.OpError as error:
+        reason = str(error.message).splitlines()[0]
+        raise InputError(f"{path}: cannot be read ({reason}); use another checkpoint") from error
+    except (AssertionError, ValueError) as error:
+        raise InputError(_foreign(path, error)) from error
+
+
+def _foreign(path, error):
+    reason = str(error).splitlines()[0]
+    return f"{path}: is of another model ({reason}); use the gin file it was trained with"
+
+
+def completed(run_dir):
+    """Paths of the checkpoints of a run that are complete, oldest first."""
+    folder = os.path.join(run_dir, FOLDER)
+    state = tf.train.get_checkpoint_state(folder)
+    return list(state.all_model_checkpoint_paths) if state else []
+
+
+def step_of(path):
+    """The training step of a checkpoint, from its name."""
+    return int(path.rsplit("-", 1)[1])

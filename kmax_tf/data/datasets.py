@@ -1,0 +1,172 @@
+"""A dataset is data: its classes, which of them are things, their colours, its splits."""
+
+import colorsys
+import dataclasses
+import difflib
+import functools
+import itertools
+import json
+import os
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from kmax_tf import files
+
+FILE_NAME = "dataset.json"
+TABLES = os.path.join(os.path.dirname(__file__), "tables")
+
+
+class Category(NamedTuple):
+    """One class. color is RGB, each 0 to 255."""
+
+    id: int
+    name: str
+    isthing: bool
+    color: tuple[int, int, int]
+
+
+class Split(NamedTuple):
+    """How much one split holds."""
+
+    num_examples: int
+    num_shards: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The classes of a dataset.
+
+    The class index of a category, which the model predicts, is its position in `categories`:
+    0 to num_things - 1 are things, num_things to num_classes - 1 are stuff.
+    """
+
+    name: str
+    categories: tuple[Category, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.categories)
+
+    @property
+    def num_things(self) -> int:
+        return sum(category.isthing for category in self.categories)
+
+    @functools.cached_property
+    def class_of_category(self) -> dict[int, int]:
+        """Maps a category id to its class index."""
+        return {category.id: index for index, category in enumerate(self.categories)}
+
+
+def load(source: str) -> Dataset:
+    """Returns the dataset that `source` names.
+
+    Args:
+        source: the name of a packaged table ("panoptic_digits", "coco"), a folder of records that
+            holds dataset.json, or the path of such a JSON file.
+
+    Raises:
+        InputError: nothing is there, or the file is not as it should be.
+    """
+    packaged = sorted(name.removesuffix(".json") for name in os.listdir(TABLES))
+    if source in packaged:
+        path = os.path.join(TABLES, f"{source}.json")
+    elif str(source).endswith(".json"):
+        path = source
+    elif tf.io.gfile.isdir(source):
+        path = os.path.join(source, FILE_NAME)
+    else:
+        nearest = (difflib.get_close_matches(source, packaged, n=1, cutoff=0) or packaged)[0]
+        raise files.InputError(
+            f'dataset "{source}": neither a folder nor one of {", ".join(packaged)};'
+            f' did you mean "{nearest}"?'
+        )
+    content = files.read_json(path)
+    return Dataset(files.field(content, "name", str, path), parse_categories(content, path))
+
+
+def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
+    """Returns the categories of a JSON file in class order: things as listed, then stuff by id.
+
+    Args:
+        content: parsed JSON whose "categories" have id, name, isthing and, if known, color;
+            categories without one get colours of their own, the same every time.
+        path: the file it came from, for messages.
+
+    Raises:
+        InputError: a field is missing or wrong, an id is there twice, or there is no category.
+    """
+    entries = files.field(content, "categories", list, path)
+    if not entries:
+        raise files.InputError(f'{path}: "categories" is empty; list the classes there')
+    categories = {}
+    for index, entry in enumerate(entries):
+        where = f"{path}: categories[{index}]"
+        identity = files.field(entry, "id", int, where)
+        if identity in categories:
+            raise files.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
+        name = files.field(entry, "name", str, where)
+        isthing = bool(files.field(entry, "isthing", int, where))
+        color = tuple(files.field(entry, "color", list, where)) if "color" in entry else None
+        if color and not (len(color) == 3 and all(v in range(256) for v in color)):
+            raise files.InputError(f'{where}: "color" must be three integers 0 to 255; fix it')
+        categories[identity] = Category(identity, name, isthing, color)
+    given = {category.color for category in categories.values()}
+    fresh = (color for color in _distinct_colors() if color not in given)
+    colored = [c if c.color else c._replace(color=next(fresh)) for c in categories.values()]
+    things = [category for category in colored if category.isthing]
+    stuff = [category for category in colored if not category.isthing]
+    return (*things, *sorted(stuff))
+
+
+def read_split(folder: str, split: str) -> Split:
+    """Returns the size of one split of a folder of records; InputError if it is not there."""
+    path = os.path.join(folder, FILE_NAME)
+    splits = files.field(files.read_json(path), "splits", dict, path)
+    if split not in splits:
+        raise files.InputError(
+            f'{path}: no split "{split}", only {", ".join(sorted(splits)) or "none"};'
+            " choose one of them or convert it"
+        )
+    return Split(
+        *(files.field(splits[split], key, int, f"{path}: {split}") for key in Split._fields)
+    )
+
+
+def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
+    """Returns the text of dataset.json of `folder` after one more split was converted into it.
+
+    Splits that are there already stay, and so does the name that the first one gave.
+
+    Raises:
+        InputError: the folder holds a split of other categories.
+    """
+    path = os.path.join(folder, FILE_NAME)
+    name, splits = dataset.name, {}
+    if tf.io.gfile.exists(path):
+        name, splits = load(path).name, files.read_json(path).get("splits", {})
+        if load(path).categories != dataset.categories:
+            raise files.InputError(
+                f'{path}: "categories" differ from those of split "{split}";'
+                " convert it into another folder"
+            )
+    return json.dumps(
+        {
+            "name": name,
+            "categories": [category._asdict() for category in dataset.categories],
+            "splits": {**splits, split: size._asdict()},
+        },
+        indent=1,
+    )
+
+
+def _distinct_colors():
+    """Yields RGB colours without end, neighbours far apart in hue, no colour twice."""
+    seen = set()
+    for index in itertools.count():
+        hue = index * 0.618034 % 1  # golden-ratio steps spread evenly however many are drawn
+        saturation, value = 0.5 + index % 5 * 0.1, 0.95 - index // 5 % 5 * 0.1
+        color = tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
+        if color not in seen:
+            seen.add(color)
+            yield color

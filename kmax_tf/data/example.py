@@ -1,0 +1,179 @@
+"""The schema of a record: one image with its panoptic segments.
+
+| key | value |
+|---|---|
+| image/encoded | bytes of the JPEG or PNG file, untouched |
+| image/format | "jpeg" or "png" |
+| image/filename, image/id | text |
+| image/height, image/width | int64 |
+| panoptic/encoded | PNG of one channel: 0 void, k the k-th segment; 16 bit if over 255 |
+| segment/id, segment/category_id, segment/is_crowd, segment/area | int64, one for each segment |
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from kmax_tf import files
+
+
+class Example(NamedTuple):
+    """One image as tensors: h, w pixels, s segments."""
+
+    image: tf.Tensor  # uint8 [h, w, 3]
+    segment_map: tf.Tensor  # int32 [h, w], 0 void, k the k-th segment, from 1
+    segment_id: tf.Tensor  # int64 [s], as in the source
+    category_id: tf.Tensor  # int64 [s], as in the source
+    is_crowd: tf.Tensor  # bool [s]
+    filename: tf.Tensor  # string
+    image_id: tf.Tensor  # string
+
+
+def serialize(
+    *,
+    image: bytes,
+    filename: str,
+    image_id: str,
+    segment_map: np.ndarray,
+    segment_id: list[int],
+    category_id: list[int],
+    is_crowd: list[bool],
+) -> bytes:
+    """Makes a record.
+
+    Args:
+        image: content of a JPEG or PNG file. EXIF orientation is ignored, here and by parse.
+        filename: name of that file.
+        image_id: id of the image.
+        segment_map: any integer type [h, w], 0 void, k the k-th segment, 1 to s.
+        segment_id, category_id, is_crowd: one value for each of the s segments.
+
+    Returns:
+        A serialized tf.train.Example.
+
+    Raises:
+        InputError: the image is broken, no JPEG or PNG, or not of the size of segment_map.
+    """
+    height, width = segment_map.shape
+    image_format, size = _check_image(image, filename)
+    if size != (width, height):
+        raise files.InputError(
+            f"{filename}: the image is {size[0]} x {size[1]} but its label map {width} x {height};"
+            " give a label map of the stored (unrotated) image size"
+        )
+    png = io.BytesIO()
+    dtype = np.uint8 if len(segment_id) <= 255 else np.uint16
+    Image.fromarray(segment_map.astype(dtype)).save(png, "PNG", compress_level=1)
+    area = np.bincount(segment_map.ravel(), minlength=len(segment_id) + 1)[1:]
+    feature = {
+        "image/encoded": _bytes(image),
+        "image/format": _bytes(image_format.encode()),
+        "image/filename": _bytes(filename.encode()),
+        "image/id": _bytes(image_id.encode()),
+        "image/height": _int64([height]),
+        "image/width": _int64([width]),
+        "panoptic/encoded": _bytes(png.getvalue()),
+        "segment/id": _int64(segment_id),
+        "segment/category_id": _int64(category_id),
+        "segment/is_crowd": _int64(is_crowd),
+        "segment/area": _int64(area),
+    }
+    record = tf.train.Example(features=tf.train.Features(feature=feature))
+    return record.SerializeToString(deterministic=True)
+
+
+def parse(serialized: tf.Tensor) -> Example:
+    """Reads a record back: scalar string -> Example, with TensorFlow operations only."""
+    text = tf.io.FixedLenFeature([], tf.string)
+    segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+    record = tf.io.parse_single_example(
+        serialized,
+        {
+            "image/encoded": text,
+            "image/filename": text,
+            "image/id": text,
+            "panoptic/encoded": text,
+            "segment/id": segments,
+            "segment/category_id": segments,
+            "segment/is_crowd": segments,
+        },
+    )
+    image = tf.io.decode_image(record["image/encoded"], channels=3, expand_animations=False)
+    labels = tf.io.decode_png(record["panoptic/encoded"], channels=1, dtype=tf.uint16)
+    # An 8-bit PNG read as 16 bit comes out times 257.
+    unit = tf.where(tf.size(record["segment/id"]) > 255, 1, 257)
+    return Example(
+        image=tf.ensure_shape(image, [None, None, 3]),
+        segment_map=tf.cast(labels[..., 0], tf.int32) // unit,
+        segment_id=record["segment/id"],
+        category_id=record["segment/category_id"],
+        is_crowd=record["segment/is_crowd"] != 0,
+        filename=record["image/filename"],
+        image_id=record["image/id"],
+    )
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    """Returns the file name of shard `index`, from 0, of `count`."""
+    return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
+
+
+def shard_paths(folder: str, split: str) -> list[str]:
+    """Returns the paths of all shards of a split, in order.
+
+    Raises:
+        InputError: there is none, one is missing, or two conversions are mixed.
+    """
+    name = re.compile(rf"{re.escape(split)}-\d{{5}}-of-(\d{{5}})\.tfrecord")
+    present = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    matches = sorted(filter(None, map(name.fullmatch, present)), key=lambda match: match[0])
+    if not matches:
+        raise files.InputError(
+            f'{folder}: no records of split "{split}"; check the path and the split, or convert'
+        )
+    count = int(matches[-1][1])
+    expected = [shard_name(split, index, count) for index in range(count)]
+    wrong = sorted(set(expected) ^ {match[0] for match in matches})
+    if wrong:
+        problem = "is missing" if wrong[0] in expected else f"does not belong to {count} shards"
+        raise files.InputError(f"{folder}: {wrong[0]} {problem}; convert again")
+    return [os.path.join(folder, name) for name in expected]
+
+
+def read_records(path: str) -> Iterator[bytes]:
+    """Yields the serialized records of one file; InputError if it is missing or damaged."""
+    try:
+        yield from tf.data.TFRecordDataset(path).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise files.InputError(
+            f"{path}: missing or damaged records ({error.message}); convert again"
+        ) from error
+
+
+def _check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
+    """Returns format and (width, height) of an image file after reading it to its end."""
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            image_format, size = opened.format, opened.size
+            # A JPEG at an eighth of its size still shows whether its data is whole.
+            opened.draft("L", (size[0] // 8, size[1] // 8))
+            opened.load()
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise files.InputError(f"{filename}: broken or truncated image; get it again") from error
+    if image_format not in ("JPEG", "PNG"):
+        raise files.InputError(f"{filename}: is {image_format}; convert it to JPEG or PNG")
+    return image_format.lower(), size
+
+
+def _bytes(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
+def _int64(values) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=map(int, values)))

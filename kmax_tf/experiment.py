@@ -1,0 +1,48 @@
+"""An experiment: the parts and numbers that gin binds, handed to every program."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from kmax_tf import runtime
+from kmax_tf.data.datasets import Dataset
+from kmax_tf.data.pipeline import TrainingInput
+from kmax_tf.loss.criterion import Criterion
+from kmax_tf.postprocess import PostProcess
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What training, evaluation and export share."""
+
+    dataset: Dataset
+    data_dir: str  # folder of the records
+    model: Callable  # num_classes -> KMaX
+    optimizer: Callable  # steps -> AdamW
+    training_input: TrainingInput
+    criterion: Criterion
+    postprocess: PostProcess
+    batch_size: int  # images a step, of all replicas together
+    steps: int
+    evaluation_size: tuple[int, int]  # height, width in pixels
+    evaluation_batch_size: int = 1  # images
+    train_split: str = "train"
+    evaluation_split: str = "val"
+    steps_per_loop: int = 100  # steps on the device between two visits of the host
+    checkpoint_interval: int = 1000  # steps
+    checkpoints_kept: int = 5
+    clip_norm: float = math.inf  # of the gradient
+    precision: str = "float32"
+    seed: int = 0
+
+    def build_model(self):
+        """The model with its variables made, for images of the training size."""
+        return self._build(self.training_input.size)
+
+    def build_evaluation_model(self):
+        """The same for images of the evaluation size; the variables are of the same shapes."""
+        return self._build(self.evaluation_size)
+
+    def _build(self, size):
+        runtime.set_precision(self.precision)
+        return self.model(self.dataset.num_classes).create_variables(*size)

@@ -1,0 +1,47 @@
+"""The residual block of pixel encoder and pixel decoder, in its three kinds."""
+
+import tf_keras
+
+from kmax_tf.model.axial import AxialAttention2D
+from kmax_tf.model.layers import ConvBN, DropPath
+
+
+def _body(kind, width, channels, strides, dilation, activation, heads):
+    last = dict(gamma=0.0)  # a new block starts as the identity
+    if kind == "basic":
+        return [ConvBN(width, 3, strides, activation=activation), ConvBN(channels, 3, **last)]
+    if kind == "bottleneck":
+        middle = ConvBN(width, 3, strides, dilation, activation)
+        return [ConvBN(width, activation=activation), middle, ConvBN(channels, **last)]
+    if kind == "axial":
+        middle = AxialAttention2D(width, strides, activation, heads)
+        return [ConvBN(2 * width, activation=activation), middle, ConvBN(channels, **last)]
+    raise ValueError(f"unknown block kind {kind!r}: use basic, bottleneck or axial")
+
+
+class ResidualBlock(tf_keras.layers.Layer):
+    """Pre-activation block: x <- act(x); shortcut(x) + body(x), the sum not activated.
+
+    [batch, height, width, *] -> [batch, height / strides, width / strides, channels]. The shortcut
+    is the identity, or a strided 1 x 1 convolution where the shape changes.
+    """
+
+    def __init__(self, kind, width, channels, activation, strides=1, dilation=1, keep=1.0, heads=8):
+        super().__init__()
+        self.channels, self.strides = channels, strides
+        self.activation = tf_keras.activations.get(activation)
+        self.body = _body(kind, width, channels, strides, dilation, activation, heads)
+        self.drop_path = DropPath(keep)
+        self.shortcut = None
+
+    def build(self, shape):
+        if self.strides > 1 or shape[-1] != self.channels:
+            self.shortcut = ConvBN(self.channels, 1, self.strides)
+
+    def call(self, x):
+        x = self.activation(x)
+        y = x
+        for layer in self.body:
+            y = layer(y)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return shortcut + self.drop_path(y)

@@ -1,0 +1,132 @@
+"""Prediction heads: masks and classes of the cluster centres, and the auxiliary semantic branch."""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from kmax_tf.model.layers import (
+    BatchNorm,
+    ConvBN,
+    DenseBN,
+    DepthwiseBN,
+    random_uniform,
+    resize_bilinear,
+    truncated_normal,
+)
+
+
+class Prediction(NamedTuple):
+    """What one decoder layer predicts, at its own resolution, float32."""
+
+    mask_logits: tf.Tensor  # [batch, height, width, clusters]
+    class_logits: tf.Tensor  # [batch, clusters, classes + 1], the last is void
+    pixel_features: tf.Tensor  # [batch, height, width, depth], of unit length
+
+
+class PredictionHead(tf_keras.layers.Layer):
+    """Masks as products of pixel features and mask embeddings; classes with the void prior."""
+
+    def __init__(self, num_classes, channels=256, depth=128, activation="gelu"):
+        super().__init__()
+        self.depthwise = DepthwiseBN(activation)
+        self.pointwise = ConvBN(channels, activation=activation)
+        self.pixel_projection = tf_keras.layers.Conv2D(
+            depth, 1, kernel_initializer=truncated_normal(0.01)
+        )
+        self.pixel_norm = BatchNorm()
+        self.mask_projection = DenseBN(depth)
+        self.mask_norm = BatchNorm(axis=(), gamma=0.1)
+        self.classifier = tf_keras.layers.Dense(
+            num_classes + 1, kernel_initializer=truncated_normal(0.01)
+        )
+        # An untrained head takes nine of ten clusters for void (MaX-DeepLab, appendix).
+        self.void_prior = [0.0] * num_classes + [math.log(num_classes * 0.9 / 0.1)]
+
+    def call(self, pixels, mask_embedding, class_embedding):
+        """pixels [batch, height, width, channels], embeddings [batch, clusters, channels]."""
+        x = self.pixel_projection(self.pointwise(self.depthwise(pixels)))
+        features = tf.math.l2_normalize(tf.cast(self.pixel_norm(x), tf.float32), -1)
+        masks = self.mask_projection(mask_embedding)
+        logits = tf.einsum("bhwd,bnd->bhwn", tf.cast(features, masks.dtype), masks)
+        return Prediction(
+            mask_logits=tf.cast(self.mask_norm(logits), tf.float32),
+            class_logits=tf.cast(self.classifier(class_embedding), tf.float32) + self.void_prior,
+            pixel_features=features,
+        )
+
+
+class ASPP(tf_keras.layers.Layer):
+    """Atrous spatial pyramid pooling (DeepLabv3): four convolutions and the image's mean."""
+
+    def __init__(self, channels, rates, activation, dropout):
+        super().__init__()
+        self.branches = [ConvBN(channels, activation=activation)] + [
+            ConvBN(channels, 3, dilation=rate, activation=activation) for rate in rates
+        ]
+        self.pool = ConvBN(channels, activation=activation)
+        self.projection = ConvBN(channels, activation=activation)
+        self.keep = 1.0 - dropout
+
+    def call(self, x, training=None):
+        pooled = self.pool(tf.reduce_mean(x, axis=[1, 2], keepdims=True))
+        pooled = tf.broadcast_to(pooled, [tf.shape(x)[0], *x.shape[1:3], pooled.shape[-1]])
+        x = tf.concat([branch(x) for branch in self.branches] + [pooled], axis=-1)
+        x = self.projection(x)
+        if training and self.keep < 1.0:
+            x *= tf.cast(tf.floor(random_uniform(tf.shape(x)) + self.keep) / self.keep, x.dtype)
+        return x
+
+
+class SemanticBranch(tf_keras.layers.Layer):
+    """Semantic segmentation from the encoder alone, a training signal that inference leaves out.
+
+    Panoptic-DeepLab's decoder: ASPP on the coarsest endpoint, then fused with the low-level ones.
+
+    Arguments:
+      num_classes: channels of the logits, and one more (never a target) with `void_channel`.
+      low_level: (stage, channels) of each endpoint fused in, stage 1 being the stem; empty for
+        logits straight from the coarsest endpoint without ASPP.
+      low_level_activation: the encoder's, for endpoints come unactivated.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        channels=256,
+        rates=(6, 12, 18),
+        low_level=((3, 64), (2, 32)),
+        low_level_activation="relu",
+        activation="gelu",
+        dropout=0.1,
+        void_channel=False,
+    ):
+        super().__init__()
+        self.low_level_stages = [stage for stage, _ in low_level]
+        self.low_level_activation = tf_keras.activations.get(low_level_activation)
+        self.aspp = ASPP(channels, rates, activation, dropout) if low_level else None
+        self.projections = [ConvBN(c, activation=activation) for _, c in low_level]
+        self.fusions = [
+            [DepthwiseBN(activation), ConvBN(channels, activation=activation)] for _ in low_level
+        ]
+        self.head = [DepthwiseBN(activation), ConvBN(channels, activation=activation)]
+        self.classifier = tf_keras.layers.Conv2D(
+            num_classes + void_channel, 1, kernel_initializer=truncated_normal(0.01)
+        )
+
+    def call(self, endpoints):
+        """Endpoints fine to coarse -> logits [batch, height, width, num_classes], float32."""
+        x = endpoints[-1]
+        if self.aspp is not None:
+            x = self.aspp(x)
+        for stage, projection, fusion in zip(
+            self.low_level_stages, self.projections, self.fusions, strict=True
+        ):
+            skip = projection(self.low_level_activation(endpoints[stage - 1]))
+            x = tf.concat([resize_bilinear(x, skip.shape[1:3]), skip], axis=-1)
+            for layer in fusion:
+                x = layer(x)
+        for layer in self.head:
+            x = layer(x)
+        return tf.cast(self.classifier(x), tf.float32)

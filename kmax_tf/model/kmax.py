@@ -1,0 +1,78 @@
+"""The whole model on one page: kMaX-DeepLab (arXiv 2207.04044, figure 2)."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from kmax_tf.files import InputError
+from kmax_tf.model.heads import Prediction
+from kmax_tf.model.layers import BatchNorm
+
+
+class Outputs(NamedTuple):
+    """What the model says of a batch of images, float32."""
+
+    final: Prediction  # at the output stride
+    auxiliary: tuple[Prediction, ...]  # of each kMaX decoder, at its own stride
+    semantic_logits: tf.Tensor  # [batch, height, width, channels]
+
+
+class KMaX(tf_keras.Model):
+    """Pixel encoder, pixel decoder, cluster path, and the auxiliary semantic branch.
+
+    Arguments:
+      num_classes: things and stuff together, without void.
+      pixel_encoder: image [batch, height, width, 3] in [-1, 1] -> endpoints, fine to coarse.
+      pixel_decoder: endpoints -> feature maps, coarse to fine; the last is the output.
+      cluster_path: makes, from `num_classes`, the layer that turns the feature maps into the final
+        `Prediction` and those of its decoders.
+      semantic_branch: makes, from `num_classes`, the layer endpoints -> semantic logits.
+      batch_norm_momentum: of every moving statistic; short trainings need less than 0.99.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        pixel_encoder,
+        pixel_decoder,
+        cluster_path,
+        semantic_branch,
+        batch_norm_momentum=0.99,
+    ):
+        super().__init__()
+        self.pixel_encoder = pixel_encoder
+        self.pixel_decoder = pixel_decoder
+        self.cluster_path = cluster_path(num_classes)
+        self.semantic_branch = semantic_branch(num_classes)
+        self.batch_norm_momentum = batch_norm_momentum
+
+    def call(self, image):
+        """image: uint8 or float [batch, height, width, 3], 0..255, padded with 127.5 (grey).
+
+        Height and width are a multiple of the coarsest stride plus one.
+        """
+        x = tf.cast(image, self.compute_dtype) / 127.5 - 1.0
+        endpoints = self.pixel_encoder(x)
+        final, auxiliary = self.cluster_path(self.pixel_decoder(endpoints))
+        return Outputs(final, tuple(auxiliary), self.semantic_branch(endpoints))
+
+    def create_variables(self, height, width):
+        """Builds every layer for images of [height, width] pixels, and returns the model.
+
+        Sets `output_stride`, pixels of the image a step on the grid of the final masks.
+        Raises InputError where the size does not fit the strides.
+        """
+        outputs = self(tf.zeros([1, height, width, 3], tf.uint8))
+        for size, axis in ((height, 1), (width, 2)):
+            stride, rest = divmod(size - 1, outputs.auxiliary[0].mask_logits.shape[axis] - 1)
+            if rest or stride & (stride - 1):
+                raise InputError(
+                    f"image size {height} x {width}: height and width must be a multiple of the"
+                    " coarsest stride plus one, such as 97, 385, 641 or 1281"
+                )
+        self.output_stride = (height - 1) // (outputs.final.mask_logits.shape[1] - 1)
+        for layer in self.submodules:
+            if isinstance(layer, BatchNorm):
+                layer.momentum = self.batch_norm_momentum
+        return self

@@ -1,0 +1,180 @@
+"""The small layers that every part of the model is made of."""
+
+import contextlib
+
+import tensorflow as tf
+import tf_keras
+
+_seeds = []
+
+
+@contextlib.contextmanager
+def random_seed(seed):
+    """Within it, `random_uniform` is a pure function of `seed` (int32 [2]) and of the call's place.
+
+    Stateless, so that a resumed training draws the numbers that an undisturbed one draws.
+    """
+    _seeds.append([seed, 0])
+    try:
+        yield
+    finally:
+        _seeds.pop()
+
+
+def random_uniform(shape):
+    """float32 numbers in [0, 1) of `shape`; outside of `random_seed` an error."""
+    if not _seeds:
+        raise RuntimeError("a random layer is called in training mode outside of random_seed()")
+    seed, count = _seeds[-1]
+    _seeds[-1][1] += 1
+    return tf.random.stateless_uniform(shape, seed + tf.constant([0, count * 1_000_003], tf.int32))
+
+
+def resize_bilinear(x, size):
+    """Bilinear resize, corners aligned, of [batch, height, width, channels] to size [2]."""
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    resized = tf.compat.v1.image.resize_bilinear(x, size, align_corners=True)
+    return tf.cast(resized, x.dtype)
+
+
+class BatchNorm(tf_keras.layers.Layer):
+    """Batch normalisation with the statistics of all replicas and the biased variance.
+
+    `axis` names the axes that keep statistics of their own; `axis=()` has one for the whole tensor.
+    Statistics are float32 whatever the policy. The official code's SyncBatchNormalization.
+    """
+
+    def __init__(self, axis=(-1,), gamma=1.0, momentum=0.99, epsilon=1e-3, **kwargs):
+        super().__init__(**kwargs)
+        self.axis, self.momentum, self.epsilon = axis, momentum, epsilon
+        self.gamma_initializer = tf_keras.initializers.Constant(gamma)
+
+    def build(self, shape):
+        kept = {a % len(shape) for a in self.axis}
+        self.reduced = [a for a in range(len(shape)) if a not in kept]
+        self.channels_last = kept == {len(shape) - 1}
+        if self.channels_last:
+            parameter = [shape[-1]]
+        else:
+            parameter = [shape[a] if a in kept else 1 for a in range(len(shape))]
+        statistics = dict(
+            shape=parameter,
+            dtype=tf.float32,
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.MEAN,
+        )
+        self.gamma = self.add_weight("gamma", parameter, tf.float32, self.gamma_initializer)
+        self.beta = self.add_weight("beta", parameter, tf.float32, "zeros")
+        self.moving_mean = self.add_weight("moving_mean", initializer="zeros", **statistics)
+        self.moving_variance = self.add_weight("moving_variance", initializer="ones", **statistics)
+
+    def call(self, x, training=None):
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        if not training:
+            return self._normalise(x, gamma, beta, self.moving_mean, self.moving_variance)
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        if replicas == 1 and self.channels_last:
+            y, mean, variance = self._fused(x, gamma, beta)
+        else:
+            mean, variance = self._statistics(x, replicas)
+            y = self._normalise(x, gamma, beta, mean, variance)
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign_sub((moving - tf.stop_gradient(value)) * (1 - self.momentum))
+        return y
+
+    def _normalise(self, x, gamma, beta, mean, variance):
+        scale = gamma * tf.math.rsqrt(variance + self.epsilon)
+        return tf.cast(tf.cast(x, tf.float32) * scale + (beta - mean * scale), x.dtype)
+
+    def _statistics(self, x, replicas):
+        x = tf.cast(x, tf.float32)
+        keep = not self.channels_last
+        moments = tf.stack(
+            [tf.reduce_mean(v, self.reduced, keepdims=keep) for v in (x, tf.square(x))]
+        )
+        if replicas > 1:
+            moments = tf.distribute.get_replica_context().all_reduce("MEAN", moments)
+        return moments[0], tf.maximum(moments[1] - tf.square(moments[0]), 0.0)
+
+    def _fused(self, x, gamma, beta):
+        """One pass on a single replica; the operation gives the unbiased variance."""
+        shape = tf.shape(x)
+        image = x if x.shape.rank == 4 else tf.reshape(x, [shape[0], -1, 1, x.shape[-1]])
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            image, gamma, beta, epsilon=self.epsilon, is_training=True
+        )
+        n = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+        return tf.reshape(y, shape), mean, variance * (n - 1) / n
+
+
+class ConvBN(tf_keras.layers.Layer):
+    """Convolution without bias, batch norm, activation: [batch, height, width, channels].
+
+    On the odd sizes that the model takes, "same" is the official symmetric padding.
+    """
+
+    def __init__(self, filters, kernel_size=1, strides=1, dilation=1, activation=None, gamma=1.0):
+        super().__init__()
+        self.conv = tf_keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides,
+            padding="same",
+            dilation_rate=dilation,
+            use_bias=False,
+            kernel_initializer="he_normal",
+        )
+        self.norm = BatchNorm(gamma=gamma)
+        self.activation = tf_keras.activations.get(activation)
+
+    def call(self, x):
+        return self.activation(self.norm(self.conv(x)))
+
+
+class DepthwiseBN(tf_keras.layers.Layer):
+    """5 x 5 depthwise convolution without bias, batch norm, activation."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.conv = tf_keras.layers.DepthwiseConv2D(5, padding="same", use_bias=False)
+        self.norm = BatchNorm()
+        self.activation = tf_keras.activations.get(activation)
+
+    def call(self, x):
+        return self.activation(self.norm(self.conv(x)))
+
+
+class DenseBN(tf_keras.layers.Layer):
+    """Dense layer without bias, batch norm, activation: [batch, length, channels]."""
+
+    def __init__(self, units, activation=None, gamma=1.0, kernel_initializer="he_normal"):
+        super().__init__()
+        self.dense = tf_keras.layers.Dense(
+            units, use_bias=False, kernel_initializer=kernel_initializer
+        )
+        self.norm = BatchNorm(gamma=gamma)
+        self.activation = tf_keras.activations.get(activation)
+
+    def call(self, x):
+        return self.activation(self.norm(self.dense(x)))
+
+
+class DropPath(tf_keras.layers.Layer):
+    """Drops a residual branch per image in training, and scales the kept ones by 1 / keep."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.keep = keep
+
+    def call(self, x, training=None):
+        if not training or self.keep == 1.0:
+            return x
+        shape = [tf.shape(x)[0]] + [1] * (x.shape.rank - 1)
+        kept = tf.floor(random_uniform(shape) + self.keep) / self.keep
+        return x * tf.cast(kept, x.dtype)
+
+
+def truncated_normal(stddev):
+    return tf_keras.initializers.TruncatedNormal(stddev=stddev)

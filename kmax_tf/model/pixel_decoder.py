@@ -1,0 +1,58 @@
+"""The pixel decoder: from the encoder's endpoints up to the output stride (paper, section 4.1)."""
+
+import tf_keras
+
+from kmax_tf.model.blocks import ResidualBlock
+from kmax_tf.model.layers import ConvBN, resize_bilinear
+
+
+class Fuse(tf_keras.layers.Layer):
+    """Sums two feature maps at the second's size, each activated and projected to `channels`."""
+
+    def __init__(self, channels, activation):
+        super().__init__()
+        self.activation = tf_keras.activations.get(activation)
+        self.coarse, self.fine = ConvBN(channels), ConvBN(channels)
+
+    def call(self, x, skip):
+        x = self.coarse(self.activation(x))
+        return resize_bilinear(x, skip.shape[1:3]) + self.fine(self.activation(skip))
+
+
+class PixelDecoder(tf_keras.layers.Layer):
+    """Residual stages from the coarsest endpoint to the finest, each fused with its endpoint.
+
+    Stage i has `depths[i]` blocks of `kinds[i]` and width `widths[i]`, with 4 * width channels out.
+    A call on the encoder's endpoints (fine to coarse) returns the stages' outputs, coarse to fine.
+    """
+
+    def __init__(
+        self,
+        widths=(512, 256, 128, 64),
+        depths=(1, 5, 1, 1),
+        kinds=("axial", "axial", "bottleneck", "bottleneck"),
+        activation="gelu",
+        heads=8,
+    ):
+        super().__init__()
+        self.norms = [tf_keras.layers.LayerNormalization(epsilon=1e-6) for _ in widths]
+        self.fuses = [Fuse(width, activation) for width in widths[1:]]
+        self.stages = [
+            [
+                # The official decoder dilates its 3 x 3 convolutions.
+                ResidualBlock(kind, width, 4 * width, activation, dilation=2, heads=heads)
+                for _ in range(depth)
+            ]
+            for width, depth, kind in zip(widths, depths, kinds, strict=True)
+        ]
+
+    def call(self, endpoints):
+        outputs = []
+        for i, blocks in enumerate(self.stages):
+            x = self.norms[i](endpoints[-1 - i])
+            if outputs:
+                x = self.fuses[i - 1](outputs[-1], x)
+            for block in blocks:
+                x = block(x)
+            outputs.append(x)
+        return outputs

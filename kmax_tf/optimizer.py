@@ -1,0 +1,111 @@
+"""AdamW with the official rule of who decays and who learns slower, and its learning rate."""
+
+import tensorflow as tf
+import tf_keras
+
+
+class WarmupPolynomial(tf_keras.optimizers.schedules.LearningRateSchedule):
+    """Linear from 0 over `warmup_steps`, then base * (1 - step / steps) ** 0.9.
+
+    The decay counts from step 0, so it has begun when the warm-up ends (official code).
+    """
+
+    def __init__(self, base, warmup_steps, steps):
+        self.base, self.warmup_steps, self.steps = base, warmup_steps, steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        warm = self.base * step / max(self.warmup_steps, 1)
+        decayed = self.base * tf.maximum(1 - step / self.steps, 0.0) ** 0.9
+        return tf.where(step < self.warmup_steps, warm, decayed)
+
+    def get_config(self):
+        return {"base": self.base, "warmup_steps": self.warmup_steps, "steps": self.steps}
+
+
+class AdamW(tf_keras.optimizers.Optimizer):
+    """Adam with decoupled weight decay, of kernels alone; the pixel encoder learns slower.
+
+    Arguments:
+      steps: length of the schedule.
+      learning_rate: the rate that the warm-up ends at.
+      warmup_steps: steps until then.
+      weight_decay: times the learning rate, of every variable named "kernel".
+      encoder_multiplier: of the pixel encoder's learning rate, and so of its decay.
+    """
+
+    def __init__(
+        self,
+        steps,
+        learning_rate=5e-4,
+        warmup_steps=5000,
+        weight_decay=0.05,
+        encoder_multiplier=0.1,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-7,
+    ):
+        super().__init__(name="AdamW", jit_compile=False)
+        self._learning_rate = self._build_learning_rate(
+            WarmupPolynomial(learning_rate, warmup_steps, steps)
+        )
+        self.decay, self.encoder_multiplier = weight_decay, encoder_multiplier
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+
+    def build_for(self, model):
+        """Makes the moments of the model's trainable variables, once they exist."""
+        encoder = {v.ref() for v in model.pixel_encoder.trainable_variables}
+        self._trained = variables = model.trainable_variables
+        super().build(variables)
+        self._multipliers = [
+            self.encoder_multiplier if v.ref() in encoder else 1.0 for v in variables
+        ]
+        self._decays = [self.decay if v.name.endswith("kernel:0") else 0.0 for v in variables]
+        self._first, self._second = (
+            [self.add_variable_from_reference(v, name) for v in variables] for name in ("m", "v")
+        )
+
+    def apply(self, gradients, finite):
+        """One step with the gradients of `model.trainable_variables`, summed over the replicas.
+
+        Where `finite` (bool scalar) is false, weights and moments stay as they are.
+        """
+        step = tf.cast(self.iterations + 1, tf.float32)
+        enabled = tf.cast(finite, tf.float32)
+        self._scalars = dict(
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            beta1=tf.where(finite, self.beta_1, 1.0),
+            beta2=tf.where(finite, self.beta_2, 1.0),
+            epsilon=self.epsilon,
+        )
+        self._rates = {m: self.learning_rate * enabled * m for m in set(self._multipliers)}
+        gradients = [tf.where(finite, g, tf.zeros_like(g)) for g in gradients]
+        self.apply_gradients(
+            zip(gradients, self._trained, strict=True), skip_gradients_aggregation=True
+        )
+
+    def update_step(self, gradient, variable):
+        """Decay at the scheduled rate, then Adam with epsilon beside the uncorrected root."""
+        i = self._index_dict[self._var_key(variable)]
+        rate = self._rates[self._multipliers[i]]
+        if self._decays[i]:
+            variable.assign_sub(variable * (rate * self._decays[i]))
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._first[i].handle,
+            v=self._second[i].handle,
+            lr=rate,
+            grad=gradient,
+            **self._scalars,
+        )
+
+    def get_config(self):
+        return super().get_config()
+
+
+def clip(gradients, clip_norm):
+    """Scales gradients to a global norm of at most `clip_norm`; returns them and the old norm."""
+    norm = tf.linalg.global_norm(gradients)
+    scale = tf.minimum(1.0, clip_norm / norm)
+    return [g * scale for g in gradients], norm

@@ -1,0 +1,97 @@
+"""Where and how a program runs: device, precision, seed, and the frame around its main."""
+
+import sys
+from collections.abc import Callable
+
+import tensorflow as tf
+import tf_keras
+from absl import app, logging
+
+from kmax_tf.files import InputError
+
+_PRECISIONS = ("float32", "mixed_bfloat16")
+
+
+def strategy(device: str) -> tf.distribute.Strategy:
+    """Makes the distribution strategy; call it once, before anything touches a device.
+
+    Args:
+      device: "auto" (all GPUs, or the CPU where there is none), "cpu", "gpu" (all GPUs),
+        "tpu:NAME" (a TPU slice by its name; run on worker 0 only) or "local" (this host's TPU).
+
+    Returns:
+      OneDeviceStrategy, MirroredStrategy (several GPUs) or TPUStrategy.
+
+    Raises:
+      InputError: The word is unknown or the device is not there.
+    """
+    if device == "local" or device.startswith("tpu:"):
+        return _tpu_strategy(device.removeprefix("tpu:"))
+    if device not in ("auto", "cpu", "gpu"):
+        raise InputError(f"device {device!r} is none of auto, cpu, gpu, tpu:NAME, local")
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "gpu" and not gpus:
+        raise InputError("device 'gpu': TensorFlow finds no GPU on this machine")
+    if device == "cpu" or not gpus:
+        if gpus:
+            tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes the GPU's memory
+        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    for gpu in gpus:  # so that the evaluator can run beside training
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if len(gpus) == 1:
+        return tf.distribute.OneDeviceStrategy("/gpu:0")
+    return tf.distribute.MirroredStrategy()
+
+
+def _tpu_strategy(name: str) -> tf.distribute.Strategy:
+    """Connects to a TPU. A slice whose servers do not answer is waited for."""
+    logging.info("Connecting to TPU %r.", name)
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"TPU {name!r} cannot be reached from here: {reason:.200}") from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def set_precision(policy: str) -> None:
+    """Sets the precision of all layers made from here on.
+
+    Args:
+      policy: "float32", or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
+
+    Raises:
+      InputError: Another policy.
+    """
+    if policy not in _PRECISIONS:
+        raise InputError(f"precision {policy!r} is none of {', '.join(_PRECISIONS)}")
+    tf_keras.mixed_precision.set_global_policy(policy)
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python, NumPy and TensorFlow, and so the initial weights."""
+    # Under a global seed of 0, tf.data takes no tensor as the seed of a shuffle.
+    tf_keras.utils.set_random_seed(seed + 1)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a program: absl parses its flags, then main() is called; never returns.
+
+    What the user got wrong (InputError) is one line `error: ...` on stderr and exit status 1, not
+    a traceback. Programs take flags only: a word that is no flag is such an error too.
+    """
+
+    def guarded(words: list[str]) -> int | None:
+        try:
+            logging.set_verbosity(logging.WARNING)
+            tf.get_logger().setLevel("ERROR")  # deprecations of operations that are meant
+            if words[1:]:
+                raise InputError(f"{words[1]!r} is not a flag; flags are --name=value")
+            main()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    app.run(guarded)

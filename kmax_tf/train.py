@@ -1,0 +1,190 @@
+"""Training: a loop of steps under a distribution strategy, with checkpoints and summaries."""
+
+import contextlib
+import io
+import os
+
+import orbit
+import tensorflow as tf
+import tf_keras
+from tqdm import tqdm
+
+from kmax_tf import checkpoint, config, runtime
+from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.files import InputError, write_atomic
+from kmax_tf.loss.criterion import Losses
+from kmax_tf.model.layers import random_seed, random_uniform
+from kmax_tf.optimizer import clip
+
+
+def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
+    """One step on one replica; call it in a replica context.
+
+    Arguments:
+      image: float32 [batch, height, width, 3], 0..255; targets: `Targets`, batched.
+      seed: int32 [2], of all random numbers of the step on this replica.
+      clip_norm: largest global norm of the gradient.
+    Returns the batch means of `Losses`, with one number for each output, and the gradient's norm.
+    """
+    replica = tf.distribute.get_replica_context()
+    with tf.GradientTape() as tape, random_seed(seed):
+        outputs = model(image, training=True)
+        batch, height, width, _ = outputs.final.mask_logits.shape
+        noise = random_uniform([1 + len(outputs.auxiliary), batch, height * width])
+        losses = criterion(outputs, targets, noise)
+        loss = tf.reduce_mean(losses.total) / replica.num_replicas_in_sync
+    gradients = replica.all_reduce("SUM", tape.gradient(loss, model.trainable_variables))
+    gradients, norm = clip(gradients, clip_norm)
+    optimizer.apply(gradients, finite=tf.math.is_finite(norm))
+    return Losses(*(tf.reduce_mean(term, axis=-1) for term in losses)), norm
+
+
+class Trainer(orbit.StandardTrainer):
+    """Runs `train_step` on all replicas, and averages what it returns until the host looks."""
+
+    def __init__(self, experiment, strategy, model, optimizer, step, dataset):
+        super().__init__(dataset)
+        self.experiment, self.strategy = experiment, strategy
+        self.model, self.optimizer, self.step = model, optimizer, step
+        outputs = [1 + len(model.cluster_path.decoders)]
+        self.losses = Losses(
+            *(tf_keras.metrics.MeanTensor(shape=outputs) for _ in Losses._fields[:-1]),
+            semantic=tf_keras.metrics.MeanTensor(shape=[]),
+        )
+        self.norm = tf_keras.metrics.Mean("gradient_norm")
+
+    def train_step(self, iterator):
+        def on_replica(image, targets):
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            losses, norm = train_step(
+                self.model,
+                self.experiment.criterion,
+                self.optimizer,
+                image,
+                targets,
+                seed=tf.stack([tf.cast(self.step, tf.int32), tf.cast(replica, tf.int32)]),
+                clip_norm=self.experiment.clip_norm,
+            )
+            for metric, value in zip(self.losses, losses, strict=True):
+                metric.update_state(value)
+            self.norm.update_state(norm)
+
+        self.strategy.run(on_replica, args=next(iterator))
+        self.step.assign_add(1)
+
+    def train_loop_end(self):
+        """Means since the last call, as scalars for the summaries."""
+        losses = Losses(*(metric.result() for metric in self.losses))
+        total = float(losses.total)
+        if not tf.math.is_finite(total):
+            raise InputError(
+                f"the loss is not finite before step {int(self.step)}: the last checkpoint is good;"
+                " lower AdamW.learning_rate, or look for damaged records"
+            )
+        scalars = {"loss/total": total, "loss/semantic": float(losses.semantic)}
+        for name in Losses._fields[:-1]:
+            final, *auxiliary = (float(v) for v in getattr(losses, name))
+            scalars[f"loss/{name}"] = final
+            for i, value in enumerate(auxiliary, start=1):
+                scalars[f"decoder_{i}/{name}"] = value
+        scalars["gradient_norm"] = float(self.norm.result())
+        scalars["learning_rate"] = float(self.optimizer.learning_rate)
+        for metric in (*self.losses, self.norm):
+            metric.reset_state()
+        return scalars
+
+
+def make_trainer(experiment, strategy):
+    """Model, optimizer and step counter in the strategy's scope; returns them as a `Trainer`.
+
+    Its dataset is set once the step to start from is known.
+    """
+    runtime.set_seed(experiment.seed)
+    with strategy.scope():
+        model = experiment.build_model()
+        optimizer = experiment.optimizer(experiment.steps)
+        optimizer.build_for(model)
+        step = tf.Variable(
+            0,
+            dtype=tf.int64,
+            trainable=False,
+            name="step",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        return Trainer(experiment, strategy, model, optimizer, step, dataset=None)
+
+
+def training_dataset(experiment, strategy, stride, start_step):
+    """The distributed training input from `start_step` on.
+
+    Raises InputError if the records are missing, empty, of other classes, or fewer than a batch.
+    """
+    folder, split = experiment.data_dir, experiment.train_split
+    paths = example.shard_paths(folder, split)
+    if datasets.load(folder).categories != experiment.dataset.categories:
+        raise InputError(
+            f"{folder}: its classes are not those of dataset {experiment.dataset.name!r};"
+            " bind datasets.load.source to the dataset of these records"
+        )
+    if datasets.read_split(folder, split).num_examples == 0:
+        raise InputError(f"{folder}: split {split!r} holds no example; convert it again")
+
+    def per_host(context):
+        return pipeline.training_input(
+            paths,
+            experiment.dataset,
+            experiment.training_input,
+            stride=stride,
+            batch_size=context.get_per_replica_batch_size(experiment.batch_size),
+            seed=experiment.seed,
+            start_step=start_step,
+            host=context.input_pipeline_id,
+            num_hosts=context.num_input_pipelines,
+        )
+
+    return strategy.distribute_datasets_from_function(per_host)
+
+
+def train(experiment, run_dir, strategy):
+    """Trains `experiment` in `run_dir`, going on from its newest checkpoint; returns the model.
+
+    Writes config.gin, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
+    Raises InputError for records, checkpoints or losses that training cannot go on with.
+    """
+    example.shard_paths(experiment.data_dir, experiment.train_split)
+    trainer = make_trainer(experiment, strategy)
+    manager = checkpoint.manager(
+        run_dir,
+        model=trainer.model,
+        optimizer=trainer.optimizer,
+        step=trainer.step,
+        interval=experiment.checkpoint_interval,
+        keep=experiment.checkpoints_kept,
+    )
+    with strategy.scope():
+        resumed = checkpoint.resume(manager)
+    start = int(trainer.step)
+    print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
+    write_atomic(os.path.join(run_dir, "config.gin"), config.resolved())
+    trainer.train_dataset = training_dataset(
+        experiment, strategy, trainer.model.output_stride, start
+    )
+    progress = tqdm(total=experiment.steps, initial=start, desc="training", unit="step")
+
+    def show(scalars):
+        progress.update(int(trainer.step) - progress.n)
+        progress.set_postfix_str(f"loss {scalars['loss/total']:.3f}")
+
+    controller = orbit.Controller(
+        global_step=trainer.step,
+        trainer=trainer,
+        strategy=strategy,
+        train_actions=[show],
+        steps_per_loop=experiment.steps_per_loop,
+        checkpoint_manager=manager,
+        summary_interval=experiment.steps_per_loop,
+        summary_dir=os.path.join(run_dir, "train"),
+    )
+    with progress, contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
+        controller.train(experiment.steps)
+    return trainer.model

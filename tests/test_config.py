@@ -1,0 +1,269 @@
+import itertools
+
+import pytest
+
+from kmax_tf import config
+from kmax_tf.files import InputError
+
+_COUNTER = itertools.count()
+
+_TOY = """
+import dataclasses
+
+from kmax_tf.files import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    width: int = 8
+    name: str = "small"
+    act: object = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    run_dir: str
+    model: Model = Model()
+    steps: int = 1
+    rates: object = ()
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(f"steps must be at least 1, got {self.steps}")
+
+
+def relu(x, slope=0.0):
+    return x if x > 0 else slope * x
+
+
+def broken(slope):
+    raise TypeError("a mistake in the code")
+
+
+LIMIT = 3
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A module with a fresh name: gin's registry outlives a test."""
+    package = f"toys{next(_COUNTER)}"
+    (tmp_path / "path" / package).mkdir(parents=True)
+    (tmp_path / "path" / package / "__init__.py").write_text("")
+    (tmp_path / "path" / package / "toy.py").write_text(_TOY)
+    (tmp_path / "path" / package / "broken.py").write_text("import no_such_thing\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    return __import__(f"{package}.toy").toy
+
+
+@pytest.fixture
+def write(tmp_path, toy):
+    """Writes a gin file that imports toy, and returns its path; the text starts in line 3."""
+
+    def write(text, name="run.gin"):
+        package = toy.__package__
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = f"from __gin__ import dynamic_registration\nfrom {package} import toy\n"
+        path.write_text(header + text)
+        return str(path)
+
+    return write
+
+
+def _error(target, gin_file, bindings=()):
+    with pytest.raises(InputError) as caught:
+        config.load(target, gin_file, bindings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_smallest_file(toy, write):
+    loaded = config.load(toy.Experiment, write('toy.Experiment.run_dir = "a"\n'))
+    assert loaded == toy.Experiment(run_dir="a")
+    assert type(loaded) is toy.Experiment
+
+
+def test_references_scopes_and_blocks(toy, write):
+    path = write("""
+toy.Experiment:
+    run_dir = "a"
+    model = @big/toy.Model()
+big/toy.Model.width = 64
+toy.Model.act = @toy.relu
+toy.relu.slope = 0.5
+""")
+    loaded = config.load(toy.Experiment, path)
+    assert loaded.model.width == 64
+    assert loaded.model.act(-2) == -1
+
+
+def test_load_forgets_the_last_file(toy, write):
+    config.load(toy.Experiment, write('toy.Experiment.run_dir = "a"\ntoy.Experiment.steps = 5\n'))
+    assert config.load(toy.Experiment, write('toy.Experiment.run_dir = "a"\n')).steps == 1
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("toy.Experiment.step = 1\n", "run.gin:3: toy.Experiment has no 'step'; did you mean 'st"),
+        ("toy.Experiment.qqq = 1\n", "has no 'qqq'; there are: run_dir, model, steps, rates"),
+        ("toy.Experimnt.steps = 1\n", "run.gin:3: toy has no 'Experimnt'; did you mean 'Experime"),
+        ("Experiment.steps = 1\n", "named 'Experiment'; did you mean 'toy.Experiment'?"),
+        ("toi.Experiment.steps = 1\n", "nothing imported is named 'toi'; did you mean 'toy'?"),
+        ("toy.Experiment.model = @toy.Modell()\n", "toy has no 'Modell'; did you mean 'Model'?"),
+        ("toy.steps = 1\n", "run.gin:3: toy is neither a class nor a function"),
+        ("toy.Experiment.model = @toy.LIMIT\n", "toy.LIMIT is neither a class nor a function"),
+        ("toy.Experiment.run_dir = abc\n", "run.gin:3: cannot read abc (a string needs quotes)"),
+        ("toy.Experiment.rates = [1,\n", "run.gin:"),
+        ("\ntoy.Experiment 3\n", "run.gin:4: Couldn't parse statement, expected ':' or '='."),
+        ("toy.Experiment.steps = 5\n", "run.gin: Experiment needs a value for 'run_dir'"),
+        (
+            'toy.Experiment.run_dir = "a"\ntoy.Experiment.steps = 0\n',
+            "run.gin: steps must be at least 1, got 0",
+        ),
+        ("toy.Model.width = 5\n", "run.gin: binds nothing of Experiment"),
+        (
+            "toy.Experiment.steps = %STEPZ\nSTEPS = 3\n",
+            "run.gin:3: no macro 'STEPZ' is defined; di",
+        ),
+        ("toy.Experiment.steps = 2\nSTEPS = 3\n", "run.gin:4: macro 'STEPS' is never used"),
+        (
+            "toy.Experiment.run_dir = %gin.REQUIRED\n",
+            "run.gin:3: toy.Experiment.run_dir is required; give it with 'toy.Experiment.run_dir =",
+        ),
+        ("toy.Experiment.run_dir = %DIR\nDIR = %gin.REQUIRED\n", "run.gin:4: DIR is required"),
+        ("import tensorflw\n", "run.gin:3: no module 'tensorflw'; did you mean 'tensorflow'?"),
+        ('include "modls/base.gin"\n', "run.gin:3: no gin file 'modls/base.gin'"),
+        ('include "bsse.gin"\n', "no gin file 'bsse.gin'; did you mean 'base.gin'?"),
+    ],
+)
+def test_mistakes(toy, write, text, message):
+    write("", name="base.gin")
+    assert message in _error(toy.Experiment, write(text))
+
+
+def test_imports_that_fail(toy, write):
+    package = toy.__package__
+    error = _error(toy.Experiment, write(f"from {package} import toi\n"))
+    assert f"no module '{package}.toi'; did you mean 'toy'?" in error
+    error = _error(toy.Experiment, write(f"from {package}.toy import Model\n"))
+    assert f"{package}.toy is a module; import it and write toy.Model" in error
+    error = _error(toy.Experiment, write(f"from {package} import broken\n"))
+    assert f"cannot import {package}.broken: No module named 'no_such_thing'" in error
+
+
+def test_errors_in_the_code_keep_their_traceback(toy, write):
+    path = write('toy.Experiment.run_dir = "a"\ntoy.Experiment.rates = @toy.broken()\n')
+    with pytest.raises(TypeError, match="a mistake in the code"):
+        config.load(toy.Experiment, path, ["toy.broken.slope = 1"])
+
+
+def test_file_without_dynamic_registration(toy, tmp_path):
+    path = tmp_path / "run.gin"
+    path.write_text(f"from {toy.__package__} import toy\ntoy.Experiment.steps = 1\n")
+    assert "run.gin:2: put `from __gin__ import dynamic_registration`" in _error(
+        toy.Experiment, str(path)
+    )
+
+
+def test_missing_file(toy, write, tmp_path):
+    write("")
+    error = _error(toy.Experiment, str(tmp_path / "runn.gin"))
+    assert error.endswith(f"; did you mean '{tmp_path / 'run.gin'}'?")
+
+
+def test_include_comes_first(toy, write):
+    write("toy.Experiment.steps = 5\n", name="base.gin")
+    path = write('toy.Experiment.run_dir = "a"\ninclude "base.gin"\n')
+    assert "run.gin:4: include comes after the binding in line 3" in _error(toy.Experiment, path)
+    path = write('include "base.gin"\ntoy.Experiment.run_dir = "a"\n')
+    assert config.load(toy.Experiment, path).steps == 5
+
+
+def test_include_cycle(toy, write):
+    write('include "run.gin"\n', name="base.gin")
+    assert "base.gin:3: " in _error(toy.Experiment, write('include "base.gin"\n'))
+
+
+def test_file_included_twice_does_not_undo_overrides(toy, write):
+    write('toy.Experiment.run_dir = "a"\ntoy.Experiment.steps = 1\n', name="base.gin")
+    write('include "base.gin"\ntoy.Experiment.steps = 2\n', name="one.gin")
+    write('include "base.gin"\ntoy.Model.width = 3\n', name="two.gin")
+    path = write('include "one.gin"\ninclude "two.gin"\n')
+    assert config.load(toy.Experiment, path).steps == 2
+
+
+def test_includes_from_any_working_directory(toy, write, tmp_path, monkeypatch):
+    write("toy.Experiment.steps = 5\n", name="models/base.gin")
+    write('toy.Experiment.run_dir = "a"\n', name="gin/data.gin")
+    write('include "../models/base.gin"\ninclude "gin/data.gin"\n', name="runs/run.gin")
+    monkeypatch.setattr(config, "_ROOT", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    for folder, path in [("elsewhere", "runs/run.gin"), ("runs", "run.gin"), (".", "runs/run.gin")]:
+        monkeypatch.chdir(tmp_path / folder)
+        assert config.load(toy.Experiment, path) == toy.Experiment(run_dir="a", steps=5)
+
+
+def test_bindings_win_and_reach_every_import_of_a_file(toy, write):
+    write("STEPS = 5\ntoy.Experiment.steps = %STEPS\n", name="base.gin")
+    path = write('include "base.gin"\ntoy.Experiment.run_dir = "a"\n')
+    bindings = [
+        "STEPS = 7",
+        'toy.Experiment.run_dir = "b"',
+        "toy.Experiment.model = @toy.Model()",
+        "toy.Model.width = 2",
+    ]
+    loaded = config.load(toy.Experiment, path, bindings)
+    assert loaded == toy.Experiment(run_dir="b", steps=7, model=toy.Model(width=2))
+
+
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        ("toy.Experiment.step = 1", "has no 'step'; did you mean 'steps'?"),
+        ("toy.Experiment.run_dir = abc", "cannot read abc (a string needs quotes)"),
+        ("toy.Experiment.run_dir", "Couldn't parse statement"),
+        ("import toy", "write module.Name.parameter = value"),
+        ("", "write module.Name.parameter = value"),
+        ("STEPS = 1", "macro 'STEPS' is never used"),
+    ],
+)
+def test_mistakes_in_bindings(toy, write, binding, message):
+    path = write('toy.Experiment.run_dir = "a"\n')
+    assert _error(toy.Experiment, path, [binding]).startswith(f"binding {binding!r}: ")
+    assert message in _error(toy.Experiment, path, [binding])
+
+
+def test_binding_gives_a_required_value(toy, write):
+    path = write("toy.Experiment.run_dir = %DIR\nDIR = %gin.REQUIRED\n")
+    assert config.load(toy.Experiment, path, ['DIR = "b"']).run_dir == "b"
+    # An overridden binding no longer needs its macro.
+    assert config.load(toy.Experiment, path, ['toy.Experiment.run_dir = "c"']).run_dir == "c"
+
+
+def test_resolved_text_alone_gives_the_same(toy, write, tmp_path):
+    package = toy.__package__
+    write("STEPS = 5\ntoy.Experiment.steps = %STEPS\n", name="base.gin")
+    write(f"import {package}.toy\n{package}.toy.relu.slope = 0.5\n", name="act.gin")
+    path = write(f"""
+import {package}.toy as other
+include "base.gin"
+include "act.gin"
+other.Experiment.run_dir = "{"long and longer " * 12}"
+toy.Experiment.model = @big/toy.Model()
+toy.Experiment.rates = {{"a": [1e-05, -2.0], "b": (None, True, @toy.Model()), "c": %RATE}}
+RATE = 1
+toy.Model.act = @toy.relu
+big/toy.Model.width = 64
+""")
+    loaded = config.load(toy.Experiment, path, ["toy.Experiment.steps = 2"])
+    text = config.resolved()
+    assert "STEPS" not in text
+    alone = tmp_path / "alone" / "config.gin"
+    alone.parent.mkdir()
+    alone.write_text(text)
+    again = config.load(toy.Experiment, str(alone))
+    assert again == loaded
+    assert again.model.act(-2) == -1
+    assert config.resolved() == text

@@ -1,0 +1,92 @@
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from kmax_tf import runtime
+from kmax_tf.files import InputError
+
+
+def test_cpu():
+    strategy = runtime.strategy("cpu")
+    assert isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    with strategy.scope():
+        assert "CPU:0" in tf.Variable(1.0).device
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="this machine has a GPU")
+def test_without_gpu():
+    with runtime.strategy("auto").scope():
+        assert "CPU:0" in tf.Variable(1.0).device
+    with pytest.raises(InputError, match="finds no GPU"):
+        runtime.strategy("gpu")
+
+
+@pytest.mark.parametrize("word", ["cuda", "", "TPU:x"])
+def test_unknown_device(word):
+    with pytest.raises(InputError, match="is none of auto, cpu, gpu, tpu:NAME, local"):
+        runtime.strategy(word)
+
+
+def test_tpu_that_is_not_there(monkeypatch):
+    def resolve(tpu):
+        raise tf.errors.NotFoundError(None, None, f"{tpu} not found\nin the cluster")
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", resolve)
+    with pytest.raises(InputError, match="^TPU 'v3' cannot be reached from here: v3 not found$"):
+        runtime.strategy("tpu:v3")
+
+
+def test_precision():
+    runtime.set_precision("mixed_bfloat16")
+    try:
+        assert tf_keras.layers.Dense(2)(tf.ones((1, 2))).dtype == tf.bfloat16
+    finally:
+        runtime.set_precision("float32")
+    assert tf_keras.layers.Dense(2)(tf.ones((1, 2))).dtype == tf.float32
+    with pytest.raises(InputError, match="precision 'mixed_float16' is none of float32, mixed_b"):
+        runtime.set_precision("mixed_float16")
+
+
+def test_seed():
+    values = []
+    for _ in range(2):
+        runtime.set_seed(7)
+        values.append(tf_keras.layers.Dense(3)(tf.ones((1, 4))).numpy())
+    assert (values[0] == values[1]).all()
+
+
+def _run(main, *words):
+    """Returns the exit status of a program."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr("sys.argv", ["program", *words])
+        runtime.run(main)
+    return exit.value.code
+
+
+def test_run(capsys):
+    def main():
+        print("ran")
+
+    assert not _run(main)
+    assert capsys.readouterr().out == "ran\n"
+
+
+def test_run_reports_a_mistake_in_one_line(capsys):
+    def main():
+        raise InputError("no run folder")
+
+    assert _run(main) == 1
+    assert capsys.readouterr().err == "error: no run folder\n"
+    assert _run(main, "more") == 1
+    assert capsys.readouterr().err == "error: 'more' is not a flag; flags are --name=value\n"
+    assert _run(main, "--run_dri=x") == 1
+    assert "Unknown command line flag 'run_dri'" in capsys.readouterr().err
+
+
+def test_run_keeps_the_traceback_of_other_errors():
+    def main():
+        raise ValueError("a mistake in the code")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="a mistake"):
+        patch.setattr("sys.argv", ["program"])
+        runtime.run(main)
