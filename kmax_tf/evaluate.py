@@ -237,7 +237,13 @@ def evaluate_run(experiment, run_dir, *, checkpoint_path=None, wait=0.0):
     metrics = None
     for path in [checkpoint_path] if checkpoint_path else _follow(run_dir, experiment.steps, wait):
         step = checkpoint.step_of(path)
-        checkpoint.restore_model(model, path)
+        try:
+            checkpoint.restore_model(model, path)
+        except InputError as error:
+            if checkpoint_path:
+                raise
+            print(f"skipped: {error}", flush=True)
+            continue
         metrics = evaluate(experiment, predict, folder, truth, step)
         _write_results(run_dir, metrics)
         print(
@@ -249,17 +255,22 @@ def evaluate_run(experiment, run_dir, *, checkpoint_path=None, wait=0.0):
 
 
 def _follow(run_dir, last_step, wait):
-    """Yields each checkpoint of the run that has no metrics yet, until that of the last step."""
+    """Yields each checkpoint of the run that has no metrics yet, once, until the last step's."""
+    seen = set()
     deadline = time.monotonic() + wait
     while True:
-        paths = checkpoint.completed(run_dir)
-        fresh = [p for p in paths if not _is_done(run_dir, checkpoint.step_of(p))]
-        for path in fresh[:1]:
-            yield path
+        fresh = [
+            path
+            for path in checkpoint.completed(run_dir)
+            if path not in seen and not _is_done(run_dir, checkpoint.step_of(path))
+        ]
+        if fresh:
+            seen.add(fresh[0])
+            yield fresh[0]
             deadline = time.monotonic() + wait
-        if not fresh:
-            if _is_done(run_dir, last_step) or time.monotonic() > deadline:
-                return
+        elif _is_done(run_dir, last_step) or time.monotonic() > deadline:
+            return
+        else:
             time.sleep(1.0)
 
 

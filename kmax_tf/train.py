@@ -185,6 +185,10 @@ def train(experiment, run_dir, strategy):
         summary_interval=experiment.steps_per_loop,
         summary_dir=os.path.join(run_dir, "train"),
     )
-    with progress, contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
-        controller.train(experiment.steps)
+    try:
+        with progress, contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
+            controller.train(experiment.steps)
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        example.check_records(experiment.data_dir, experiment.train_split)
+        raise
     return trainer.model

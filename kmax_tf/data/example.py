@@ -156,6 +156,18 @@ def read_records(path: str) -> Iterator[bytes]:
         ) from error
 
 
+def check_records(folder: str, split: str) -> None:
+    """Reads all records of a split; InputError names the file with the first that is damaged."""
+    for path in shard_paths(folder, split):
+        for number, record in enumerate(read_records(path)):
+            try:
+                parse(tf.constant(record))
+            except tf.errors.OpError as error:
+                raise files.InputError(
+                    f"{path}: record {number} is damaged ({error.message}); convert again"
+                ) from error
+
+
 def _check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
     """Returns format and (width, height) of an image file after reading it to its end."""
     try:

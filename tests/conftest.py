@@ -1,0 +1,90 @@
+"""What several tests share: a few images of the embedded dataset, and a toy model on them."""
+
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from data_prep import coco_format, demo
+from kmax_tf import config
+from kmax_tf.experiment import Experiment
+
+# Two devices for the tests of replicas; to be said before TensorFlow touches the CPU.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+TINY = """
+from __gin__ import dynamic_registration
+from kmax_tf import experiment
+from kmax_tf import optimizer
+from kmax_tf.data import pipeline
+from kmax_tf.loss import criterion
+from kmax_tf.model import heads
+from kmax_tf.model import kmax
+from kmax_tf.model import kmax_decoder
+from kmax_tf.model import pixel_decoder
+from kmax_tf.model import resnet
+
+include "gin/experiments/demo.gin"
+
+experiment.Experiment.data_dir = "{records}"
+experiment.Experiment.batch_size = 2
+experiment.Experiment.steps = 4
+experiment.Experiment.steps_per_loop = 1
+experiment.Experiment.checkpoint_interval = 1
+experiment.Experiment.evaluation_batch_size = 2
+optimizer.AdamW.warmup_steps = 1
+pipeline.TrainingInput.shuffle_buffer = 4
+criterion.Criterion.contrast_pixels = 32
+resnet.ResNet.stem = ((3, 2, 8),)
+resnet.ResNet.widths = (8, 16, 16)
+pixel_decoder.PixelDecoder.widths = (8, 8)
+pixel_decoder.PixelDecoder.depths = (1, 1)
+pixel_decoder.PixelDecoder.kinds = ("axial", "bottleneck")
+kmax_decoder.ClusterPath.channels = 16
+kmax_decoder.ClusterPath.hidden = 16
+kmax_decoder.ClusterPath.head_depth = 16
+kmax_decoder.ClusterPath.depths = (1,)
+heads.SemanticBranch.channels = 8
+heads.SemanticBranch.low_level = ((3, 8),)
+"""
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory) -> str:
+    """A folder of records with 6 training and 3 validation images of panoptic digits."""
+    root = tmp_path_factory.mktemp("digits")
+    demo.make(str(root), num_train=6, num_val=3, workers=1)
+    for split in ("train", "val"):
+        coco_format.convert(
+            str(root / split),
+            str(root / f"panoptic_{split}.json"),
+            str(root / f"panoptic_{split}"),
+            str(root / "records"),
+            split,
+            num_shards=2,
+            workers=1,
+        )
+    return str(root / "records")
+
+
+@pytest.fixture
+def tiny(records, tmp_path):
+    """A function: gin bindings -> the toy experiment."""
+
+    def load(*bindings: str) -> Experiment:
+        path = tmp_path / "tiny.gin"
+        path.write_text(TINY.format(records=records))
+        return config.load(Experiment, str(path), bindings)
+
+    return load
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+    """The folder of golden numbers beside the repository; the test is skipped without it."""
+    folder = pathlib.Path(__file__).parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder of golden numbers beside the repository")
+    return folder
