@@ -8,6 +8,7 @@ from absl import logging
 from kmax_tf.files import InputError
 
 FOLDER = "checkpoints"
+UNREADABLE = (tf.errors.OpError, IndexError)  # the latter from a truncated file
 
 
 def manager(run_dir, *, model, optimizer, step, interval, keep):
@@ -34,8 +35,8 @@ def resume(checkpoint_manager):
         try:
             checkpoint_manager.checkpoint.restore(path).assert_existing_objects_matched()
             return path
-        except tf.errors.OpError as error:
-            logging.warning("%s cannot be read (%s); trying the one before", path, error.message)
+        except UNREADABLE as error:
+            logging.warning("%s cannot be read (%s); trying the one before", path, error)
         except (AssertionError, ValueError) as error:
             raise InputError(_foreign(path, error)) from error
     if paths:
@@ -52,8 +53,8 @@ def restore_model(model, path):
     try:
         status = tf.train.Checkpoint(model=model).restore(path)
         status.assert_existing_objects_matched().expect_partial()
-    except tf.errors.OpError as error:
-        reason = str(error.message).splitlines()[0]
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read ({reason}); use another checkpoint") from error
     except (AssertionError, ValueError) as error:
         raise InputError(_foreign(path, error)) from error

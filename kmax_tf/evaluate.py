@@ -16,7 +16,7 @@ from kmax_tf.metrics import panoptic_quality
 from kmax_tf.report import write_report
 
 FOLDER = "eval"
-PICTURES = 8  # images of which overlays are kept
+PICTURES = 6  # images of which overlays are kept
 
 
 def predictor(model, experiment):
@@ -216,6 +216,20 @@ def _write_results(run_dir, metrics):
             tf.summary.image(os.path.basename(os.path.dirname(path)), picture[None])
     summaries.close()
     write_report(run_dir)
+
+
+def wait_for_config(run_dir, seconds):
+    """The path of the run's config.gin, once training has written it.
+
+    Raises InputError if it is not there after `seconds`.
+    """
+    path = os.path.join(run_dir, "config.gin")
+    deadline = time.monotonic() + seconds
+    while not tf.io.gfile.exists(path):
+        if time.monotonic() > deadline:
+            raise InputError(f"{path}: missing; start scripts/train.py with this run_dir")
+        time.sleep(1.0)
+    return path
 
 
 def evaluate_run(experiment, run_dir, *, checkpoint_path=None, wait=0.0):

@@ -18,7 +18,9 @@ class Segmenter(tf.Module):
 
     def __init__(self, model, experiment):
         super().__init__()
-        self.model, self.experiment = model, experiment
+        self.experiment = experiment
+        # Not the model itself: saving would trace every one of its layers on its own.
+        self.variables_of_model = model.variables
         self.predict = predictor(model, experiment)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8, name="image")])

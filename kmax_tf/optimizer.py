@@ -79,7 +79,9 @@ class AdamW(tf_keras.optimizers.Optimizer):
             beta2=tf.where(finite, self.beta_2, 1.0),
             epsilon=self.epsilon,
         )
-        self._rates = {m: self.learning_rate * enabled * m for m in set(self._multipliers)}
+        # The schedule itself: the variable `learning_rate` still holds the last step's rate.
+        rate = self._learning_rate(self.iterations) * enabled
+        self._rates = {m: rate * m for m in set(self._multipliers)}
         gradients = [tf.where(finite, g, tf.zeros_like(g)) for g in gradients]
         self.apply_gradients(
             zip(gradients, self._trained, strict=True), skip_gradients_aggregation=True

@@ -33,8 +33,9 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
         noise = random_uniform([1 + len(outputs.auxiliary), batch, height * width])
         losses = criterion(outputs, targets, noise)
         loss = tf.reduce_mean(losses.total) / replica.num_replicas_in_sync
-    gradients = replica.all_reduce("SUM", tape.gradient(loss, model.trainable_variables))
-    gradients, norm = clip(gradients, clip_norm)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    gradients = [tf.convert_to_tensor(g) for g in gradients]  # those of looked-up rows are sparse
+    gradients, norm = clip(replica.all_reduce("SUM", gradients), clip_norm)
     optimizer.apply(gradients, finite=tf.math.is_finite(norm))
     return Losses(*(tf.reduce_mean(term, axis=-1) for term in losses)), norm
 
@@ -46,7 +47,7 @@ class Trainer(orbit.StandardTrainer):
         super().__init__(dataset)
         self.experiment, self.strategy = experiment, strategy
         self.model, self.optimizer, self.step = model, optimizer, step
-        outputs = [1 + len(model.cluster_path.decoders)]
+        outputs = [model.num_predictions]
         self.losses = Losses(
             *(tf_keras.metrics.MeanTensor(shape=outputs) for _ in Losses._fields[:-1]),
             semantic=tf_keras.metrics.MeanTensor(shape=[]),
@@ -163,6 +164,8 @@ def train(experiment, run_dir, strategy):
     )
     with strategy.scope():
         resumed = checkpoint.resume(manager)
+        if experiment.initial_checkpoint and not resumed:
+            checkpoint.restore_model(trainer.model, experiment.initial_checkpoint)
     start = int(trainer.step)
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     write_atomic(os.path.join(run_dir, "config.gin"), config.resolved())

@@ -14,7 +14,7 @@ class Outputs(NamedTuple):
     """What the model says of a batch of images, float32."""
 
     final: Prediction  # at the output stride
-    auxiliary: tuple[Prediction, ...]  # of each kMaX decoder, at its own stride
+    auxiliary: tuple[Prediction, ...]  # of each supervised decoder, at its own stride
     semantic_logits: tf.Tensor  # [batch, height, width, channels]
 
 
@@ -23,7 +23,8 @@ class KMaX(tf_keras.Model):
 
     Arguments:
       num_classes: things and stuff together, without void.
-      pixel_encoder: image [batch, height, width, 3] in [-1, 1] -> endpoints, fine to coarse.
+      pixel_encoder: image [batch, height, width, 3] in [-1, 1] -> endpoints, fine to coarse, the
+        last at its `stride`.
       pixel_decoder: endpoints -> feature maps, coarse to fine; the last is the output.
       cluster_path: makes, from `num_classes`, the layer that turns the feature maps into the final
         `Prediction` and those of its decoders.
@@ -40,7 +41,7 @@ class KMaX(tf_keras.Model):
         semantic_branch,
         batch_norm_momentum=0.99,
     ):
-        super().__init__()
+        super().__init__(autocast=False)  # an image is normalised before it loses precision
         self.pixel_encoder = pixel_encoder
         self.pixel_decoder = pixel_decoder
         self.cluster_path = cluster_path(num_classes)
@@ -50,28 +51,34 @@ class KMaX(tf_keras.Model):
     def call(self, image):
         """image: uint8 or float [batch, height, width, 3], 0..255, padded with 127.5 (grey).
 
-        Height and width are a multiple of the coarsest stride plus one.
+        Height and width are a multiple of the pixel encoder's stride plus one.
         """
-        x = tf.cast(image, self.compute_dtype) / 127.5 - 1.0
+        x = tf.cast(tf.cast(image, tf.float32) / 127.5 - 1.0, self.compute_dtype)
         endpoints = self.pixel_encoder(x)
-        final, auxiliary = self.cluster_path(self.pixel_decoder(endpoints))
+        if self.cluster_path.dual_path:  # the decoders change what the pixel decoder goes on with
+            final, auxiliary = self.cluster_path(endpoints, self.pixel_decoder)
+        else:
+            final, auxiliary = self.cluster_path(self.pixel_decoder(endpoints))
         return Outputs(final, tuple(auxiliary), self.semantic_branch(endpoints))
 
     def create_variables(self, height, width):
         """Builds every layer for images of [height, width] pixels, and returns the model.
 
-        Sets `output_stride`, pixels of the image a step on the grid of the final masks.
+        Sets `output_stride`, pixels of the image a step on the grid of the final masks, and
+        `num_predictions`, the final one and the auxiliary ones.
         Raises InputError where the size does not fit the strides.
         """
-        outputs = self(tf.zeros([1, height, width, 3], tf.uint8))
-        for size, axis in ((height, 1), (width, 2)):
-            stride, rest = divmod(size - 1, outputs.auxiliary[0].mask_logits.shape[axis] - 1)
-            if rest or stride & (stride - 1):
-                raise InputError(
-                    f"image size {height} x {width}: height and width must be a multiple of the"
-                    " coarsest stride plus one, such as 97, 385, 641 or 1281"
-                )
-        self.output_stride = (height - 1) // (outputs.final.mask_logits.shape[1] - 1)
+        stride = self.pixel_encoder.stride
+        if (height - 1) % stride or (width - 1) % stride:
+            raise InputError(
+                f"image size {height} x {width}: height and width must be a multiple of {stride}"
+                f" plus one, such as {', '.join(str(stride * n + 1) for n in (2, 3, 12, 40))}"
+            )
+        # Neither weights nor strides depend on the size: a small image is quicker.
+        small = 2 * stride + 1
+        outputs = self(tf.zeros([1, small, small, 3], tf.uint8))
+        self.output_stride = (small - 1) // (outputs.final.mask_logits.shape[1] - 1)
+        self.num_predictions = 1 + len(outputs.auxiliary)
         for layer in self.submodules:
             if isinstance(layer, BatchNorm):
                 layer.momentum = self.batch_norm_momentum

@@ -3,6 +3,7 @@
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.files import InputError
 from kmax_tf.model.heads import PredictionHead
 from kmax_tf.model.layers import BatchNorm, ConvBN, DenseBN, DropPath, truncated_normal
 
@@ -21,17 +22,78 @@ def kmeans_update(mask_logits, values):
     return tf.einsum("bpn,bpc->bnc", tf.stop_gradient(assignment), values)
 
 
+def softmax_update(queries, keys, values, heads):
+    """Mean of the pixels' values by a softmax over the pixels (equation 4), multi-head.
+
+    Arguments:
+      queries: float [batch, clusters, channels].
+      keys, values: float [batch, pixels, channels].
+    Returns float [batch, clusters, channels].
+    """
+    q, k, v = (_split_heads(t, heads) for t in (queries, keys, values))
+    logits = tf.einsum("bnhd,bphd->bhnp", q, k) * q.shape[-1] ** -0.5
+    return _merge_heads(tf.einsum("bhnp,bphd->bhnd", _softmax(logits), v))
+
+
+def _attention(queries, keys, values, heads, similarity_norm, value_norm):
+    """Multi-head attention with batch norm of logits and results in place of a scale.
+
+    [batch, i, depth], [batch, j, depth], [batch, j, channels] -> [batch, i, channels].
+    """
+    q, k, v = (_split_heads(t, heads) for t in (queries, keys, values))
+    logits = similarity_norm(tf.einsum("bihd,bjhd->bhij", q, k))
+    return _merge_heads(value_norm(tf.einsum("bhij,bjhd->bhid", _softmax(logits), v)))
+
+
+def _split_heads(x, heads):
+    return tf.reshape(x, [-1, x.shape[1], heads, x.shape[2] // heads])
+
+
+def _merge_heads(x):
+    x = tf.transpose(x, [0, 2, 1, 3])
+    return tf.reshape(x, [-1, x.shape[1], x.shape[2] * x.shape[3]])
+
+
+def _softmax(logits):
+    return tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
+
+
+class PixelAttention(tf_keras.layers.Layer):
+    """The pixels' half of a dual path: every pixel attends to the centres (MaX-DeepLab, eq. 4)."""
+
+    def __init__(self, channels, heads, activation, keep):
+        super().__init__()
+        self.heads, self.activation = heads, tf_keras.activations.get(activation)
+        self.query = DenseBN(channels // 2, kernel_initializer=truncated_normal(channels**-0.5))
+        self.similarity_norm, self.value_norm = BatchNorm(axis=(1,)), BatchNorm(axis=(1, 3))
+        self.drop_path = DropPath(keep)
+
+    def build(self, shape):
+        self.projection = DenseBN(shape[-1], gamma=0.0)
+
+    def call(self, pixels, x, keys, values):
+        """pixels [batch, height, width, *] of which x [batch, pixels, channels] is a projection.
+
+        keys, values: float [batch, clusters, *] of the centres. Returns the updated pixels.
+        """
+        norms = self.similarity_norm, self.value_norm
+        y = self.activation(_attention(self.query(x), keys, values, self.heads, *norms))
+        y = tf.reshape(self.projection(y), [-1, *pixels.shape[1:]])
+        return pixels + self.drop_path(y)
+
+
 class KMaXDecoder(tf_keras.layers.Layer):
-    """One decoder: k-means cross-attention, self-attention among the centres, feed-forward.
+    """One decoder: cross-attention to the pixels, self-attention among the centres, feed-forward.
 
     Every branch is added to the centres as in a transformer; batch norm stands where others have
-    layer norm, and queries carry no positions.
+    layer norm, and queries carry no positions. `head` is None where nothing is to be predicted.
     """
 
-    def __init__(self, head, channels, hidden, heads, activation, keep):
+    def __init__(self, head, channels, hidden, heads, activation, keep, cross_attention, dual_path):
         super().__init__()
         self.activation = tf_keras.activations.get(activation)
         self.heads, self.depth = heads, channels // 2
+        self.cross_attention = cross_attention
         std = channels**-0.5
         self.centre_projection = DenseBN(channels, activation)
         self.pixel_projection = ConvBN(channels, activation=activation)
@@ -44,47 +106,52 @@ class KMaXDecoder(tf_keras.layers.Layer):
         self.attention_projection = DenseBN(channels, gamma=0.0)
         self.feed_forward = [DenseBN(hidden, activation), DenseBN(channels, gamma=0.0)]
         self.drop_paths = [DropPath(keep) for _ in range(3)]
+        self.pixel_attention = (
+            PixelAttention(channels, heads, activation, keep) if dual_path else None
+        )
 
     def call(self, centres, pixels):
         """centres [batch, clusters, channels], pixels [batch, height, width, *].
 
-        Returns the updated centres and the `Prediction` that assigned the pixels.
+        Returns the updated centres, the pixels (updated in a dual path) and the `Prediction`.
         """
         c = self.centre_projection(centres)
         x = self.pixel_projection(self.activation(pixels))
-        prediction = self.head(x, mask_embedding=c, class_embedding=c)
+        prediction = self.head(x, mask_embedding=c, class_embedding=c) if self.head else None
 
-        flat = x.shape[1] * x.shape[2]
-        logits = tf.reshape(prediction.mask_logits, [-1, flat, centres.shape[1]])
-        values = self.pixel_value(tf.reshape(x, [-1, flat, x.shape[-1]]))
-        update = self.update_projection(self.update_norm(kmeans_update(logits, values)))
-        centres += self.drop_paths[0](update)
-        centres = self.activation(centres + self.drop_paths[1](self._self_attention(c)))
+        x = tf.reshape(x, [-1, x.shape[1] * x.shape[2], x.shape[3]])
+        values = self.pixel_value(x)
+        if self.cross_attention == "kmeans":
+            logits = tf.reshape(prediction.mask_logits, [-1, x.shape[1], c.shape[1]])
+            update = kmeans_update(logits, values)
+        else:
+            update = softmax_update(c, x, values, self.heads)
+        centres += self.drop_paths[0](self.update_projection(self.update_norm(update)))
+
+        # The other attentions see the centres as they were before that update.
+        q, k, v = tf.split(self.qkv(c), [self.depth, self.depth, 2 * self.depth], axis=-1)
+        y = _attention(q, k, v, self.heads, self.similarity_norm, self.value_norm)
+        y = self.attention_projection(self.activation(y))
+        centres = self.activation(centres + self.drop_paths[1](y))
+        if self.pixel_attention:
+            pixels = self.pixel_attention(pixels, x, k, v)
 
         y = centres
         for layer in self.feed_forward:
             y = layer(y)
-        return self.activation(centres + self.drop_paths[2](y)), prediction
-
-    def _self_attention(self, c):
-        """Attention among the centres as they were before the k-means update."""
-        clusters, d, heads = c.shape[1], self.depth, self.heads
-        q, k, v = (
-            tf.reshape(t, [-1, clusters, heads, t.shape[-1] // heads])
-            for t in tf.split(self.qkv(c), [d, d, 2 * d], axis=-1)
-        )
-        logits = self.similarity_norm(tf.einsum("bihd,bjhd->bhij", q, k))
-        attention = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), c.dtype)
-        value = self.value_norm(tf.einsum("bhij,bjhd->bhid", attention, v))
-        value = self.activation(tf.transpose(value, [0, 2, 1, 3]))
-        return self.attention_projection(tf.reshape(value, [-1, clusters, 2 * d]))
+        return self.activation(centres + self.drop_paths[2](y)), pixels, prediction
 
 
 class ClusterPath(tf_keras.layers.Layer):
     """Learned cluster centres and their decoders, `depths[i]` on the pixel decoder's i-th output.
 
-    A call on these outputs returns the last centres' mask embedding and class embedding,
-    [batch, clusters, channels], and the list of the decoders' `Prediction`s.
+    The paper's table 4 compares what the decoders do:
+      cross_attention: "kmeans", or "spatial_softmax", whose queries and keys are the projected
+        centres and pixels and which needs no prediction.
+      dual_path: the pixels attend to the centres too, and go on into the pixel decoder's next
+        stage so updated.
+      deep_supervision: every decoder predicts; k-means cannot do without.
+    Raises InputError for another cross-attention, or k-means without predictions.
     """
 
     def __init__(
@@ -98,24 +165,42 @@ class ClusterPath(tf_keras.layers.Layer):
         depths=(2, 2, 2),
         activation="gelu",
         keep=0.8,
+        cross_attention="kmeans",
+        dual_path=False,
+        deep_supervision=True,
     ):
         super().__init__()
-        self.num_clusters, self.channels = num_clusters, channels
+        if cross_attention not in ("kmeans", "spatial_softmax"):
+            raise InputError(
+                f"cross_attention {cross_attention!r} is neither kmeans nor spatial_softmax"
+            )
+        if cross_attention == "kmeans" and not deep_supervision:
+            raise InputError(
+                "cross_attention 'kmeans' assigns the pixels by what each decoder predicts:"
+                " set deep_supervision to True"
+            )
+        self.num_clusters, self.channels, self.dual_path = num_clusters, channels, dual_path
+
+        def head():
+            return PredictionHead(num_classes, channels, head_depth, activation)
+
         self.source = [i for i, depth in enumerate(depths) for _ in range(depth)]
         self.decoders = [
             KMaXDecoder(
-                PredictionHead(num_classes, channels, head_depth, activation),
+                head() if deep_supervision else None,
                 channels,
                 hidden,
                 heads,
                 activation,
                 keep,
+                cross_attention,
+                dual_path,
             )
             for _ in self.source
         ]
         self.class_projection = DenseBN(channels, activation)
         self.mask_projection = DenseBN(channels, activation)
-        self.head = PredictionHead(num_classes, channels, head_depth, activation)
+        self.head = head()
 
     def build(self, _):
         self.cluster_centres = self.add_weight(
@@ -124,20 +209,24 @@ class ClusterPath(tf_keras.layers.Layer):
             initializer=truncated_normal(1.0),
         )
 
-    def call(self, pixel_features):
-        """pixel_features: the pixel decoder's outputs, coarse to fine.
+    def call(self, features, pixel_decoder=None):
+        """features: the pixel decoder's outputs, coarse to fine.
 
+        In a dual path: the pixel encoder's endpoints, and the decoder to take through its stages.
         Returns the final `Prediction`, at the finest output, and the decoders' ones in order.
         """
-        batch = tf.shape(pixel_features[0])[0]
+        batch = tf.shape(features[0])[0]
         centres = tf.tile(tf.cast(self.cluster_centres, self.compute_dtype), [batch, 1, 1])
-        auxiliary = []
-        for decoder, source in zip(self.decoders, self.source, strict=True):
-            centres, prediction = decoder(centres, pixel_features[source])
-            auxiliary.append(prediction)
+        x, auxiliary = None, []
+        for i in range(len(pixel_decoder.stages if pixel_decoder else features)):
+            x = pixel_decoder.stage(i, x, features) if pixel_decoder else features[i]
+            for decoder, source in zip(self.decoders, self.source, strict=True):
+                if source == i:
+                    centres, x, prediction = decoder(centres, x)
+                    auxiliary.append(prediction)
         final = self.head(
-            pixel_features[-1],
+            x,
             mask_embedding=self.mask_projection(centres),
             class_embedding=self.class_projection(centres),
         )
-        return final, auxiliary
+        return final, [prediction for prediction in auxiliary if prediction is not None]

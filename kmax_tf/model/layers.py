@@ -27,7 +27,9 @@ def random_uniform(shape):
         raise RuntimeError("a random layer is called in training mode outside of random_seed()")
     seed, count = _seeds[-1]
     _seeds[-1][1] += 1
-    return tf.random.stateless_uniform(shape, seed + tf.constant([0, count * 1_000_003], tf.int32))
+    seed += tf.constant([0, count * 1_000_003], tf.int32)
+    # Named, for the default algorithm differs between devices.
+    return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
 def resize_bilinear(x, size):
@@ -45,6 +47,8 @@ class BatchNorm(tf_keras.layers.Layer):
     Statistics are float32 whatever the policy. The official code's SyncBatchNormalization.
     """
 
+    fused = True  # one operation on a single replica; its rounding differs from that of several
+
     def __init__(self, axis=(-1,), gamma=1.0, momentum=0.99, epsilon=1e-3, **kwargs):
         super().__init__(**kwargs)
         self.axis, self.momentum, self.epsilon = axis, momentum, epsilon
@@ -58,15 +62,15 @@ class BatchNorm(tf_keras.layers.Layer):
             parameter = [shape[-1]]
         else:
             parameter = [shape[a] if a in kept else 1 for a in range(len(shape))]
+        own = dict(shape=parameter, dtype=tf.float32, experimental_autocast=False)
         statistics = dict(
-            shape=parameter,
-            dtype=tf.float32,
+            **own,
             trainable=False,
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.MEAN,
         )
-        self.gamma = self.add_weight("gamma", parameter, tf.float32, self.gamma_initializer)
-        self.beta = self.add_weight("beta", parameter, tf.float32, "zeros")
+        self.gamma = self.add_weight("gamma", initializer=self.gamma_initializer, **own)
+        self.beta = self.add_weight("beta", initializer="zeros", **own)
         self.moving_mean = self.add_weight("moving_mean", initializer="zeros", **statistics)
         self.moving_variance = self.add_weight("moving_variance", initializer="ones", **statistics)
 
@@ -75,7 +79,7 @@ class BatchNorm(tf_keras.layers.Layer):
         if not training:
             return self._normalise(x, gamma, beta, self.moving_mean, self.moving_variance)
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        if replicas == 1 and self.channels_last:
+        if self.fused and replicas == 1 and self.channels_last:
             y, mean, variance = self._fused(x, gamma, beta)
         else:
             mean, variance = self._statistics(x, replicas)

@@ -46,13 +46,16 @@ class PixelDecoder(tf_keras.layers.Layer):
             for width, depth, kind in zip(widths, depths, kinds, strict=True)
         ]
 
+    def stage(self, i, x, endpoints):
+        """The output of stage i from that of the stage before (None for the first)."""
+        skip = self.norms[i](endpoints[-1 - i])
+        x = skip if i == 0 else self.fuses[i - 1](x, skip)
+        for block in self.stages[i]:
+            x = block(x)
+        return x
+
     def call(self, endpoints):
-        outputs = []
-        for i, blocks in enumerate(self.stages):
-            x = self.norms[i](endpoints[-1 - i])
-            if outputs:
-                x = self.fuses[i - 1](outputs[-1], x)
-            for block in blocks:
-                x = block(x)
-            outputs.append(x)
-        return outputs
+        outputs = [None]
+        for i in range(len(self.stages)):
+            outputs.append(self.stage(i, outputs[-1], endpoints))
+        return outputs[1:]

@@ -1,0 +1,1 @@
+"""Other people's checkpoints: read them, translate their names, fill our variables."""

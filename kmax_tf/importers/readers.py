@@ -1,0 +1,109 @@
+"""Readers of weight files: {name: array} of a TensorFlow checkpoint, HDF5 or safetensors file.
+
+PyTorch's own format has a file of its own, torch_file.py. No reader runs code of the file.
+"""
+
+import io
+import json
+import math
+import struct
+from collections.abc import Callable
+
+import h5py
+import numpy as np
+import tensorflow as tf
+
+from kmax_tf.files import InputError, read_bytes
+from kmax_tf.importers import torch_file
+
+_BFLOAT16 = tf.bfloat16.as_numpy_dtype
+_SAFETENSORS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": _BFLOAT16,
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """Returns the arrays of a weight file whose names are `wanted`, whatever its format.
+
+    Args:
+      source: a TensorFlow checkpoint (its prefix, or the folder that holds it), or a PyTorch,
+        safetensors or HDF5 (.h5) file; told apart by what is in them.
+
+    Raises:
+      InputError: the file is missing, damaged or of none of these formats.
+    """
+    if tf.io.gfile.isdir(source):
+        prefix = tf.train.latest_checkpoint(source)
+        if prefix is None:
+            raise InputError(f"{source}: holds no checkpoint; give the prefix of one, or a file")
+        return _read_tensorflow(prefix, wanted)
+    if tf.io.gfile.exists(f"{source}.index"):
+        return _read_tensorflow(source, wanted)
+    data = read_bytes(source)
+    if data.startswith(b"\x89HDF"):
+        arrays = _read_hdf5(source, data)
+    elif data.startswith((b"PK", b"\x80\x02")):
+        arrays = torch_file.read(source, data)
+    elif data[8:9] == b"{":
+        arrays = _read_safetensors(source, data)
+    else:
+        raise InputError(
+            f"{source}: is neither a TensorFlow checkpoint nor a PyTorch, safetensors or HDF5 file"
+        )
+    return {name: value for name, value in arrays.items() if wanted(name)}
+
+
+def _read_tensorflow(prefix, wanted):
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        names = filter(wanted, reader.get_variable_to_shape_map())
+        return {name: reader.get_tensor(name) for name in names}
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{prefix}: cannot be read ({reason}); use another checkpoint") from error
+
+
+def _read_hdf5(path, data):
+    """Keras weights: the path of each data set, without the ":0" at its end."""
+    arrays = {}
+
+    def collect(name, item):
+        if isinstance(item, h5py.Dataset):
+            arrays[name.removesuffix(":0")] = item[()]
+
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            file.get("model_weights", file).visititems(collect)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged HDF5 file ({error}); get it anew") from error
+    return arrays
+
+
+def _read_safetensors(path, data):
+    """A length, a JSON header of that length, then the numbers of all tensors."""
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        body, arrays = memoryview(data)[8 + length :], {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            kind = np.dtype(_SAFETENSORS[entry["dtype"]])
+            if not 0 <= begin <= end <= len(body) or (
+                end - begin != math.prod(entry["shape"]) * kind.itemsize
+            ):
+                raise ValueError(f"tensor {name!r} does not fit its place")
+            values = np.frombuffer(body[begin:end], kind).reshape(entry["shape"])
+            arrays[name] = values.astype(np.float32) if kind == _BFLOAT16 else values
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise InputError(f"{path}: damaged safetensors file ({error}); get it anew") from error
+    return arrays

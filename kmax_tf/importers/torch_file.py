@@ -1,0 +1,170 @@
+"""Reads what torch.save wrote, without PyTorch and without running a line of the file.
+
+Both formats are pickles beside raw numbers: a zip archive since PyTorch 1.6, one stream before. A
+pickle may ask for any function by name; here it gets those few that describe tensors, and they only
+note down where the numbers are.
+"""
+
+import collections
+import io
+import pickle
+import struct
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from kmax_tf.files import InputError
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before 1.6
+_STORAGES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": tf.bfloat16.as_numpy_dtype,
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+_STATE_KEYS = ("model", "state_dict")  # where training programs keep the weights
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple
+    strides: tuple
+
+    def array(self, storages: dict[str, bytes]) -> np.ndarray:
+        """The numbers, from the bytes of all storages."""
+        last = self.offset + sum(
+            (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
+        )
+        flat = np.frombuffer(storages[self.storage.key], self.storage.dtype, self.storage.size)
+        if 0 in self.shape:
+            return np.zeros(self.shape, flat.dtype)
+        if self.offset < 0 or min(self.strides, default=0) < 0 or last >= len(flat):
+            raise ValueError("a tensor reaches beyond its storage")
+        strides = [step * flat.itemsize for step in self.strides]
+        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
+        return view.astype(np.float32) if view.dtype == tf.bfloat16.as_numpy_dtype else view.copy()
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_):
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(tensor, *_):
+    return tensor
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+} | {("torch", name): np.dtype(kind) for name, kind in _STORAGES.items()}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors, dictionaries, lists and numbers; anything else is an error."""
+
+    def find_class(self, module, name):
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is no part of tensors"
+            )
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, identity):
+        _, dtype, key, _, size, *_ = identity
+        return _Storage(key, np.dtype(dtype), size)
+
+
+def read(path: str, data: bytes) -> dict[str, np.ndarray]:
+    """Returns the state dict {name: array} in the bytes of a file of torch.save.
+
+    The state dict is the pickled object itself, or what it has under "model" or "state_dict".
+    Half-precision brain floats become float32.
+
+    Raises:
+      InputError: the file is damaged, holds no state dict, or asks for more than tensors.
+    """
+    try:
+        content, storages = _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
+        for key in _STATE_KEYS:
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                content = content[key]
+        if not isinstance(content, dict):
+            raise ValueError("it holds no state dict")
+        tensors = {name: t for name, t in content.items() if isinstance(t, _Tensor)}
+        return {str(name): tensor.array(storages) for name, tensor in tensors.items()}
+    except _ERRORS as error:
+        raise InputError(
+            f"{path}: not read as a PyTorch file ({error}); save its state dict alone, or as"
+            " safetensors"
+        ) from error
+
+
+# What damaged or hostile pickles make the unpickler raise.
+_ERRORS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
+
+
+def _read_zip(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        (index,) = (n for n in names if n.endswith("/data.pkl"))
+        folder = f"{index.removesuffix('data.pkl')}data/"
+        content = _Unpickler(io.BytesIO(archive.read(index))).load()
+        keys = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+        return content, {key: archive.read(folder + key) for key in keys}
+
+
+def _read_stream(data):
+    stream = io.BytesIO(data)
+
+    def load():
+        return _Unpickler(stream).load()
+
+    if load() != _MAGIC:
+        raise ValueError("it was not written by torch.save")
+    load(), load()  # version of the protocol, sizes of the machine's types
+    content, keys = load(), load()
+    sizes = {s.key: s.size * s.dtype.itemsize for s in _storages(content)}
+    storages = {}
+    for key in keys:
+        stream.read(8)  # the number of elements
+        storages[key] = stream.read(sizes[key])
+    return content, storages
+
+
+def _storages(content):
+    """Yields the storages of all tensors in nested dictionaries and lists."""
+    if isinstance(content, _Tensor):
+        yield content.storage
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _storages(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from _storages(value)

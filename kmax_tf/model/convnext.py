@@ -1,0 +1,86 @@
+"""ConvNeXt pixel encoders (arXiv 2201.03545), for images of odd size."""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from kmax_tf.model.layers import DropPath, truncated_normal
+
+
+def _norm():
+    return tf_keras.layers.LayerNormalization(epsilon=1e-6)
+
+
+def _patches(channels, size):
+    """Convolution of patches that do not overlap."""
+    return tf_keras.layers.Conv2D(
+        channels, size, strides=size, kernel_initializer=truncated_normal(0.02)
+    )
+
+
+def _dense(channels, activation=None):
+    return tf_keras.layers.Dense(channels, activation, kernel_initializer=truncated_normal(0.02))
+
+
+class Block(tf_keras.layers.Layer):
+    """Depthwise convolution, norm, two dense layers, scaled: [batch, height, width, channels].
+
+    A new block is all but the identity, for its branch starts scaled by 1e-6.
+    """
+
+    def __init__(self, channels, keep):
+        super().__init__()
+        self.depthwise = tf_keras.layers.DepthwiseConv2D(
+            7, padding="same", depthwise_initializer=truncated_normal(0.02)
+        )
+        self.norm = _norm()
+        self.expand, self.project = _dense(4 * channels, "gelu"), _dense(channels)
+        self.drop_path = DropPath(keep)
+
+    def build(self, shape):
+        self.layer_scale = self.add_weight(
+            "layer_scale", [shape[-1]], initializer=tf_keras.initializers.Constant(1e-6)
+        )
+
+    def call(self, x):
+        y = self.project(self.expand(self.norm(self.depthwise(x))))
+        return x + self.drop_path(y * self.layer_scale)
+
+
+class ConvNeXt(tf_keras.layers.Layer):
+    """A stem of 4 x 4 patches and four stages, each at half the resolution of the one before.
+
+    Arguments:
+      widths, depths: channels and number of blocks of each stage; the defaults are ConvNeXt-T.
+      keep: drop path, linear over all blocks: 1 in the first, this in the last.
+    Returns of a call on [batch, height, width, 3]: the outputs of the stem and of each stage,
+    `[batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels]` at strides
+    4, 4, 8, 16, 32; `stride` is the last one.
+    """
+
+    def __init__(self, widths=(96, 192, 384, 768), depths=(3, 3, 9, 3), keep=1.0):
+        super().__init__()
+        self.stride = 4 * 2 ** (len(widths) - 1)
+        self.stem = [_patches(widths[0], 4), _norm()]
+        self.downsamplings = [[_norm(), _patches(width, 2)] for width in widths[1:]]
+        keeps = iter(np.linspace(1.0, keep, sum(depths)))
+        self.stages = [
+            [Block(width, float(next(keeps))) for _ in range(depth)]
+            for width, depth in zip(widths, depths, strict=True)
+        ]
+
+    def call(self, x):
+        x = tf.pad(x, [[0, 0], [1, 2], [1, 2], [0, 0]])
+        for layer in self.stem:
+            x = layer(x)
+        endpoints = [x]
+        for i, blocks in enumerate(self.stages):
+            if i > 0:
+                # Padded before the norm, as in the official code: the border becomes its beta.
+                x = tf.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]])
+                for layer in self.downsamplings[i - 1]:
+                    x = layer(x)
+            for block in blocks:
+                x = block(x)
+            endpoints.append(x)
+        return endpoints

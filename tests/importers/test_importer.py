@@ -1,0 +1,326 @@
+"""A model is filled from other code's weights entirely or not at all."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tf_keras.src.applications import convnext as applications
+
+from kmax_tf import checkpoint
+from kmax_tf.data import datasets
+from kmax_tf.data.datasets import Category, Dataset
+from kmax_tf.files import InputError
+from kmax_tf.importers import importer, names, readers
+from kmax_tf.importers.variables import variables
+from kmax_tf.model.convnext import ConvNeXt
+
+ROOT = pathlib.Path(__file__).parents[2]
+HEADS = ["cluster_path/head", "cluster_path/decoders/0/head", "semantic_branch"]
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny().build_model()
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """A function: kinds of our own names, with what their maps say beside."""
+    monkeypatch.setattr(names, "MAPS", str(tmp_path))
+
+    def write(**facts):
+        (tmp_path / "plain.json").write_text(json.dumps({"ignore": [], "rules": []} | facts))
+        return "plain"
+
+    return write
+
+
+def weights(model, rng=None):
+    """Random arrays by our paths."""
+    rng = rng or np.random.default_rng(0)
+    return {
+        path: rng.standard_normal(v.shape).astype(np.float32)
+        for path, v in variables(model).items()
+    }
+
+
+def assert_holds(model, expected):
+    ours = variables(model)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(ours[path].numpy(), value, path)
+
+
+def digits():
+    return datasets.load("panoptic_digits")
+
+
+def test_paths_are_unique_and_complete(model):
+    paths = variables(model)
+    assert len({v.ref() for v in paths.values()}) == len(paths) == len(model.variables)
+
+
+def test_fills_everything(model, plain):
+    source = weights(model)
+    report = importer.import_weights(model, plain(), source, digits())
+    assert report == importer.Report(len(source), 0, (), (), ())
+    assert_holds(model, source)
+
+
+def test_semantic_channels_are_reordered(model, plain):
+    """The official order: by id, and void, where there is a channel for it, first."""
+    source, dataset = weights(model), digits()
+    kind = plain(semantic_channels="by_id_void_first", class_channels="by_id")
+    importer.import_weights(model, kind, source, dataset)
+    ours = variables(model)
+    ids = sorted(c.id for c in dataset.categories)
+    rank = [ids.index(c.id) for c in dataset.categories]
+    bias = "semantic_branch/classifier/bias"
+    first = source[bias].size > dataset.num_classes
+    np.testing.assert_array_equal(
+        ours[bias].numpy()[: dataset.num_classes], source[bias][np.array(rank) + first]
+    )
+    bias = "cluster_path/head/classifier/bias"
+    np.testing.assert_array_equal(ours[bias].numpy(), source[bias][rank + [len(rank)]])
+
+
+def test_mismatches_are_listed_and_change_nothing(model, plain):
+    before = {path: v.numpy() for path, v in variables(model).items()}
+    source = weights(model)
+    gone, wrong = sorted(source)[0], sorted(source)[-1]
+    del source[gone]
+    source[wrong] = np.zeros([3, 1, 4, 1, 5], np.float32)
+    source["ema/step"] = np.zeros([])
+    with pytest.raises(InputError) as raised:
+        importer.import_weights(model, plain(), source, digits())
+    shape = re.escape(f"1 of another shape: {wrong} ([3, 1, 4, 1, 5] for ")
+    assert re.search(f"1 missing: {gone}; 1 unexpected: ema/step; {shape}", str(raised.value))
+    assert "\n" not in str(raised.value)
+    assert_holds(model, before)
+
+    with pytest.raises(InputError, match=r"\d+ missing: .* and \d+ more$"):
+        importer.import_weights(model, plain(), {}, digits())
+    del source["ema/step"]
+    with pytest.raises(InputError, match="^(?!.*unexpected).*another shape"):
+        importer.import_weights(model, plain(ignore=["^ema/"]), source, digits())
+
+
+def test_two_names_for_one_variable(model, plain):
+    source = weights(model)
+    path = sorted(source)[0]
+    source[f"copy/{path}"] = source[path]
+    with pytest.raises(InputError, match=f"1 unexpected: copy/{path}"):
+        importer.import_weights(model, plain(rules=[["^copy/", ""]]), source, digits())
+
+
+def test_another_number_of_classes(model, plain):
+    source = weights(model)
+    for head in HEADS:
+        for leaf in ("kernel", "bias"):
+            path = f"{head}/classifier/{leaf}"
+            source[path] = np.concatenate([source[path], source[path][..., :3]], -1)
+    with pytest.raises(InputError, match="6 of another shape"):
+        importer.import_weights(model, plain(), source, digits())
+
+
+def test_classes_of_another_dataset(model, plain):
+    """Classes are found by name; those that the source lacks keep their initial weights."""
+    before = {path: v.numpy() for path, v in variables(model).items()}
+    ours = digits()
+    known = ours.categories[3]._replace(id=1), ours.categories[-1]._replace(id=2)
+    other = Category(3, "zebra", False, (0, 0, 0))
+    theirs = Dataset("other", (*known, other))
+    source = weights(model)
+    for head in HEADS:
+        for leaf in ("kernel", "bias"):
+            path = f"{head}/classifier/{leaf}"
+            extra = source[path].shape[-1] - ours.num_classes
+            source[path] = source[path][..., : theirs.num_classes + extra]
+    kind = plain(semantic_channels="by_id")
+    report = importer.import_weights(model, kind, source, ours, theirs)
+    assert report.dropped_classes == ("zebra",)
+    assert len(report.fresh_classes) == ours.num_classes - 2
+    assert ours.categories[3].name not in report.fresh_classes
+    for head in HEADS:
+        for leaf in ("kernel", "bias"):
+            path = f"{head}/classifier/{leaf}"
+            expected = before[path].copy()
+            expected[..., 3] = source[path][..., 0]
+            expected[..., ours.num_classes - 1] = source[path][..., 1]
+            if expected.shape[-1] > ours.num_classes:  # void
+                expected[..., -1] = source[path][..., -1]
+            np.testing.assert_array_equal(variables(model)[path].numpy(), expected)
+
+
+def torchvision_resnet(model, rng):
+    """The tiny encoder's weights under the names and in the layout of torchvision."""
+    norm = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean"}
+    norm["moving_variance"] = "running_var"
+    found, expected = {"fc.weight": rng.standard_normal((10, 4))}, {}
+    for path, v in variables(model).items():
+        if not path.startswith("pixel_encoder/"):
+            continue
+        value = rng.standard_normal(v.shape).astype(np.float32)
+        expected[path] = value
+        *place, module, leaf = path.removeprefix("pixel_encoder/").split("/")
+        if place[0] == "stem":
+            name = "conv1.weight" if module == "conv" else f"bn1.{norm[leaf]}"
+        else:
+            layer = f"layer{int(place[1]) + 1}.{place[2]}"
+            if place[3] == "shortcut":
+                index = 0 if module == "conv" else 1
+                name = f"{layer}.downsample.{index}.{norm.get(leaf, 'weight')}"
+            else:
+                kind = "conv" if module == "conv" else "bn"
+                name = f"{layer}.{kind}{int(place[4]) + 1}.{norm.get(leaf, 'weight')}"
+        found[name] = value.transpose(3, 2, 0, 1) if leaf == "kernel" else value
+    return found, expected
+
+
+def test_torchvision_encoder(model):
+    before = {path: v.numpy() for path, v in variables(model).items()}
+    source, expected = torchvision_resnet(model, np.random.default_rng(1))
+    report = importer.import_weights(model, "imagenet_torch", source, digits())
+    assert report.fresh_parts == ("pixel_decoder", "cluster_path", "semantic_branch")
+    assert (report.assigned, report.ignored) == (len(expected), 1)
+    assert_holds(model, {p: v for p, v in before.items() if not p.startswith("pixel_encoder/")})
+    assert_holds(model, expected)
+
+
+@pytest.fixture
+def convnext(model):
+    """A model whose pixel encoder is a small ConvNeXt."""
+    model.pixel_encoder = ConvNeXt(widths=(4, 8, 12, 16), depths=(1, 2, 1, 1))
+    model.pixel_encoder(tf.zeros([1, 65, 65, 3]))
+    return model
+
+
+def test_keras_convnext(convnext, tmp_path):
+    """Weights as tf_keras.applications saves them, classification head and all."""
+    other = applications.ConvNeXt(
+        depths=[1, 2, 1, 1],
+        projection_dims=[4, 8, 12, 16],
+        default_size=64,
+        model_name="convnext_mini",
+        weights=None,
+        classes=3,
+    )
+    rng = np.random.default_rng(2)
+    other.set_weights([rng.standard_normal(w.shape) for w in other.get_weights()])
+    other.save_weights(tmp_path / "w.h5")
+    source = readers.read(str(tmp_path / "w.h5"))
+    importer.import_weights(convnext, "imagenet_keras", source, digits())
+
+    encoder, theirs = convnext.pixel_encoder, lambda name: other.get_layer(f"convnext_mini_{name}")
+    pairs = [
+        (encoder.stem[0], theirs("stem").layers[0]),
+        (encoder.stem[1], theirs("stem").layers[1]),
+    ]
+    for i, layers in enumerate(encoder.downsamplings):
+        pairs += zip(layers, theirs(f"downsampling_block_{i}").layers)
+    for i, blocks in enumerate(encoder.stages):
+        for j, block in enumerate(blocks):
+            prefix = f"stage_{i}_block_{j}"
+            pairs += [
+                (block.depthwise, theirs(f"{prefix}_depthwise_conv")),
+                (block.norm, theirs(f"{prefix}_layernorm")),
+                (block.expand, theirs(f"{prefix}_pointwise_conv_1")),
+                (block.project, theirs(f"{prefix}_pointwise_conv_2")),
+            ]
+            scale = theirs(f"{prefix}_layer_scale").gamma
+            np.testing.assert_array_equal(block.layer_scale, scale)
+    for layer, their_layer in pairs:
+        for value, expected in zip(layer.get_weights(), their_layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(np.squeeze(value), np.squeeze(expected))
+
+
+@pytest.mark.parametrize("names_of", ["torchvision", "timm", "original"])
+def test_torch_convnext(convnext, names_of):
+    layouts = {
+        "torchvision": {
+            "stem": "features.0.{0}",
+            "downsamplings": "features.{2}.{1}",
+            "block": "features.{2}.{1}.",
+            "parts": ["block.0", "block.2", "block.3", "block.5", "layer_scale"],
+        },
+        "timm": {
+            "stem": "stem.{0}",
+            "downsamplings": "stages.{3}.downsample.{1}",
+            "block": "stages.{0}.blocks.{1}.",
+            "parts": ["conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma"],
+        },
+        "original": {
+            "stem": "downsample_layers.0.{0}",
+            "downsamplings": "downsample_layers.{3}.{1}",
+            "block": "stages.{0}.{1}.",
+            "parts": ["dwconv", "norm", "pwconv1", "pwconv2", "gamma"],
+        },
+    }
+    layout = layouts[names_of]
+    parts = dict(zip(["depthwise", "norm", "expand", "project"], layout["parts"]))
+    rng, source, expected = np.random.default_rng(3), {"head.bias": np.zeros(3)}, {}
+    for path, v in variables(convnext).items():
+        if not path.startswith("pixel_encoder/"):
+            continue
+        value = expected[path] = rng.standard_normal(v.shape).astype(np.float32)
+        place, *index, leaf = path.removeprefix("pixel_encoder/").split("/")
+        suffix = {"gamma": "weight", "beta": "bias", "bias": "bias"}.get(leaf, "weight")
+        if place == "stages":
+            stage, block, *part = index
+            prefix = layout["block"].format(stage, block, 2 * int(stage) + 1)
+            name = prefix + (f"{parts[part[0]]}.{suffix}" if part else layout["parts"][4])
+        elif place == "stem":
+            name = f"{layout['stem'].format(index[0])}.{suffix}"
+        else:
+            i = int(index[0])
+            name = f"{layout['downsamplings'].format(i, index[1], 2 * i + 2, i + 1)}.{suffix}"
+        if leaf == "depthwise_kernel":
+            value = value.transpose(2, 3, 0, 1)
+        elif leaf == "kernel":
+            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        elif leaf == "layer_scale" and names_of == "torchvision":
+            value = value[:, None, None]
+        source[name] = value
+    importer.import_weights(convnext, "imagenet_torch", source, digits())
+    assert_holds(convnext, expected)
+
+
+def test_script(tiny, tmp_path):
+    """From a safetensors file to a run folder that the other scripts read."""
+    model = tiny().build_model()
+    source, expected = torchvision_resnet(model, np.random.default_rng(4))
+    source = {name: value.astype(np.float32) for name, value in source.items()}
+    ends = np.cumsum([value.nbytes for value in source.values()]).tolist()
+    header = {
+        name: {"dtype": "F32", "shape": value.shape, "data_offsets": [end - value.nbytes, end]}
+        for (name, value), end in zip(source.items(), ends)
+    }
+    text = json.dumps(header).encode()
+    body = b"".join(value.tobytes() for value in source.values())
+    (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+    def run(out, *flags):
+        command = [sys.executable, ROOT / "scripts" / "import_checkpoint.py", *flags]
+        command += [f"--gin_file={tmp_path / 'tiny.gin'}", f"--source={tmp_path / 'w.safetensors'}"]
+        return subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, cwd=ROOT)
+
+    done = run(tmp_path / "run", "--kind=imagenet_torch")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "run" / "checkpoints" / "ckpt-0"
+    assert f"wrote {len(expected)} variables" in done.stdout and str(path) in done.stdout
+    assert "left fresh, being no part of the source: pixel_decoder" in done.stdout
+    assert checkpoint.completed(str(tmp_path / "run")) == [str(path)]
+    assert (tmp_path / "run" / "config.gin").exists()
+    checkpoint.restore_model(model, str(path))
+    assert_holds(model, expected)
+
+    again = run(tmp_path / "run", "--kind=imagenet_torch")
+    assert again.returncode == 1 and "holds a checkpoint already" in again.stderr
+    wrong = run(tmp_path / "start-7", "--kind=pytorch")
+    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1
+    assert re.match("error: .*w.safetensors: the weights do not fit as pytorch: ", wrong.stderr)
+    assert not list(tmp_path.glob("start*"))

@@ -1,0 +1,65 @@
+"""Name maps lead every name of another code base to a name of its own."""
+
+import json
+
+import pytest
+
+from kmax_tf.files import InputError
+from kmax_tf.importers import names
+
+VARIANTS = [
+    "ade20k_convnext_large",
+    "ade20k_r50",
+    "cityscapes_axial_r50",
+    "cityscapes_convnext_base",
+    "cityscapes_convnext_large",
+    "cityscapes_convnext_small",
+    "cityscapes_convnext_tiny",
+    "cityscapes_r50",
+    "coco_axial_r50",
+    "coco_convnext_base",
+    "coco_convnext_large",
+    "coco_convnext_small",
+    "coco_convnext_tiny",
+    "coco_r50",
+]
+PARTS = ("pixel_encoder/", "pixel_decoder/", "cluster_path/", "semantic_branch/")
+
+
+def test_replacement(tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "MAPS", str(tmp_path))
+    base = {"ignore": ["^x"], "rules": [[r"^s(\d+)\.b(\d)", "stages/<1-2>/<2>"]]}
+    more = {"include": "base", "rules": [["/3$", "/three"]], "part": "stages"}
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    assert names.kinds() == ["base", "more"]
+    assert names.load("base").rename("s12.b3") == "stages/10/3"
+    assert names.load("more").rename("s12.b3") == "stages/10/three"
+    assert names.load("more").ignores("x/y") and not names.load("more").ignores("y/x")
+    assert names.load("more").part == "stages" and names.load("base").part == ""
+
+
+def test_unknown_kind():
+    with pytest.raises(InputError, match="'caffe' is none of deeplab2, .*pytorch"):
+        names.load("caffe")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_official_names(shared, variant):
+    path = shared / "golden" / "checkpoint_keys" / f"{variant}.json"
+    keys = [entry["key"] for entry in json.loads(path.read_text())]
+    name_map = names.load("deeplab2")
+    renamed = [name_map.rename(key) for key in keys]
+    assert len(set(renamed)) == len(keys)
+    assert all(name.startswith(PARTS) and "/_" not in name for name in renamed)
+    slot = ".OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE"
+    suffix = ".ATTRIBUTES/VARIABLE_VALUE"
+    assert not any(map(name_map.ignores, keys))
+    assert all(name_map.ignores(key.replace(suffix, slot)) for key in keys)
+    others = ["global_step/", "save_counter/", "optimizer/iter/", "backbone_optimizer/decay/"]
+    assert all(name_map.ignores(other + suffix) for other in others)
+    assert name_map.ignores("_CHECKPOINTABLE_OBJECT_GRAPH")
+    encoder = names.load("imagenet_deeplab2")
+    kept = [key for key in keys if not encoder.ignores(key)]
+    assert kept == [key for key in keys if key.startswith("encoder/")]
+    assert all(encoder.rename(key) == name_map.rename(key) for key in kept)

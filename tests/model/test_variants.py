@@ -1,0 +1,134 @@
+"""Every kind of pixel encoder and of cross-attention, narrow: shapes, precision, gradients."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf import runtime
+from kmax_tf.files import InputError
+from kmax_tf.model import convnext, heads, kmax, kmax_decoder, pixel_decoder, resnet
+from kmax_tf.model.layers import DropPath, random_seed
+
+ENCODERS = {
+    "resnet": lambda: resnet.ResNet(widths=(2, 2, 4, 4), depths=(1, 1, 1, 1)),
+    "max_s": lambda: resnet.ResNet(
+        stem=((3, 2, 4), (3, 1, 8)),
+        widths=(2, 2, 8, 8),
+        depths=(1, 1, 2, 2),
+        activation="gelu",
+        axial_from=16,
+        axial_keep=0.8,
+    ),
+    "convnext": lambda: convnext.ConvNeXt(widths=(4, 8, 8, 16), depths=(1, 1, 2, 1), keep=0.5),
+}
+CROSS_ATTENTIONS = {
+    "dual_path_kmeans": dict(dual_path=True),
+    "softmax": dict(cross_attention="spatial_softmax", deep_supervision=False),
+    "supervised_softmax": dict(cross_attention="spatial_softmax"),
+    "dual_path": dict(cross_attention="spatial_softmax", deep_supervision=False, dual_path=True),
+}
+
+
+def _model(encoder, stages=4, **cluster_path):
+    return kmax.KMaX(
+        3,
+        ENCODERS[encoder](),
+        pixel_decoder.PixelDecoder(
+            widths=(8, 8, 4, 4, 2)[:stages],
+            depths=(1, 2, 1, 1, 1)[:stages],
+            kinds=("axial", "axial", "bottleneck", "bottleneck", "bottleneck")[:stages],
+        ),
+        functools.partial(
+            kmax_decoder.ClusterPath,
+            num_clusters=6,
+            channels=16,
+            hidden=16,
+            head_depth=8,
+            depths=(1, 2, 1),
+            **cluster_path,
+        ),
+        functools.partial(heads.SemanticBranch, channels=8, rates=(2,), low_level=((3, 4),)),
+    ).create_variables(65, 97)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (2, 65, 97, 3)).astype(np.uint8)
+
+
+def _check(model, image):
+    """One training step's forward and backward pass: float32, finite, and all is trained."""
+    with random_seed(tf.constant([0, 0])), tf.GradientTape() as tape:
+        outputs = model(image, training=True)
+        tensors = tf.nest.flatten(outputs)
+        loss = tf.add_n([tf.reduce_mean(tf.square(x - 1)) for x in tensors])
+    assert {x.dtype for x in tensors} == {tf.float32}
+    for variable, gradient in zip(
+        model.trainable_variables, tape.gradient(loss, model.trainable_variables)
+    ):
+        assert variable.dtype == tf.float32
+        assert gradient is not None, variable.name
+        assert np.isfinite(tf.convert_to_tensor(gradient).numpy()).all(), variable.name
+    assert all(v.dtype == tf.float32 for v in model.variables)
+    return outputs
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_encoders(encoder, precision, image):
+    runtime.set_precision(precision)
+    try:
+        outputs = _check(_model(encoder), image)
+    finally:
+        runtime.set_precision("float32")
+    assert [p.mask_logits.shape[1:] for p in outputs.auxiliary] == [
+        (3, 4, 6),
+        (5, 7, 6),
+        (5, 7, 6),
+        (9, 13, 6),
+    ]
+    assert outputs.final.mask_logits.shape == (2, 17, 25, 6)
+    assert outputs.final.class_logits.shape == (2, 6, 4)
+    assert outputs.semantic_logits.shape == (2, 9, 13, 3)
+
+
+@pytest.mark.parametrize("variant", CROSS_ATTENTIONS)
+def test_cross_attentions(variant, image):
+    runtime.set_precision("mixed_bfloat16")
+    try:
+        model = _model("resnet", **CROSS_ATTENTIONS[variant])
+        outputs = _check(model, image)
+    finally:
+        runtime.set_precision("float32")
+    supervised = CROSS_ATTENTIONS[variant].get("deep_supervision", True)
+    assert len(outputs.auxiliary) == 4 * supervised == model.num_predictions - 1
+
+
+@pytest.mark.parametrize("encoder, stride", [("resnet", 2), ("convnext", 4)])
+def test_fifth_stage_is_at_the_stem(encoder, stride, image):
+    model = _model(encoder, stages=5)
+    assert model.output_stride == stride
+    shape = (1 + 64 // stride, 1 + 96 // stride)
+    assert model(image).final.mask_logits.shape[1:3] == shape
+
+
+def test_drop_path_is_where_the_official_models_have_it():
+    def keeps(encoder):
+        return [[round(block.drop_path.keep, 4) for block in blocks] for blocks in encoder.stages]
+
+    max_s = resnet.ResNet(activation="gelu", axial_from=16, axial_keep=0.8)
+    assert keeps(max_s)[:2] == [[1] * 3, [1] * 4]
+    assert keeps(max_s)[2:] == [[1] + [0.85] * 5, [0.85, 0.8, 0.8]]
+    small = convnext.ConvNeXt(depths=(1, 1, 2, 1), keep=0.6)
+    assert keeps(small) == [[1.0], [0.9], [0.8, 0.7], [0.6]]
+    path = kmax_decoder.ClusterPath(3, keep=0.8)
+    dropped = [x for x in path.submodules if isinstance(x, DropPath) and x.keep == 0.8]
+    assert len(dropped) == 6 * 3
+
+
+def test_size_that_does_not_fit():
+    model = _model("convnext")
+    with pytest.raises(InputError, match="image size 64 x 97: .* 32 plus one, such as 65, 97"):
+        model.create_variables(64, 97)
