@@ -25,6 +25,6 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int | None) -> list:
         return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))
     # The fork server imports TensorFlow once, before any thread, and workers are forks of it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tensorflow"])
+    context.set_forkserver_preload(["kmax_tf", "tensorflow"])  # the first quietens the second
     with concurrent.futures.ProcessPoolExecutor(workers, context) as executor:
         return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))

@@ -6,6 +6,7 @@ import tensorflow as tf
 from absl import logging
 
 from kmax_tf import files
+from kmax_tf.model.layers import BatchNorm
 from kmax_tf.tools import golden, golden_loss, golden_model, golden_optimizer, golden_postprocess
 
 PARTS = {
@@ -33,6 +34,7 @@ def prepare() -> None:
     logging.set_verbosity(logging.WARNING)
     tf.get_logger().setLevel("ERROR")  # deprecations of operations that are meant
     tf.config.threading.set_intra_op_parallelism_threads(1)
+    BatchNorm.fused = False  # the official formula, to the rounding
 
 
 def check(folder: str, part: str | None = None, case: str | None = None) -> list[Result]:
