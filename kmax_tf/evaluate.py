@@ -105,7 +105,8 @@ def evaluate(experiment, predict, folder, truth, step):
         paths, experiment.evaluation_size, experiment.evaluation_batch_size
     )
     count = 0
-    for batch in tqdm(batches, desc=f"evaluating step {step}", unit="batch", leave=False):
+    bar = dict(desc=f"evaluating step {step}", unit="batch", leave=False, disable=None)
+    for batch in tqdm(batches, **bar):
         panoptic, assignments = predict(batch.image)
         for i in range(batch.image.shape[0]):
             segment_map = postprocess.to_original_size(
