@@ -11,17 +11,12 @@ FOLDER = "checkpoints"
 UNREADABLE = (tf.errors.OpError, IndexError)  # the latter from a truncated file
 
 
-def manager(run_dir, *, model, optimizer, step, interval, keep):
-    """A CheckpointManager for the training state in RUN_DIR/checkpoints.
-
-    `interval`: steps between checkpoints; `keep`: how many stay.
-    """
+def manager(run_dir, *, model, optimizer, step, keep):
+    """A CheckpointManager of the last `keep` training states in RUN_DIR/checkpoints."""
     return tf.train.CheckpointManager(
         tf.train.Checkpoint(model=model, optimizer=optimizer, step=step),
         os.path.join(run_dir, FOLDER),
         max_to_keep=keep,
-        step_counter=step,
-        checkpoint_interval=interval,
     )
 
 

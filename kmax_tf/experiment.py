@@ -7,6 +7,7 @@ from collections.abc import Callable
 from kmax_tf import runtime
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.pipeline import TrainingInput
+from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion
 from kmax_tf.postprocess import PostProcess
 
@@ -30,11 +31,18 @@ class Experiment:
     train_split: str = "train"
     evaluation_split: str = "val"
     steps_per_loop: int = 100  # steps on the device between two visits of the host
-    checkpoint_interval: int = 1000  # steps
+    checkpoint_interval: int = 1000  # steps, a multiple of steps_per_loop
     checkpoints_kept: int = 5
     clip_norm: float = math.inf  # of the gradient
     precision: str = "float32"
     seed: int = 0
+
+    def __post_init__(self):
+        if self.checkpoint_interval % self.steps_per_loop:
+            raise InputError(
+                f"checkpoint_interval {self.checkpoint_interval} is no multiple of steps_per_loop"
+                f" {self.steps_per_loop}; bind Experiment.steps_per_loop to a divisor"
+            )
 
     def build_model(self):
         """The model with its variables made, for images of the training size."""

@@ -159,7 +159,6 @@ def train(experiment, run_dir, strategy):
         model=trainer.model,
         optimizer=trainer.optimizer,
         step=trainer.step,
-        interval=experiment.checkpoint_interval,
         keep=experiment.checkpoints_kept,
     )
     with strategy.scope():
@@ -174,23 +173,25 @@ def train(experiment, run_dir, strategy):
     )
     progress = tqdm(total=experiment.steps, initial=start, desc="training", unit="step")
 
-    def show(scalars):
-        progress.update(int(trainer.step) - progress.n)
+    def after_loop(scalars):
+        step = int(trainer.step)
+        progress.update(step - progress.n)
         progress.set_postfix_str(f"loss {scalars['loss/total']:.3f}")
+        if step % experiment.checkpoint_interval == 0 or step == experiment.steps:
+            manager.save(checkpoint_number=step)
 
-    controller = orbit.Controller(
-        global_step=trainer.step,
-        trainer=trainer,
-        strategy=strategy,
-        train_actions=[show],
-        steps_per_loop=experiment.steps_per_loop,
-        checkpoint_manager=manager,
-        summary_interval=experiment.steps_per_loop,
-        summary_dir=os.path.join(run_dir, "train"),
-    )
     try:
         with progress, contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
-            controller.train(experiment.steps)
+            # Without the checkpoint manager, whose newest checkpoint orbit would insist on.
+            orbit.Controller(
+                global_step=trainer.step,
+                trainer=trainer,
+                strategy=strategy,
+                train_actions=[after_loop],
+                steps_per_loop=experiment.steps_per_loop,
+                summary_interval=experiment.steps_per_loop,
+                summary_dir=os.path.join(run_dir, "train"),
+            ).train(experiment.steps)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
         example.check_records(experiment.data_dir, experiment.train_split)
         raise

@@ -181,6 +181,17 @@ def test_killed_training_goes_on_bit_exactly(tiny, tmp_path):
             np.testing.assert_array_equal(*(s.get_tensor(key) for s in states), err_msg=key)
 
 
+def test_damaged_checkpoint_is_passed_over_on_resume(tiny, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    train.train(tiny("experiment.Experiment.steps = 2"), str(run_dir), runtime.strategy("cpu"))
+    newest = run_dir / "checkpoints" / "ckpt-2.data-00000-of-00001"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    train.train(tiny("experiment.Experiment.steps = 2"), str(run_dir), runtime.strategy("cpu"))
+    assert "ckpt-1" in capsys.readouterr().out
+    checkpoint.restore_model(tiny().build_model(), checkpoint.completed(str(run_dir))[-1])
+    assert checkpoint.step_of(checkpoint.completed(str(run_dir))[-1]) == 2
+
+
 def test_truncated_record_is_named(tiny, tmp_path):
     experiment = tiny()
     folder = tmp_path / "records"
