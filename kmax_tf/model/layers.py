@@ -77,7 +77,7 @@ class BatchNorm(tf_keras.layers.Layer):
     def call(self, x, training=None):
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not training:
-            return self._normalise(x, gamma, beta, self.moving_mean, self.moving_variance)
+            return self._infer(x, gamma, beta)
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         if self.fused and replicas == 1 and self.channels_last:
             y, mean, variance = self._fused(x, gamma, beta)
@@ -87,6 +87,15 @@ class BatchNorm(tf_keras.layers.Layer):
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign_sub((moving - tf.stop_gradient(value)) * (1 - self.momentum))
         return y
+
+    def _infer(self, x, gamma, beta):
+        statistics = [tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)]
+        if x.shape.rank == 4 and self.channels_last:
+            # This operation TensorFlow merges with the convolution before it.
+            return tf.compat.v1.nn.fused_batch_norm(
+                x, gamma, beta, *statistics, epsilon=self.epsilon, is_training=False
+            )[0]
+        return self._normalise(x, gamma, beta, *statistics)
 
     def _normalise(self, x, gamma, beta, mean, variance):
         scale = gamma * tf.math.rsqrt(variance + self.epsilon)
