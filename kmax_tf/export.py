@@ -9,8 +9,7 @@ from kmax_tf import postprocess
 from kmax_tf.data import augment
 from kmax_tf.evaluate import predictor
 from kmax_tf.files import write_atomic
-
-CATEGORIES = "categories.json"
+from kmax_tf.predict import CATEGORIES
 
 
 class Segmenter(tf.Module):

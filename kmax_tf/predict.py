@@ -10,6 +10,7 @@ from kmax_tf.coco_writer import PanopticWriter
 from kmax_tf.data.datasets import parse_categories
 from kmax_tf.files import InputError, read_bytes, read_json, write_atomic
 
+CATEGORIES = "categories.json"  # in an export, beside the SavedModel
 IMAGES = (".jpg", ".jpeg", ".png")
 SEGMENT_KEYS = ("segment_id", "category_id", "score", "isthing")
 
@@ -19,7 +20,7 @@ def load(export_dir):
 
     Raises InputError if there is no export, or a damaged one.
     """
-    path = os.path.join(export_dir, "categories.json")
+    path = os.path.join(export_dir, CATEGORIES)
     categories = parse_categories(read_json(path), path)
     try:
         return tf.saved_model.load(export_dir), categories
