@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.layers import BatchNorm, truncated_normal
+from kmax_tf.model.layers import BatchNorm, get_activation, truncated_normal
 
 MAX_SPAN = 255  # the longest axis is (MAX_SPAN + 3) / 2 = 129 positions
 
@@ -79,7 +79,7 @@ class AxialAttention2D(tf_keras.layers.Layer):
             AxialAttention(width, heads),
             AxialAttention(width, heads),
         )
-        self.activation = tf_keras.activations.get(activation)
+        self.activation = get_activation(activation)
 
     def call(self, x):
         x = self._along_rows(self.height_axis, tf.transpose(x, [0, 2, 1, 3]))

@@ -3,7 +3,7 @@
 import tf_keras
 
 from kmax_tf.model.axial import AxialAttention2D
-from kmax_tf.model.layers import ConvBN, DropPath
+from kmax_tf.model.layers import ConvBN, DropPath, get_activation
 
 
 def _body(kind, width, channels, strides, dilation, activation, heads):
@@ -29,7 +29,7 @@ class ResidualBlock(tf_keras.layers.Layer):
     def __init__(self, kind, width, channels, activation, strides=1, dilation=1, keep=1.0, heads=8):
         super().__init__()
         self.channels, self.strides = channels, strides
-        self.activation = tf_keras.activations.get(activation)
+        self.activation = get_activation(activation)
         self.body = _body(kind, width, channels, strides, dilation, activation, heads)
         self.drop_path = DropPath(keep)
         self.shortcut = None

@@ -11,6 +11,8 @@ from kmax_tf.model.layers import (
     ConvBN,
     DenseBN,
     DepthwiseBN,
+    SparseConvBN,
+    get_activation,
     random_uniform,
     resize_bilinear,
     truncated_normal,
@@ -63,7 +65,7 @@ class ASPP(tf_keras.layers.Layer):
     def __init__(self, channels, rates, activation, dropout):
         super().__init__()
         self.branches = [ConvBN(channels, activation=activation)] + [
-            ConvBN(channels, 3, dilation=rate, activation=activation) for rate in rates
+            SparseConvBN(channels, 3, dilation=rate, activation=activation) for rate in rates
         ]
         self.pool = ConvBN(channels, activation=activation)
         self.projection = ConvBN(channels, activation=activation)
@@ -104,7 +106,7 @@ class SemanticBranch(tf_keras.layers.Layer):
     ):
         super().__init__()
         self.low_level_stages = [stage for stage, _ in low_level]
-        self.low_level_activation = tf_keras.activations.get(low_level_activation)
+        self.low_level_activation = get_activation(low_level_activation)
         self.aspp = ASPP(channels, rates, activation, dropout) if low_level else None
         self.projections = [ConvBN(c, activation=activation) for _, c in low_level]
         self.fusions = [

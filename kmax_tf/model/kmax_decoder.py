@@ -5,7 +5,14 @@ import tf_keras
 
 from kmax_tf.files import InputError
 from kmax_tf.model.heads import PredictionHead
-from kmax_tf.model.layers import BatchNorm, ConvBN, DenseBN, DropPath, truncated_normal
+from kmax_tf.model.layers import (
+    BatchNorm,
+    ConvBN,
+    DenseBN,
+    DropPath,
+    get_activation,
+    truncated_normal,
+)
 
 
 def kmeans_update(mask_logits, values):
@@ -63,7 +70,7 @@ class PixelAttention(tf_keras.layers.Layer):
 
     def __init__(self, channels, heads, activation, keep):
         super().__init__()
-        self.heads, self.activation = heads, tf_keras.activations.get(activation)
+        self.heads, self.activation = heads, get_activation(activation)
         self.query = DenseBN(channels // 2, kernel_initializer=truncated_normal(channels**-0.5))
         self.similarity_norm, self.value_norm = BatchNorm(axis=(1,)), BatchNorm(axis=(1, 3))
         self.drop_path = DropPath(keep)
@@ -91,7 +98,7 @@ class KMaXDecoder(tf_keras.layers.Layer):
 
     def __init__(self, head, channels, hidden, heads, activation, keep, cross_attention, dual_path):
         super().__init__()
-        self.activation = tf_keras.activations.get(activation)
+        self.activation = get_activation(activation)
         self.heads, self.depth = heads, channels // 2
         self.cross_attention = cross_attention
         std = channels**-0.5

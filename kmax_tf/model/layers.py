@@ -1,6 +1,7 @@
 """The small layers that every part of the model is made of."""
 
 import contextlib
+import math
 
 import tensorflow as tf
 import tf_keras
@@ -122,15 +123,50 @@ class BatchNorm(tf_keras.layers.Layer):
         return tf.reshape(y, shape), mean, variance * (n - 1) / n
 
 
+def gelu(x):
+    """The exact gelu; tf.nn.gelu computes it by erfc, which takes a CPU twice as long."""
+    return x * (0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5)))
+
+
+def get_activation(name):
+    """The activation function of that Keras name."""
+    return gelu if name == "gelu" else tf_keras.activations.get(name)
+
+
+class SparseConv2D(tf_keras.layers.Conv2D):
+    """A 3 x 3 convolution of large dilation, each tap computed only where it meets the image.
+
+    Stride 1, "same", without bias. On 21 x 21 pixels a dilation of 18 leaves 18 % of the products.
+    """
+
+    def call(self, x):
+        taps = [self._tap(x, i, j) for i in range(3) for j in range(3)]
+        return tf.add_n([tap for tap in taps if tap is not None])
+
+    def _tap(self, x, i, j):
+        """What kernel[i, j] adds to each pixel, or None if it meets the image nowhere."""
+        down, right = ((k - 1) * d for k, d in zip((i, j), self.dilation_rate, strict=True))
+        height, width = x.shape[1:3]
+        if abs(down) >= height or abs(right) >= width:
+            return None
+        rows = slice(max(down, 0), height + min(down, 0))
+        columns = slice(max(right, 0), width + min(right, 0))
+        y = tf.einsum("bhwc,cd->bhwd", x[:, rows, columns], self.kernel[i, j])
+        edges = [[max(-v, 0), max(v, 0)] for v in (down, right)]
+        return tf.pad(y, [[0, 0], *edges, [0, 0]])
+
+
 class ConvBN(tf_keras.layers.Layer):
     """Convolution without bias, batch norm, activation: [batch, height, width, channels].
 
     On the odd sizes that the model takes, "same" is the official symmetric padding.
     """
 
+    convolution = tf_keras.layers.Conv2D
+
     def __init__(self, filters, kernel_size=1, strides=1, dilation=1, activation=None, gamma=1.0):
         super().__init__()
-        self.conv = tf_keras.layers.Conv2D(
+        self.conv = self.convolution(
             filters,
             kernel_size,
             strides,
@@ -140,10 +176,16 @@ class ConvBN(tf_keras.layers.Layer):
             kernel_initializer="he_normal",
         )
         self.norm = BatchNorm(gamma=gamma)
-        self.activation = tf_keras.activations.get(activation)
+        self.activation = get_activation(activation)
 
     def call(self, x):
         return self.activation(self.norm(self.conv(x)))
+
+
+class SparseConvBN(ConvBN):
+    """The same with a `SparseConv2D`."""
+
+    convolution = SparseConv2D
 
 
 class DepthwiseBN(tf_keras.layers.Layer):
@@ -153,7 +195,7 @@ class DepthwiseBN(tf_keras.layers.Layer):
         super().__init__()
         self.conv = tf_keras.layers.DepthwiseConv2D(5, padding="same", use_bias=False)
         self.norm = BatchNorm()
-        self.activation = tf_keras.activations.get(activation)
+        self.activation = get_activation(activation)
 
     def call(self, x):
         return self.activation(self.norm(self.conv(x)))
@@ -168,7 +210,7 @@ class DenseBN(tf_keras.layers.Layer):
             units, use_bias=False, kernel_initializer=kernel_initializer
         )
         self.norm = BatchNorm(gamma=gamma)
-        self.activation = tf_keras.activations.get(activation)
+        self.activation = get_activation(activation)
 
     def call(self, x):
         return self.activation(self.norm(self.dense(x)))

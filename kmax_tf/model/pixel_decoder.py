@@ -3,7 +3,7 @@
 import tf_keras
 
 from kmax_tf.model.blocks import ResidualBlock
-from kmax_tf.model.layers import ConvBN, resize_bilinear
+from kmax_tf.model.layers import ConvBN, get_activation, resize_bilinear
 
 
 class Fuse(tf_keras.layers.Layer):
@@ -11,7 +11,7 @@ class Fuse(tf_keras.layers.Layer):
 
     def __init__(self, channels, activation):
         super().__init__()
-        self.activation = tf_keras.activations.get(activation)
+        self.activation = get_activation(activation)
         self.coarse, self.fine = ConvBN(channels), ConvBN(channels)
 
     def call(self, x, skip):

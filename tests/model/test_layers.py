@@ -1,0 +1,35 @@
+"""The layers that stand in for a TensorFlow operation compute what it computes."""
+
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+
+from kmax_tf.model.layers import SparseConv2D, gelu
+
+
+@pytest.mark.parametrize("dilation", [1, 6, 12])
+def test_a_sparse_convolution_is_the_dilated_one_with_its_gradients(dilation):
+    generator = np.random.default_rng(dilation)
+    # At a dilation of 12 most taps meet the image nowhere.
+    image = tf.constant(generator.normal(size=[2, 9, 13, 5]), tf.float32)
+    layer = SparseConv2D(4, 3, padding="same", dilation_rate=dilation, use_bias=False)
+    layer.build(image.shape)
+
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(image)
+        results = [
+            layer(image),
+            tf.nn.conv2d(image, layer.kernel, 1, "SAME", dilations=dilation),
+        ]
+        losses = [tf.reduce_sum(tf.sin(y)) for y in results]
+    np.testing.assert_allclose(*results, atol=1e-5)
+    for source in (image, layer.kernel):
+        np.testing.assert_allclose(*(tape.gradient(loss, source) for loss in losses), atol=1e-5)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-8, 8, 1001)
+    np.testing.assert_allclose(
+        gelu(tf.constant(x, tf.float32)), x * scipy.special.ndtr(x), atol=2e-6
+    )
