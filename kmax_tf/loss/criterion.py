@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kmax_tf.files import InputError
 from kmax_tf.loss import terms
 from kmax_tf.loss.matcher import match
+from kmax_tf.loss.relaxation import class_shares, relax_masks
 from kmax_tf.model.layers import resize_bilinear
 
 
@@ -32,33 +34,47 @@ class Matching(NamedTuple):
     cluster_of_segment: tf.Tensor  # int32 [batch, segments], -1 where the segment does not exist
     dice: tf.Tensor  # float32 [batch, segments, clusters]
     cost: tf.Tensor  # float32 [batch, segments, clusters]
-    cluster_of_pixel: tf.Tensor  # int32 [batch, pixels], -1 for void and crowd
+    cluster_of_pixel: tf.Tensor  # int32 [batch, height, width], -1 for void and crowd
     class_of_cluster: tf.Tensor  # int32 [batch, clusters], the number of classes for void
     mask_weight: tf.Tensor  # float32 [batch, clusters]
     class_weight: tf.Tensor  # float32 [batch, clusters]
 
 
-def _flat(x):
-    return tf.reshape(x, [tf.shape(x)[0], x.shape[1] * x.shape[2], *x.shape[3:]])
+class _Truth(NamedTuple):
+    """Ground truth at the resolution of a comparison, int32 [batch, height, width]; -1 is none."""
+
+    segment: tf.Tensor
+    semantic: tf.Tensor
+    cluster: tf.Tensor  # the one matched to the segment
 
 
-def match_segments(final, targets):
+def _look_up(values, index):
+    """values [batch, n] at int32 [batch, ...], 0 for an index of -1; a TPU is slow to gather."""
+    chosen = tf.one_hot(index, values.shape[1])
+    shape = [-1] + [1] * (index.shape.rank - 1) + [values.shape[1]]
+    return tf.reduce_sum(chosen * tf.reshape(values, shape), axis=-1)
+
+
+def match_segments(final, targets, unmatched="void"):
     """Matches segments to clusters by mask dice times class probability (MaX-DeepLab, section 3.3).
 
-    `final` is the final `Prediction`, `targets` are at its resolution.
+    Arguments:
+      final: the final `Prediction`.
+      targets: `Targets` at its resolution.
+      unmatched: what of its mask an unmatched cluster weighs, see `Criterion`.
     """
-    segment, classes = _flat(targets.segment), targets.segment_class
+    segment, classes = targets.segment, targets.segment_class
     exists = classes >= 0
     void_class = final.class_logits.shape[-1] - 1
     num_segments, num_clusters = classes.shape[1], final.class_logits.shape[1]
 
-    mask = tf.nn.softmax(_flat(final.mask_logits))
-    nonvoid = tf.cast(_flat(targets.semantic) >= 0, tf.float32)
+    mask = tf.nn.softmax(final.mask_logits)
+    nonvoid = tf.cast(targets.semantic >= 0, tf.float32)
     truth = tf.one_hot(segment, num_segments)
-    overlap = tf.einsum("bpg,bpn->bgn", truth, mask)
-    mask_area = tf.reduce_sum(mask, axis=1)
-    nonvoid_area = tf.einsum("bpn,bp->bn", mask, nonvoid)
-    segment_area = tf.reduce_sum(truth, axis=1)
+    overlap = tf.einsum("bhwg,bhwn->bgn", truth, mask)
+    mask_area = tf.reduce_sum(mask, axis=[1, 2])
+    nonvoid_area = tf.reduce_sum(mask * nonvoid[..., None], axis=[1, 2])
+    segment_area = tf.reduce_sum(truth, axis=[1, 2])
     dice = overlap / ((segment_area[:, :, None] + nonvoid_area[:, None, :]) / 2 + 1e-5)
 
     probability = tf.transpose(tf.nn.softmax(final.class_logits), [0, 2, 1])
@@ -75,26 +91,35 @@ def match_segments(final, targets):
         tf.maximum(tf.reduce_sum(matched * v, axis=1), terms.PROBABILITY_FLOOR)
         for v in (dice, probability)
     )
-    # An unmatched cluster weighs as much as of its mask lies in void, as in the official code.
-    void_ratio = tf.maximum(
-        (mask_area - nonvoid_area) / (mask_area + 1e-5), terms.PROBABILITY_FLOOR
-    )
-    by_pixel = tf.gather(cluster_of_segment, tf.maximum(segment, 0), batch_dims=1)
+    share = (mask_area - nonvoid_area) / (mask_area + 1e-5)
+    share = tf.maximum(share if unmatched == "void" else 1 - share, terms.PROBABILITY_FLOOR)
+    # One more, for a look-up gives 0 for no segment.
+    by_pixel = _look_up(tf.cast(cluster_of_segment + 1, tf.float32), segment)
     matching = Matching(
         cluster_of_segment=cluster_of_segment,
         dice=dice,
         cost=cost,
-        cluster_of_pixel=tf.where(segment >= 0, by_pixel, -1),
+        cluster_of_pixel=tf.cast(by_pixel, tf.int32) - 1,
         class_of_cluster=tf.where(is_matched, tf.cast(class_of_cluster, tf.int32), void_class),
         mask_weight=tf.where(is_matched, confidence, 0.0),
-        class_weight=tf.where(is_matched, quality, void_ratio),
+        class_weight=tf.where(is_matched, quality, share),
     )
     return Matching(*(tf.stop_gradient(t) for t in matching))
 
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """The training objective; the paper's weights, the rest from the official configurations."""
+    """The training objective; the paper's weights, the rest from the official configurations.
+
+    Fields that the paper does not have:
+      unmatched: the class term of an unmatched cluster weighs the share of its mask in "void", as
+        in the official code, or, with "nonvoid", the rest, as its comment says was meant. On images
+        without void the first is nearly 0, and instances separate slowly.
+      own_resolution: the decoders' masks and features are compared with the ground truth at their
+        own resolution and not, resized, at that of the final prediction.
+      relaxation: eta of ReMaX (arXiv 2306.17319), there 0.1; 0 is off.
+    Raises InputError for another value of `unmatched`.
+    """
 
     pq_weight: float = 3.0
     mask_id_weight: float = 0.3
@@ -103,6 +128,13 @@ class Criterion:
     contrast_pixels: int = 4096
     contrast_temperature: float = 1.5
     semantic_top_fraction: float = 1.0
+    unmatched: str = "void"
+    own_resolution: bool = False
+    relaxation: float = 0.0
+
+    def __post_init__(self):
+        if self.unmatched not in ("void", "nonvoid"):
+            raise InputError(f"Criterion.unmatched {self.unmatched!r} is neither void nor nonvoid")
 
     def __call__(self, outputs, targets, noise):
         """Losses of a batch.
@@ -111,44 +143,60 @@ class Criterion:
           outputs: the model's `Outputs`.
           targets: `Targets` at the resolution of the final prediction.
           noise: float32 [outputs, batch, pixels], uniform in [0, 1), for the contrast's samples.
-        Returns `Losses`. Auxiliary masks and features are resized to the final resolution.
+        Returns `Losses`.
         """
-        matching = match_segments(outputs.final, targets)
-        size = outputs.final.mask_logits.shape[1:3]
-        segment = _flat(targets.segment)
-        area = tf.reduce_sum(tf.one_hot(segment, targets.segment_class.shape[1]), axis=1)
-        area = tf.gather(area, tf.maximum(segment, 0), batch_dims=1)
-        area = tf.where(segment >= 0, area, 1.0)
-        nonvoid = _flat(targets.semantic) >= 0
-
+        predictions = [outputs.final, *outputs.auxiliary]
+        if self.relaxation:
+            predictions = [relax_masks(p, outputs.semantic_logits) for p in predictions]
+        matching = match_segments(predictions[0], targets, self.unmatched)
+        full = _Truth(targets.segment, targets.semantic, matching.cluster_of_pixel)
         rows = []
-        for i, prediction in enumerate([outputs.final, *outputs.auxiliary]):
-            logits = _flat(resize_bilinear(prediction.mask_logits, size))
-            features = _flat(resize_bilinear(prediction.pixel_features, size))
-            sample = terms.sample_pixels(
-                nonvoid, area, noise[i], self.contrast_pixels, self.contrast_temperature
-            )
+        for prediction, uniform in zip(predictions, tf.unstack(noise), strict=True):
+            own = prediction.mask_logits.shape[1] if self.own_resolution else full.segment.shape[1]
+            stride = (full.segment.shape[1] - 1) // (own - 1)
+            truth = _Truth(*(v[:, ::stride, ::stride] for v in full))
             rows.append(
                 (
-                    self.pq_weight
-                    * terms.pq_mask(logits, matching.cluster_of_pixel, matching.mask_weight),
-                    self.pq_weight
-                    * terms.pq_class(
-                        prediction.class_logits, matching.class_of_cluster, matching.class_weight
-                    ),
-                    self.mask_id_weight * terms.mask_id(logits, matching.cluster_of_pixel, nonvoid),
-                    self.contrast_weight * terms.contrast(features, segment, sample),
+                    *self._mask_terms(prediction, truth, matching),
+                    self._contrast(prediction, truth, targets.segment_class.shape[1], uniform),
                 )
             )
         deep = [tf.stack(term) for term in zip(*rows, strict=True)]
         return Losses(*deep, semantic=self._semantic(outputs.semantic_logits, targets))
 
+    def _mask_terms(self, prediction, truth, matching):
+        logits = resize_bilinear(prediction.mask_logits, truth.segment.shape[1:3])
+        relaxation = 0.0
+        if self.relaxation:
+            num_classes = prediction.class_logits.shape[-1] - 1
+            relaxation = self.relaxation * class_shares(logits, truth.semantic, num_classes)
+        pq_mask = terms.pq_mask(logits, truth.cluster, matching.mask_weight)
+        pq_class = terms.pq_class(
+            prediction.class_logits, matching.class_of_cluster, matching.class_weight, relaxation
+        )
+        mask_id = terms.mask_id(logits, truth.cluster, truth.semantic >= 0)
+        return self.pq_weight * pq_mask, self.pq_weight * pq_class, self.mask_id_weight * mask_id
+
+    def _contrast(self, prediction, truth, segments, uniform):
+        height, width = truth.segment.shape[1:3]
+        pixels = height * width
+        segment, semantic = (tf.reshape(v, [-1, pixels]) for v in (truth.segment, truth.semantic))
+        area = tf.reduce_sum(tf.one_hot(segment, segments), axis=1)
+        area = tf.where(segment >= 0, _look_up(area, segment), 1.0)
+        count = min(self.contrast_pixels, pixels)
+        sample = terms.sample_pixels(
+            semantic >= 0, area, uniform[:, :pixels], count, self.contrast_temperature
+        )
+        features = terms.gather_features(prediction.pixel_features, sample, (height, width))
+        segment = tf.gather(segment, sample, batch_dims=1)
+        return self.contrast_weight * terms.contrast(features, segment, segments)
+
     def _semantic(self, logits, targets):
         stride = (targets.semantic.shape[1] - 1) // (logits.shape[1] - 1)
         loss = terms.semantic(
-            _flat(logits),
-            _flat(targets.semantic[:, ::stride, ::stride]),
-            _flat(targets.semantic_weight[:, ::stride, ::stride]),
+            logits,
+            targets.semantic[:, ::stride, ::stride],
+            targets.semantic_weight[:, ::stride, ::stride],
             self.semantic_top_fraction,
         )
         return self.semantic_weight * loss

@@ -1,8 +1,9 @@
 """The loss terms: pure functions of float32 tensors, one number an image, unweighted.
 
 Ground truth is an id map in *cluster space*: for each pixel the cluster that was matched to its
-segment, so that no [pixels, segments] one-hot tensor and no permuted logits exist. Where the paper
-is silent the arithmetic is that of the official code.
+segment, so that no [pixels, segments] one-hot tensor and no permuted logits exist. Sums over the
+pixels are written as products with comparisons, which XLA computes in one pass over the logits.
+Where the paper is silent the arithmetic is that of the official code.
 """
 
 import tensorflow as tf
@@ -14,47 +15,57 @@ VOID_SCORE = -99999.0
 
 
 def mean_nonzero(loss):
-    """Mean over the numbers of each image that are not 0: [batch, n] -> [batch]."""
-    count = tf.math.count_nonzero(loss, axis=1, dtype=tf.float32)
-    return tf.math.divide_no_nan(tf.reduce_sum(loss, axis=1), count)
+    """Mean over the numbers of each image that are not 0: [batch, ...] -> [batch]."""
+    axes = list(range(1, loss.shape.rank))
+    count = tf.math.count_nonzero(loss, axis=axes, dtype=tf.float32)
+    return tf.math.divide_no_nan(tf.reduce_sum(loss, axis=axes), count)
+
+
+def _cross_entropy(logits, index):
+    """Softmax cross entropy [...] of logits [..., n] against int32 [...], -1 for no target.
+
+    Without a target the loss is 0 and its gradient the softmax, as of TensorFlow's cross entropy
+    against zeros: it pushes every logit down.
+    """
+    total = tf.reduce_logsumexp(logits, axis=-1)
+    chosen = tf.reduce_sum(logits * tf.one_hot(index, logits.shape[-1]), axis=-1)
+    return total - tf.where(index >= 0, chosen, tf.stop_gradient(total))
 
 
 def pq_mask(mask_logits, cluster_of_pixel, weight):
     """Dice term of the PQ-style loss (MaX-DeepLab, equation 12).
 
     Arguments:
-      mask_logits: [batch, pixels, clusters].
-      cluster_of_pixel: int32 [batch, pixels], -1 for void and crowd.
+      mask_logits: [batch, height, width, clusters].
+      cluster_of_pixel: int32 [batch, height, width], -1 for void and crowd.
       weight: [batch, clusters], 0 for unmatched clusters.
     """
     clusters = mask_logits.shape[-1]
-    mask = tf.nn.softmax(mask_logits)
+    # From the sum that `mask_id` needs too.
+    mask = tf.exp(mask_logits - tf.reduce_logsumexp(mask_logits, axis=-1, keepdims=True))
     truth = tf.one_hot(cluster_of_pixel, clusters)
     valid = tf.cast(cluster_of_pixel >= 0, tf.float32)
-    overlap = tf.reduce_sum(mask * truth, axis=1)
-    size = tf.einsum("bpn,bp->bn", mask, valid) + tf.reduce_sum(truth, axis=1)
+    overlap = tf.reduce_sum(mask * truth, axis=[1, 2])
+    size = tf.reduce_sum(mask * valid[..., None] + truth, axis=[1, 2])
     dice = 1 - (2 * overlap + 1) / (size + 1)
     return MATCHED / clusters * tf.reduce_sum(weight * dice, axis=1)
 
 
-def pq_class(class_logits, class_of_cluster, weight):
+def pq_class(class_logits, class_of_cluster, weight, relaxation=0.0):
     """Cross entropy term of the PQ-style loss.
 
     Arguments:
       class_logits: [batch, clusters, classes + 1], void last.
       class_of_cluster: int32 [batch, clusters], the number of classes for void.
       weight: [batch, clusters].
+      relaxation: of the targets, [batch, clusters, classes + 1]; 0 leaves them one-hot.
     """
     void = class_logits.shape[-1] - 1
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(class_of_cluster, class_logits)
+    target = relaxation + (1 - relaxation) * tf.one_hot(class_of_cluster, void + 1)
+    total = tf.reduce_logsumexp(class_logits, axis=-1, keepdims=True)
+    loss = tf.reduce_sum(target * (total - class_logits), axis=-1)
     balance = tf.where(class_of_cluster == void, UNMATCHED, MATCHED)
     return mean_nonzero(weight * balance * loss)
-
-
-def _push_down(logits):
-    """TensorFlow's cross entropy against a target of zeros: 0, its gradient the softmax."""
-    total = tf.reduce_logsumexp(logits, axis=-1)
-    return total - tf.stop_gradient(total)
 
 
 def mask_id(mask_logits, cluster_of_pixel, nonvoid):
@@ -63,14 +74,11 @@ def mask_id(mask_logits, cluster_of_pixel, nonvoid):
     Void has no part in it; crowd pushes every logit down, as in the official code.
 
     Arguments:
-      mask_logits: [batch, pixels, clusters].
-      cluster_of_pixel: int32 [batch, pixels], -1 for void and crowd.
-      nonvoid: bool [batch, pixels].
+      mask_logits: [batch, height, width, clusters].
+      cluster_of_pixel: int32 [batch, height, width], -1 for void and crowd.
+      nonvoid: bool [batch, height, width].
     """
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        tf.maximum(cluster_of_pixel, 0), mask_logits
-    )
-    loss = tf.where(cluster_of_pixel >= 0, loss, _push_down(mask_logits))
+    loss = _cross_entropy(mask_logits, cluster_of_pixel)
     return mean_nonzero(tf.where(nonvoid, loss, 0.0))
 
 
@@ -90,36 +98,69 @@ def sample_pixels(nonvoid, area, noise, count, temperature):
     return tf.math.top_k(score, count).indices
 
 
-def contrast(features, segment, sample):
+def gather_features(features, pixels, size):
+    """The features that a bilinear resize to `size` would have at `pixels`, corners aligned.
+
+    Arguments:
+      features: [batch, height, width, depth].
+      pixels: int32 [batch, count], positions in `size` (height, width), row by row.
+    Returns [batch, count, depth].
+    """
+    batch, count = pixels.shape[0] or tf.shape(pixels)[0], pixels.shape[1]
+    height, width = features.shape[1:3]
+    flat = tf.reshape(features, [batch, height * width, features.shape[3]])
+    if (height, width) == tuple(size):
+        return tf.gather(flat, pixels, batch_dims=1)
+    corners, shares = [], []
+    for position, own, full in (
+        (pixels // size[1], height, size[0]),
+        (pixels % size[1], width, size[1]),
+    ):
+        scaled = position * (own - 1)
+        before = scaled // (full - 1)
+        corners.append(tf.stack([before, tf.minimum(before + 1, own - 1)], axis=-1))
+        shares.append(tf.cast(scaled % (full - 1), tf.float32) / (full - 1))
+    index = corners[0][:, :, :, None] * width + corners[1][:, :, None, :]
+    values = tf.gather(flat, tf.reshape(index, [batch, 4 * count]), batch_dims=1)
+    values = tf.reshape(values, [batch, count, 2, 2, features.shape[3]])
+    for share in (shares[1][:, :, None, None], shares[0][:, :, None]):
+        left, right = tf.unstack(values, axis=-2)
+        values = left + (right - left) * share
+    return values
+
+
+def contrast(features, segment, segments):
     """Instance discrimination: pixels of one segment attract each other, others repel.
 
     Arguments:
-      features: [batch, pixels, depth].
-      segment: int32 [batch, pixels], -1 for void and crowd, which repel all (official code).
-      sample: int32 [batch, count], the pixels that take part.
+      features: [batch, count, depth], of at most unit length, so that no exponential overflows.
+      segment: int32 [batch, count], -1 for void and crowd, which repel all (official code).
+      segments: the number of segments.
     """
-    features = tf.gather(features, sample, batch_dims=1)
-    segment = tf.gather(segment, sample, batch_dims=1)
     similarity = tf.einsum("bid,bjd->bij", features, features) / CONTRAST_TEMPERATURE
-    valid = segment >= 0
-    same = (segment[:, :, None] == segment[:, None, :]) & valid[:, :, None]
-    positives = tf.reduce_sum(tf.where(same, similarity, 0.0), axis=2)
-    count = tf.reduce_sum(tf.cast(same, tf.float32), axis=2)
-    loss = tf.reduce_logsumexp(similarity, axis=2) - tf.math.divide_no_nan(positives, count)
-    return mean_nonzero(tf.where(valid, loss, _push_down(similarity)))
+    total = tf.math.log(tf.reduce_sum(tf.exp(similarity), axis=2))
+    # The mean similarity to the segment's pixels is that to their mean feature.
+    member = tf.one_hot(segment, segments)
+    size = tf.reduce_sum(member, axis=1)[:, :, None]
+    mean = tf.math.divide_no_nan(tf.einsum("big,bid->bgd", member, features), size)
+    mean = tf.einsum("big,bgd->bid", member, mean)
+    attraction = tf.reduce_sum(features * mean, axis=2) / CONTRAST_TEMPERATURE
+    return mean_nonzero(total - tf.where(segment >= 0, attraction, tf.stop_gradient(total)))
 
 
 def semantic(logits, semantic_map, weight, top_fraction=1.0):
     """Cross entropy of the auxiliary semantic branch.
 
     Arguments:
-      logits: [batch, pixels, channels].
-      semantic_map: int32 [batch, pixels], -1 for void.
-      weight: [batch, pixels].
+      logits: [batch, height, width, channels].
+      semantic_map: int32 [batch, height, width], -1 for void.
+      weight: [batch, height, width].
       top_fraction: share of the pixels, the hardest, that count.
     """
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(semantic_map, 0), logits)
+    loss = _cross_entropy(logits, tf.maximum(semantic_map, 0))
     loss = tf.where(semantic_map >= 0, weight * loss, 0.0)
     if top_fraction < 1.0:
-        loss = tf.math.top_k(loss, round(top_fraction * loss.shape[1])).values
+        pixels = loss.shape[1] * loss.shape[2]
+        loss = tf.reshape(loss, [-1, pixels])
+        loss = tf.math.top_k(loss, round(top_fraction * pixels)).values
     return mean_nonzero(loss)

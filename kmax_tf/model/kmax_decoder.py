@@ -11,6 +11,7 @@ from kmax_tf.model.layers import (
     DenseBN,
     DropPath,
     get_activation,
+    random_uniform,
     truncated_normal,
 )
 
@@ -158,6 +159,8 @@ class ClusterPath(tf_keras.layers.Layer):
       dual_path: the pixels attend to the centres too, and go on into the pixel decoder's next
         stage so updated.
       deep_supervision: every decoder predicts; k-means cannot do without.
+    drop_query: each training step does without a random half of the centres, of each image its own
+    (section 4.1); a step costs what half the centres cost, inference uses all of them.
     Raises InputError for another cross-attention, or k-means without predictions.
     """
 
@@ -175,6 +178,7 @@ class ClusterPath(tf_keras.layers.Layer):
         cross_attention="kmeans",
         dual_path=False,
         deep_supervision=True,
+        drop_query=False,
     ):
         super().__init__()
         if cross_attention not in ("kmeans", "spatial_softmax"):
@@ -187,6 +191,7 @@ class ClusterPath(tf_keras.layers.Layer):
                 " set deep_supervision to True"
             )
         self.num_clusters, self.channels, self.dual_path = num_clusters, channels, dual_path
+        self.drop_query = drop_query
 
         def head():
             return PredictionHead(num_classes, channels, head_depth, activation)
@@ -216,14 +221,21 @@ class ClusterPath(tf_keras.layers.Layer):
             initializer=truncated_normal(1.0),
         )
 
-    def call(self, features, pixel_decoder=None):
+    def _centres(self, batch, training):
+        """The centres that a batch starts from, [batch, clusters, channels]."""
+        centres = tf.cast(self.cluster_centres, self.compute_dtype)
+        if not (training and self.drop_query):
+            return tf.tile(centres, [batch, 1, 1])
+        order = tf.argsort(random_uniform([batch, self.num_clusters]), axis=1)
+        return tf.gather(centres[0], order[:, : self.num_clusters // 2])
+
+    def call(self, features, pixel_decoder=None, training=None):
         """features: the pixel decoder's outputs, coarse to fine.
 
         In a dual path: the pixel encoder's endpoints, and the decoder to take through its stages.
         Returns the final `Prediction`, at the finest output, and the decoders' ones in order.
         """
-        batch = tf.shape(features[0])[0]
-        centres = tf.tile(tf.cast(self.cluster_centres, self.compute_dtype), [batch, 1, 1])
+        centres = self._centres(features[0].shape[0] or tf.shape(features[0])[0], training)
         x, auxiliary = None, []
         for i in range(len(pixel_decoder.stages if pixel_decoder else features)):
             x = pixel_decoder.stage(i, x, features) if pixel_decoder else features[i]

@@ -5,6 +5,7 @@ import math
 
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.ops import control_flow_util
 
 _seeds = []
 
@@ -37,8 +38,18 @@ def resize_bilinear(x, size):
     """Bilinear resize, corners aligned, of [batch, height, width, channels] to size [2]."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x
+    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        # XLA makes of TensorFlow's operation a gather of nine values for each one of the result.
+        x = tf.einsum("Ww,bhwc->bhWc", _interpolation(x.shape[2], size[1], x.dtype), x)
+        return tf.einsum("Hh,bhwc->bHwc", _interpolation(x.shape[1], size[0], x.dtype), x)
     resized = tf.compat.v1.image.resize_bilinear(x, size, align_corners=True)
     return tf.cast(resized, x.dtype)
+
+
+def _interpolation(old, new, dtype):
+    """The matrix [new, old] that resizes an axis linearly."""
+    position = tf.range(new, dtype=tf.float32)[:, None] * ((old - 1) / (new - 1))
+    return tf.cast(tf.nn.relu(1 - tf.abs(position - tf.range(old, dtype=tf.float32))), dtype)
 
 
 class BatchNorm(tf_keras.layers.Layer):
@@ -86,7 +97,9 @@ class BatchNorm(tf_keras.layers.Layer):
             mean, variance = self._statistics(x, replicas)
             y = self._normalise(x, gamma, beta, mean, variance)
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign_sub((moving - tf.stop_gradient(value)) * (1 - self.momentum))
+            change = (moving - tf.stop_gradient(value)) * (1 - self.momentum)
+            # A step that overflows is skipped, and must leave no trace here either.
+            moving.assign_sub(tf.where(tf.math.is_finite(change), change, 0.0))
         return y
 
     def _infer(self, x, gamma, beta):

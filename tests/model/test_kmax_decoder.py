@@ -9,6 +9,7 @@ import tensorflow as tf
 from kmax_tf.files import InputError
 from kmax_tf.model import kmax_decoder
 from kmax_tf.model.heads import PredictionHead
+from kmax_tf.model.layers import random_seed
 
 RANDOM = np.random.default_rng(0)
 
@@ -76,3 +77,57 @@ def test_impossible_cross_attentions():
         path(cross_attention="softmax")
     with pytest.raises(InputError, match="set deep_supervision to True"):
         path(deep_supervision=False)
+
+
+@pytest.fixture
+def dropping():
+    """A path of 8 centres that drops half of them, and features of one image for it."""
+    path = kmax_decoder.ClusterPath(
+        3,
+        num_clusters=8,
+        channels=16,
+        hidden=16,
+        heads=2,
+        head_depth=8,
+        depths=(1, 1),
+        drop_query=True,
+    )
+    features = [_normal(1, 3, 4, 6), _normal(1, 5, 7, 6)]
+    path(features)
+    return path, features
+
+
+def _training_centres(path, seed, batch=1):
+    with random_seed(tf.constant([seed, 0])):
+        return path._centres(batch, training=True).numpy()
+
+
+def test_drop_query_trains_half_of_the_centres_and_infers_with_all(dropping):
+    path, features = dropping
+    final, auxiliary = path(features, training=False)
+    assert {p.mask_logits.shape[-1] for p in (final, *auxiliary)} == {8}
+    assert {p.class_logits.shape[1] for p in (final, *auxiliary)} == {8}
+    with random_seed(tf.constant([1, 0])), tf.GradientTape() as tape:
+        final, auxiliary = path(features, training=True)
+        loss = tf.add_n([tf.reduce_sum(x**2) for x in tf.nest.flatten((final, auxiliary))])
+    assert {p.mask_logits.shape[-1] for p in (final, *auxiliary)} == {4}
+    assert {p.class_logits.shape[1] for p in (final, *auxiliary)} == {4}
+    gradient = tf.convert_to_tensor(tape.gradient(loss, path.cluster_centres)).numpy()[0]
+    kept = _training_centres(path, 1)[0]
+    reached = path.cluster_centres.numpy()[0][np.abs(gradient).sum(axis=1) > 0]
+    assert set(map(tuple, reached)) == set(map(tuple, kept)) and len(kept) == 4
+
+
+def test_dropped_queries_are_uniform_and_each_images_own(dropping):
+    path, _ = dropping
+    rows = {tuple(row): i for i, row in enumerate(path.cluster_centres.numpy()[0])}
+    subsets = [
+        frozenset(rows[tuple(row)] for row in image)
+        for seed in range(100)
+        for image in _training_centres(path, seed, batch=4)
+    ]
+    assert {len(subset) for subset in subsets} == {4}
+    counts = [sum(i in subset for subset in subsets) for i in range(8)]
+    assert min(counts) > 150 and max(counts) < 250  # 200 expected, 10 the standard deviation
+    assert len(set(subsets[:4])) > 1
+    np.testing.assert_array_equal(_training_centres(path, 5), _training_centres(path, 5))

@@ -4,9 +4,49 @@ import json
 import subprocess
 import sys
 
+import pytest
 import tensorflow as tf
 
+from kmax_tf import config
+from kmax_tf.experiment import Experiment
 from kmax_tf.tools import describe
+
+COCO, CITYSCAPES = (800, 1200), (1025, 2049)
+# Height and width, and the billions of multiply-adds in the paper's tables 1 to 5.
+PAPER = {
+    "coco_resnet50": (COCO, 168),
+    "coco_max_s": (COCO, 240),
+    "coco_convnext_base": (COCO, 380),
+    "coco_convnext_large": (COCO, 744),
+    "coco_convnext_large_256": (COCO, 749),
+    "coco_resnet50_cross_attention": (COCO, 165),
+    "coco_resnet50_dual_path": (COCO, 175),
+    "coco_resnet50_dual_path_kmeans": (COCO, 176),
+    "coco_resnet50_decoders_111": (COCO, 159),
+    "coco_resnet50_decoders_333": (COCO, 176),
+    "coco_max_s_cross_attention": (COCO, 237),
+    "coco_max_s_dual_path": (COCO, 247),
+    "coco_max_s_dual_path_kmeans": (COCO, 248),
+    "coco_max_s_decoders_111": (COCO, 231),
+    "coco_max_s_decoders_333": (COCO, 248),
+    "cityscapes_resnet50": (CITYSCAPES, 434),
+    "cityscapes_max_s": (CITYSCAPES, 602),
+    "cityscapes_convnext_base": (CITYSCAPES, 858),
+    "cityscapes_convnext_large": (CITYSCAPES, 1673),
+    "ade20k_resnet50": ((641, 641), 75),
+    "ade20k_resnet50_1281": ((1281, 1281), 295),
+    "ade20k_convnext_large": ((641, 641), 333),
+    "ade20k_convnext_large_1281": ((1281, 1281), 1302),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER)
+def test_multiply_adds_of_the_paper(name):
+    size, billions = PAPER[name]
+    experiment = config.load(Experiment, f"gin/experiments/{name}.gin")
+    counted = describe.describe(experiment, *size)["multiply_adds"]
+    assert counted / 1e9 == pytest.approx(billions, rel=0.03)
 
 
 def test_multiply_adds():
