@@ -1,7 +1,8 @@
 """Colour: the auto-augment policy of the reference, with all its oddities.
 
-The factor 1 leaves an image as it is. The policy's magnitudes m mean the factor 0.18 m + 0.1, so
-that scaled by 0.2 (Cityscapes) they do not weaken the operations: 0.14 to 0.46, far from 1.
+An operation takes uint8 [h, w, 3], its argument, a `Frame` and `Tables`, and gives uint8. Factor
+1 leaves an image as it is. Magnitudes m mean the factor 0.18 m + 0.1, so that scaled by 0.2
+(Cityscapes) they do not weaken the operations: 0.14 to 0.46, far from 1.
 """
 
 from typing import NamedTuple
@@ -38,47 +39,43 @@ def _blend(degenerate, image, factor):
     return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.uint8)
 
 
-def _factor(magnitude):
-    return magnitude / 10 * 1.8 + 0.1
+def brightness(image, factor, frame, table):
+    """Darker below factor 1, brighter above."""
+    return _blend(tf.zeros_like(image), image, factor)
 
 
-def brightness(image, magnitude, frame, table):
-    """Darker below magnitude 5, brighter above."""
-    return _blend(tf.zeros_like(image), image, _factor(magnitude))
-
-
-def color(image, magnitude, frame, table):
-    """Towards grey below magnitude 5, away from it above."""
+def color(image, factor, frame, table):
+    """Towards grey below factor 1, away from it above."""
     red, green, blue = tf.unstack(tf.cast(image, tf.float32) / 255, axis=-1)
     luma = red * 0.2989 + green * 0.587 + blue * 0.114
-    return _blend(tf.cast(luma * 255.5, tf.uint8)[..., None], image, _factor(magnitude))
+    return _blend(tf.cast(luma * 255.5, tf.uint8)[..., None], image, factor)
 
 
-def contrast(image, magnitude, frame, table):
-    """Towards one grey below magnitude 5, away from it above.
+def contrast(image, factor, frame, table):
+    """Towards one grey below factor 1, away from it above.
 
     The grey is the number of pixels over 256, where the mean was meant: white, but in small images.
     """
     grey = tf.cast(tf.minimum(tf.reduce_prod(frame.size) / 256, 255), tf.uint8)
-    return _blend(grey, image, _factor(magnitude))
+    return _blend(grey, image, factor)
 
 
-def solarize(image, magnitude, frame, table):
-    """Inverts what is at least as bright as a threshold."""
-    return tf.where(image < int(magnitude / 10 * 256), image, 255 - image)
+def solarize(image, threshold, frame, table):
+    """Inverts what is at least as bright as the threshold."""
+    return tf.where(image < tf.cast(threshold, tf.uint8), image, 255 - image)
 
 
-def sharpness(image, magnitude, frame, table):
-    """Blurs below magnitude 5, sharpens above; the outermost pixels stay."""
+def sharpness(image, factor, frame, table):
+    """Blurs below factor 1, sharpens above; the outermost pixels stay."""
     padded = tf.pad(tf.cast(image, tf.int32), [[1, 1], [1, 1], [0, 0]])
     across = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
-    total = across[:-2] + across[1:-1] + across[2:] + 4 * tf.cast(image, tf.int32)
+    total = across[:-2] + across[1:-1] + across[2:] + 4 * padded[1:-1, 1:-1]
     blurred = tf.where(frame.within(1)[..., None], tf.cast(total // 13, tf.uint8), image)
-    return _blend(blurred, image, _factor(magnitude))
+    return _blend(blurred, image, factor)
 
 
-def equalize(image, magnitude, frame, table):
-    """Makes all levels of each channel about equally frequent; it has no magnitude."""
+def equalize(image, _, frame, table):
+    """Makes all levels of each channel about equally frequent."""
     valid = frame.within(0)
 
     def channel(values):
@@ -86,14 +83,21 @@ def equalize(image, magnitude, frame, table):
         last = tf.gather(count, tf.reduce_max(tf.where(count > 0, tf.range(256), 0)))
         step = (tf.reduce_sum(count) - last) // 255
         levels = (tf.cumsum(count, exclusive=True) + step // 2) // tf.maximum(step, 1)
-        # Below the darkest level the sum is 0, where the official table begins with 0.
+        # The official table begins with 0, whatever half a step makes of it.
         levels = tf.where(tf.range(256) > 0, tf.minimum(levels, 255), 0)
         return tf.where(step == 0, values, tf.cast(table.lookup(levels, values), tf.uint8))
 
     return tf.stack([channel(values) for values in tf.unstack(image, axis=-1)], axis=-1)
 
 
-# Sub-policies, of which one is taken: operation, probability, magnitude.
+def argument(operation, magnitude):
+    """The factor or threshold that a magnitude, 0 to 10, means to an operation."""
+    if operation is solarize:
+        return float(int(magnitude / 10 * 256))
+    return magnitude / 10 * 1.8 + 0.1
+
+
+# Sub-policies, of which one is taken: operation, probability, magnitude; equalize has none.
 POLICY = (
     ((sharpness, 0.4, 7), (brightness, 0.2, 10)),
     ((equalize, 0.0, 9), (contrast, 0.2, 10)),
@@ -104,29 +108,28 @@ POLICY = (
 
 
 def augment(image, draw, magnitude_scale, frame, table=tables.HOST):
-    """Applies the sub-policy that was drawn.
+    """Applies the sub-policy that was drawn: its first operation, then its second.
 
     Arguments:
       image: uint8 [h, w, 3], the window that `frame` describes.
       draw: the image's `Draw`.
       magnitude_scale: factor of the policy's magnitudes.
+      table: None where the draw is known not to equalize.
     """
-
-    def apply(operations):
-        result = image
-        for (operation, probability, magnitude), chance in zip(
-            operations, tf.unstack(draw.chance, num=2), strict=True
-        ):
-            result = tf.cond(
-                chance < probability,
-                lambda operation=operation, magnitude=magnitude, before=result: operation(
-                    before, magnitude * magnitude_scale, frame, table
-                ),
-                lambda before=result: before,
-            )
-        return result
-
-    return tf.switch_case(draw.policy, [lambda o=operations: apply(o) for operations in POLICY])
+    for chance, entries in zip(tf.unstack(draw.chance, num=2), zip(*POLICY), strict=True):
+        operations = [
+            o for o in dict.fromkeys(o for o, p, _ in entries if p) if table or o is not equalize
+        ]
+        index = [1 + operations.index(o) if o in operations else 0 for o, _, _ in entries]
+        values = [argument(o, m * magnitude_scale) for o, _, m in entries]
+        applied = chance < tf.gather([p for _, p, _ in entries], draw.policy)
+        value = tf.gather(values, draw.policy)
+        branches = [lambda image=image: image]
+        branches += [
+            lambda o=o, image=image, value=value: o(image, value, frame, table) for o in operations
+        ]
+        image = tf.switch_case(tf.where(applied, tf.gather(index, draw.policy), 0), branches)
+    return image
 
 
 def needs_whole(draw):

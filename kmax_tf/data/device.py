@@ -30,8 +30,7 @@ class Decoded(NamedTuple):
     segment_map: tf.Tensor  # uint8 [height, width]
     segments: copy_paste.Segments
     size: tf.Tensor  # int32 [2], without the padding
-    own: Drawn  # as an example
-    other: Drawn  # as what is pasted onto the next one
+    drawn: Drawn  # [roles]: as an example, and where there is copy-paste as what is pasted
     intact: tf.Tensor  # bool, False where the record was damaged
 
 
@@ -121,17 +120,17 @@ def _coloured(decoded, drawn, rows, columns, magnitude, limit):
     """The scaled image after the colour policy, at rows x columns: uint8."""
     geometry, draw = drawn
 
-    def window(rows, columns):
+    def window(rows, columns, table):
         image = tf.cast(_resample(decoded, geometry, rows, columns) + ROUNDING, tf.uint8)
         frame = colour.Frame(rows, columns, geometry.scaled)
-        return colour.augment(image, draw, magnitude, frame, tables.DEVICE)
+        return colour.augment(image, draw, magnitude, frame, table)
 
     def whole():
-        image = window(*(tf.range(side) for side in limit))
+        image = window(*(tf.range(side) for side in limit), tables.DEVICE)
         image = tf.gather(image, tf.clip_by_value(rows, 0, limit[0] - 1), axis=0)
         return tf.gather(image, tf.clip_by_value(columns, 0, limit[1] - 1), axis=1)
 
-    return tf.cond(colour.needs_whole(draw), whole, lambda: window(rows, columns))
+    return tf.cond(colour.needs_whole(draw), whole, lambda: window(rows, columns, None))
 
 
 def _placed(decoded, drawn, options, limit):
@@ -149,9 +148,25 @@ def _placed(decoded, drawn, options, limit):
     return augment.Sample(image, segment_map)
 
 
-def _map(function, elements, signature):
-    """One image after the other, so that the temporaries are those of one image."""
-    return tf.map_fn(lambda one: function(*one), elements, fn_output_signature=signature)
+def _samples(decoded, options):
+    """All images in all their roles, as a `Sample` [batch, roles, height, width, ...].
+
+    One after the other, so that the temporaries are those of one image.
+    """
+    batch, roles = decoded.drawn.draw.flip.shape
+    scales = max((*options.scales, *options.paste_scales))
+    limit = [int(side * scales) for side in (options.size if options.fit else options.canvas)]
+
+    def placed(index):
+        image, role = index // roles, index % roles
+        one = tf.nest.map_structure(lambda x: x[image], decoded)
+        return _placed(one, tf.nest.map_structure(lambda x: x[role], one.drawn), options, limit)
+
+    signature = augment.Sample(
+        tf.TensorSpec([*options.size, 3], tf.float32), tf.TensorSpec(options.size, tf.uint8)
+    )
+    samples = tf.map_fn(placed, tf.range(batch * roles), fn_output_signature=signature)
+    return tf.nest.map_structure(lambda x: tf.reshape(x, [batch, roles, *x.shape[1:]]), samples)
 
 
 def examples(decoded, options, num_things, stride):
@@ -162,29 +177,19 @@ def examples(decoded, options, num_things, stride):
       options: the experiment's `TrainingInput`.
       num_things, stride: as in `make_targets`.
     """
-    height, width = options.size
-    largest = options.size if options.fit else options.canvas
-
-    def placed(drawn, scales):
-        limit = [int(side * max(scales)) for side in largest]
-        signature = augment.Sample(
-            tf.TensorSpec([height, width, 3], tf.float32), tf.TensorSpec([height, width], tf.uint8)
-        )
-        return _map(lambda one, how: _placed(one, how, options, limit), (decoded, drawn), signature)
-
-    (image, segment_map), classes = placed(decoded.own, options.scales), decoded.segments.classes
+    samples, segments = _samples(decoded, options), decoded.segments
+    own = tf.nest.map_structure(lambda x: x[:, 0], samples)
+    image, segment_map, classes = (*own, segments.classes)
     if options.paste_scales:
-        before, segments = tf.nest.map_structure(
+        other, other_segments = tf.nest.map_structure(
             lambda x: tf.roll(x, 1, axis=0),
-            (placed(decoded.other, options.paste_scales), decoded.segments),
+            (tf.nest.map_structure(lambda x: x[:, 1], samples), segments),
         )
-        sample = augment.Sample(image, segment_map)
-        image, segment_map, classes = copy_paste.paste(sample, decoded.segments, before, segments)
+        image, segment_map, classes = copy_paste.paste(own, segments, other, other_segments)
 
-    def targets(segment_map, classes):
+    def targets(one):
         return make_targets(
-            segment_map,
-            classes,
+            *one,
             num_things=num_things,
             stride=stride,
             **options.target_options,
@@ -192,15 +197,12 @@ def examples(decoded, options, num_things, stride):
         )
 
     grid = [-(-side // stride) for side in options.size]
-    made = _map(
-        targets,
-        (segment_map, classes),
-        Targets(
-            segment=tf.TensorSpec(grid, tf.int32),
-            segment_class=tf.TensorSpec([options.max_segments], tf.int32),
-            semantic=tf.TensorSpec(grid, tf.int32),
-            semantic_weight=tf.TensorSpec(grid, tf.float32),
-        ),
+    signature = Targets(
+        segment=tf.TensorSpec(grid, tf.int32),
+        segment_class=tf.TensorSpec([options.max_segments], tf.int32),
+        semantic=tf.TensorSpec(grid, tf.int32),
+        semantic_weight=tf.TensorSpec(grid, tf.float32),
     )
+    made = tf.map_fn(targets, (segment_map, classes), fn_output_signature=signature)
     intact = tf.cast(decoded.intact, tf.float32)[:, None, None]
     return image, made._replace(semantic_weight=made.semantic_weight * intact)

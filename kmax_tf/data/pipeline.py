@@ -50,6 +50,11 @@ class TrainingInput:
             )
 
     @property
+    def pairs(self):
+        """Whether an example is made of two records."""
+        return bool(self.augment and self.paste_scales and self.placement == "host")
+
+    @property
     def target_options(self):
         """What `make_targets` needs of these."""
         return dict(
@@ -128,7 +133,6 @@ def ordered_records(paths, options, *, num_examples, seed, start=0, host=0, num_
 
     Yields (position int64, record), and where the host pastes one more record, of another order.
     """
-    pairs = options.paste_scales and options.placement == "host"
 
     def ordered(number):
         order = tf.random.experimental.stateless_shuffle(tf.constant(paths), [seed, number])
@@ -145,11 +149,25 @@ def ordered_records(paths, options, *, num_examples, seed, start=0, host=0, num_
         first = tf.maximum(begin, start)
         first += (host - first) % num_hosts
         # The second order of an epoch has a negative number, which no epoch has.
-        orders = (ordered(number), ordered(-1 - number)) if pairs else (ordered(number),)
+        orders = (ordered(number), ordered(-1 - number)) if options.pairs else (ordered(number),)
         mine = tf.data.Dataset.zip(orders).skip(first - begin).shard(num_hosts, 0)
         return mine.enumerate().map(lambda i, records: (first + i * num_hosts, *records))
 
     return tf.data.Dataset.range(start // num_examples, ENDLESS).flat_map(epoch)
+
+
+def step_examples(options, dataset, stride, compiled):
+    """What the training step does first: a batch's parts -> (image, `Targets`) of one replica.
+
+    `compiled`: by XLA, where the step itself is not.
+    """
+    if options.placement == "host":
+        return lambda image, targets: (image, targets)
+
+    def examples(*parts):
+        return device.examples(device.Decoded(*parts), options, dataset.num_things, stride)
+
+    return tf.function(examples, jit_compile=True) if compiled else examples
 
 
 def _file(path, skip_damaged):
@@ -204,6 +222,20 @@ def _load(record, dataset, options, pasted_stuff):
     return augment.Sample(example.image, segment_map), segments, intact
 
 
+def draw(seed, dataset, options):
+    """All random numbers of an example, by `seed`, an integer [2].
+
+    Returns the `Draw` of its image, the one of the image as what is pasted onto another (on the
+    host: of the other one as what is pasted), and the `draw_stuff` of that.
+    """
+    # The first of these seeds are those that `augment.draw` splits `seed` into.
+    *_, other_seed, stuff_seed = tf.unstack(tf.random.split(seed, 7), num=7)
+    own = augment.draw(seed, options.scales)
+    other = augment.draw(other_seed, options.paste_scales or options.scales)
+    own, other = (d._replace(flip=d.flip & options.flip) for d in (own, other))
+    return own, other, copy_paste.draw_stuff(stuff_seed, dataset.num_classes)
+
+
 def training_example(records, dataset, options, *, stride, seed):
     """One element of `training_input`, unbatched.
 
@@ -211,23 +243,18 @@ def training_example(records, dataset, options, *, stride, seed):
       records: the record, and one more where the host pastes.
       seed: integer [2].
     """
-    # The first of the seeds that `augment.draw` splits this one into are not used twice.
-    *_, other_seed, stuff_seed = tf.unstack(tf.random.split(seed, 7), num=7)
-    own = augment.draw(seed, options.scales)
-    other = augment.draw(other_seed, options.paste_scales or options.scales)
-    own, other = (d._replace(flip=d.flip & options.flip) for d in (own, other))
-    stuff = copy_paste.draw_stuff(stuff_seed, dataset.num_classes)
+    own, other, stuff = draw(seed, dataset, options)
     sample, segments, intact = _load(records[0], dataset, options, stuff)
     if options.placement == "device":
-        return _decoded(sample, segments, own, other, intact, options)
+        draws = (own, other) if options.paste_scales else (own,)
+        return _decoded(sample, segments, draws, intact, options)
 
     if options.augment:
         sample = augmented(sample, own, options)
     else:
         sample = augment.fit_and_pad(sample, options.size)
-    image, segment_map = sample
-    classes = segments.classes
-    if options.paste_scales:
+    image, segment_map, classes = (*sample, segments.classes)
+    if options.pairs:
         pasted, pasted_segments, _ = _load(records[1], dataset, options, stuff)
         pasted = augmented(pasted, other, options)
         image, segment_map, classes = copy_paste.paste(sample, segments, pasted, pasted_segments)
@@ -253,7 +280,7 @@ def _fitted(shape, options):
     return augment.fit(shape, options.size, options.size) if options.fit else shape
 
 
-def _decoded(sample, segments, own, other, intact, options):
+def _decoded(sample, segments, draws, intact, options):
     """What the host sends where the device augments."""
     canvas = options.canvas or options.size
     shape = tf.shape(sample.segment_map)
@@ -267,8 +294,10 @@ def _decoded(sample, segments, own, other, intact, options):
         segment_map=tf.ensure_shape(tf.pad(segment_map, margin), canvas),
         segments=segments,
         size=stored,
-        own=device.Drawn(augment.locate(fitted, own, options.size), own),
-        other=device.Drawn(augment.locate(fitted, other, options.size), other),
+        drawn=tf.nest.map_structure(
+            lambda *roles: tf.stack(roles),
+            *(device.Drawn(augment.locate(fitted, d, options.size), d) for d in draws),
+        ),
         intact=tf.convert_to_tensor(intact),
     )
 

@@ -16,6 +16,12 @@ class Targets(NamedTuple):
     semantic_weight: tf.Tensor  # float32 [height, width], weight in the semantic loss
 
 
+def count_damaged(targets):
+    """How many of a batch's examples are of damaged records, which weigh nothing: float32."""
+    weight = tf.reduce_max(targets.semantic_weight, axis=[1, 2])
+    return tf.reduce_sum(tf.cast(weight == 0, tf.float32))
+
+
 def class_indices(dataset, category_id):
     """Class index of each category id, int64 [n] -> int32 [n]; -1 for an id of another dataset."""
     table = dataset.class_of_category

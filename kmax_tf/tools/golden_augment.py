@@ -6,7 +6,7 @@ Every operation is run twice, eagerly and inside tf.data.
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, datasets
+from kmax_tf.data import augment, colour, copy_paste, datasets, tables
 from kmax_tf.data.targets import make_targets
 from kmax_tf.importers.classes import channels
 
@@ -42,7 +42,7 @@ def _colour(case, comparison):
             name = f"op/{facts['name']}/{size}"
             for image in _both(
                 lambda image, o=operation, m=facts["magnitude"]: o(
-                    image, m, colour.whole(image), colour.tables.HOST
+                    image, colour.argument(o, m), colour.whole(image), tables.HOST
                 ),
                 case[f"image/{size}"],
             ):
@@ -108,9 +108,7 @@ def _resized(sample, facts):
 
 def _scaled(sample, facts):
     shape = tf.shape(sample.segment_map)
-    return augment.resize(
-        sample, augment.locate(shape, _draw(scale=facts["scale"]), [1, 1]).scaled
-    )
+    return augment.resize(sample, augment.locate(shape, _draw(scale=facts["scale"]), [1, 1]).scaled)
 
 
 def _placed(sample, facts):
@@ -212,21 +210,17 @@ def _compare_paste(case, comparison, name, facts, official):
     for label, index in zip(labels[1], classes[1]):
         stuff[index] = drawn[label]
 
-    def pasted(*inputs):
-        images, numbered = inputs[:2], []
-        for segment_map, segment_class, chosen in zip(inputs[2:4], inputs[4:6], (~stuff, stuff)):
-            numbered.append(
-                copy_paste.number_segments(
-                    segment_map, segment_class, official.num_things, tf.constant(chosen)
-                )
-            )
-        (map_a, segments_a), (map_b, segments_b) = numbered
+    def pasted(image_a, image_b, map_a, map_b, classes_a, classes_b):
+        (map_a, segments_a), (map_b, segments_b) = (
+            copy_paste.number_segments(m, c, official.num_things, tf.constant(stuff))
+            for m, c in ((map_a, classes_a), (map_b, classes_b))
+        )
         return copy_paste.paste(
-            augment.Sample(images[0], map_a), segments_a, augment.Sample(images[1], map_b), segments_b
-        ), (map_a, map_b)
+            augment.Sample(image_a, map_a), segments_a, augment.Sample(image_b, map_b), segments_b
+        )
 
     inputs = [case[f"{name}/image_{x}"] for x in "ab"]
-    for (image, segment_map, ours), numbered in _both(pasted, *inputs, *maps, *classes):
+    for image, segment_map, ours in _both(pasted, *inputs, *maps, *classes):
         comparison.add(f"{name}/image_out", image, case[f"{name}/image_out"], 0)
         label = np.full(segment_map.shape, official.ignore_label * official.divisor)
         for k, index in enumerate(ours.numpy(), 1):
