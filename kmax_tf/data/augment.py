@@ -4,6 +4,7 @@ What is random is drawn first, as numbers (`Draw`), and is exact integers (`Geom
 pixel is touched: `device.py` makes the same picture from the same integers.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -89,38 +90,60 @@ def locate(fitted, draw, size):
     return Geometry(fitted, scaled, pad - crop, draw.flip)
 
 
-def resize(sample, size):
-    """Bilinear for the image, which becomes float32, nearest for the segments; corners aligned."""
+def step(size, original):
+    """How many pixels of the original side one of the scaled side is, corners aligned: float32."""
+    return tf.math.divide_no_nan(tf.cast(original - 1, tf.float32), tf.cast(size - 1, tf.float32))
 
-    def resized():
-        image = tf.compat.v1.image.resize_bilinear(sample.image[None], size, align_corners=True)
-        segment_map = tf.compat.v1.image.resize_nearest_neighbor(
-            sample.segment_map[None, :, :, None], size, align_corners=True
+
+def nearest(pixels, *sides):
+    """The pixels of a side that are nearest to `pixels`, integers [n], of the side once scaled.
+
+    `sides` are its sizes on the way back, from the scaled one to the original.
+    """
+    pixels = tf.cast(pixels, tf.float32)
+    for size, original in itertools.pairwise(sides):
+        pixels = tf.floor(pixels * step(size, original) + 0.5)
+    return tf.cast(pixels, tf.int32)
+
+
+def resize(sample, *sizes):
+    """Scales to each size, int32 [2], in turn; the image becomes float32.
+
+    Bilinear for the image, nearest for the segments, corners aligned.
+    """
+    image, shape = tf.cast(sample.image, tf.float32), tf.shape(sample.segment_map)
+    for size in sizes:
+        image = tf.cond(
+            tf.reduce_all(tf.shape(image)[:2] == size),
+            lambda image=image: image,
+            lambda image=image, size=size: tf.compat.v1.image.resize_bilinear(
+                image[None], size, align_corners=True
+            )[0],
         )
-        return Sample(image[0], segment_map[0, :, :, 0])
-
-    same = tf.reduce_all(tf.shape(sample.segment_map) == size)
-    return tf.cond(
-        same, lambda: Sample(tf.cast(sample.image, tf.float32), sample.segment_map), resized
+    rows, columns = (
+        nearest(tf.range(sides[0]), *sides)
+        for sides in zip(*(tf.unstack(size, num=2) for size in (*reversed(sizes), shape)))
     )
+    # Columns first, which are the slower ones: there are fewer of them before the rows.
+    return Sample(image, tf.gather(tf.gather(sample.segment_map, columns, axis=1), rows, axis=0))
 
 
 def place(sample, geometry, size):
     """Crops and pads the scaled sample into `size`, and mirrors it; the image becomes float32."""
-    begin, room = tf.maximum(-geometry.offset, 0), tf.maximum(geometry.offset, 0)
-    image = sample.image[begin[0] :, begin[1] :][: size[0], : size[1]]
-    segment_map = sample.segment_map[begin[0] :, begin[1] :][: size[0], : size[1]]
-    after = tf.constant(size) - room - tf.shape(segment_map)
-    margins = tf.stack([room, after], axis=1)
-    image = tf.pad(
-        tf.cast(image, tf.float32), tf.concat([margins, [[0, 0]]], 0), constant_values=GREY
-    )
+    crop = tf.maximum(-geometry.offset, 0)
+
+    def cropped(x):
+        x = x[crop[0] : crop[0] + size[0], crop[1] : crop[1] + size[1]]
+        return tf.cond(geometry.flip, lambda: tf.reverse(x, axis=[1]), lambda: x)
+
+    image, segment_map = cropped(sample.image), cropped(sample.segment_map)
+    before = tf.maximum(geometry.offset, 0)
+    after = tf.constant(size) - before - tf.shape(segment_map)
+    (top, left), (bottom, right) = tf.unstack(before), tf.unstack(after)
+    left, right = tf.cond(geometry.flip, lambda: (right, left), lambda: (left, right))
+    margins = [[top, bottom], [left, right]]
+    image = tf.pad(tf.cast(image, tf.float32), [*margins, [0, 0]], constant_values=GREY)
     segment_map = tf.pad(segment_map, margins)
-    image, segment_map = tf.cond(
-        geometry.flip,
-        lambda: (image[:, ::-1], segment_map[:, ::-1]),
-        lambda: (image, segment_map),
-    )
     return Sample(tf.ensure_shape(image, [*size, 3]), tf.ensure_shape(segment_map, size))
 
 

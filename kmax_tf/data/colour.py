@@ -18,6 +18,7 @@ class Frame(NamedTuple):
     rows: tf.Tensor  # int32 [h], the whole image's row of each of the window's
     columns: tf.Tensor  # int32 [w]
     size: tf.Tensor  # int32 [2], of the whole image
+    is_whole: bool = False  # nothing is outside
 
     def within(self, margin):
         """bool [h, w]: the pixels at least `margin` away from the outside."""
@@ -29,7 +30,7 @@ class Frame(NamedTuple):
 def whole(image):
     """The frame of an image that is its own window."""
     size = tf.shape(image)[:2]
-    return Frame(tf.range(size[0]), tf.range(size[1]), size)
+    return Frame(tf.range(size[0]), tf.range(size[1]), size, is_whole=True)
 
 
 def _blend(degenerate, image, factor):
@@ -67,25 +68,29 @@ def solarize(image, threshold, frame, table):
 
 def sharpness(image, factor, frame, table):
     """Blurs below factor 1, sharpens above; the outermost pixels stay."""
-    padded = tf.pad(tf.cast(image, tf.int32), [[1, 1], [1, 1], [0, 0]])
+    image = tf.cast(image, tf.float32)
+    padded = tf.pad(image, [[1, 1], [1, 1], [0, 0]])
     across = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
-    total = across[:-2] + across[1:-1] + across[2:] + 4 * padded[1:-1, 1:-1]
-    blurred = tf.where(frame.within(1)[..., None], tf.cast(total // 13, tf.uint8), image)
-    return _blend(blurred, image, factor)
+    total = across[:-2] + across[1:-1] + across[2:] + 4 * image
+    blurred = tf.floor((total + 0.5) / 13)  # the half keeps multiples of 13 what they are
+    return _blend(tables.choose(frame.within(1), blurred, image), image, factor)
 
 
 def equalize(image, _, frame, table):
     """Makes all levels of each channel about equally frequent."""
-    valid = frame.within(0)
 
     def channel(values):
-        count = table.count(tf.where(valid, tf.cast(values, tf.int32), 256), 257)[:256]
-        last = tf.gather(count, tf.reduce_max(tf.where(count > 0, tf.range(256), 0)))
+        counted = tf.cast(values, tf.int32)
+        if not frame.is_whole:
+            counted = tf.where(frame.within(0), counted, 256)
+        count = table.count(counted, 257)[:256]
+        level = tf.range(256)
+        last = tf.gather(count, tf.reduce_max(tf.where(count > 0, level, 0)))
         step = (tf.reduce_sum(count) - last) // 255
-        levels = (tf.cumsum(count, exclusive=True) + step // 2) // tf.maximum(step, 1)
+        equal = (tf.cumsum(count, exclusive=True) + step // 2) // tf.maximum(step, 1)
         # The official table begins with 0, whatever half a step makes of it.
-        levels = tf.where(tf.range(256) > 0, tf.minimum(levels, 255), 0)
-        return tf.where(step == 0, values, tf.cast(table.lookup(levels, values), tf.uint8))
+        equal = tf.where(level > 0, tf.minimum(equal, 255), 0)
+        return table.lookup(tf.cast(tf.where(step == 0, level, equal), tf.uint8), values)
 
     return tf.stack([channel(values) for values in tf.unstack(image, axis=-1)], axis=-1)
 

@@ -34,24 +34,20 @@ class Decoded(NamedTuple):
     intact: tf.Tensor  # bool, False where the record was damaged
 
 
-def _ratio(size, original):
-    """float32: how many pixels of the original one step is, corners aligned."""
-    size, original = tf.cast(size - 1, tf.float32), tf.cast(original - 1, tf.float32)
-    return tf.math.divide_no_nan(original, size)
-
-
 def _bilinear(pixels, scaled, fitted, stored, length):
     """Weights float32 [n, length] of a stored side's pixels in `pixels`, int32 [n], of the scaled.
 
     stored > fitted > scaled: the side's sizes on its way. 0 for pixels that do not exist.
     """
-    position = tf.cast(pixels, tf.float32) * _ratio(scaled, fitted)
+    position = tf.cast(pixels, tf.float32) * augment.step(scaled, fitted)
     low = tf.floor(position)
     high = tf.minimum(low + 1, tf.cast(fitted - 1, tf.float32))
     part = (position - low)[:, None]
 
     def weights(pixel):
-        distance = pixel[:, None] * _ratio(fitted, stored) - tf.range(length, dtype=tf.float32)
+        distance = pixel[:, None] * augment.step(fitted, stored) - tf.range(
+            length, dtype=tf.float32
+        )
         return tf.maximum(1 - tf.abs(distance), 0)
 
     return (1 - part) * weights(low) + part * weights(high)
@@ -59,13 +55,9 @@ def _bilinear(pixels, scaled, fitted, stored, length):
 
 def _nearest(pixels, scaled, fitted, stored, length):
     """As `_bilinear`, but the one nearest pixel has the weight 1."""
-
-    def nearest(pixel, size, original):
-        return tf.floor(pixel * _ratio(size, original) + 0.5)
-
-    pixel = nearest(nearest(tf.cast(pixels, tf.float32), scaled, fitted), fitted, stored)
     exists = (pixels >= 0) & (pixels < scaled)
-    return tf.one_hot(tf.where(exists, tf.cast(pixel, tf.int32), -1), length)
+    nearest = augment.nearest(pixels, scaled, fitted, stored)
+    return tf.one_hot(tf.where(exists, nearest, -1), length)
 
 
 def _parts(x):

@@ -267,9 +267,9 @@ def training_example(records, dataset, options, *, stride, seed):
 
 def augmented(sample, draw, options):
     """The augmentations of one image on the host, in the order of the official code."""
-    sample = augment.resize(sample, _fitted(tf.shape(sample.segment_map), options))
-    geometry = augment.locate(tf.shape(sample.segment_map), draw, options.size)
-    image, segment_map = augment.resize(sample, geometry.scaled)
+    fitted = _fitted(tf.shape(sample.segment_map), options)
+    geometry = augment.locate(fitted, draw, options.size)
+    image, segment_map = augment.resize(sample, fitted, geometry.scaled)
     if options.colour is not None:
         image = tf.cast(image, tf.uint8)
         image = colour.augment(image, draw, options.colour, colour.whole(image))

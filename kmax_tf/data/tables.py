@@ -1,4 +1,4 @@
-"""Small tables over many pixels, counted and looked up, on the host and on the device.
+"""Many pixels at once: counted, looked up in small tables, chosen from one of two images.
 
 Gather and scatter of single numbers are fast on a CPU and slow on a TPU; there the comparison
 of each pixel with each row is one fused loop, of which nothing is stored.
@@ -37,3 +37,14 @@ def _compared_lookup(table, index):
 
 HOST = Tables(_bincount, lambda table, index: tf.gather(table, tf.cast(index, tf.int32)))
 DEVICE = Tables(_compared_count, _compared_lookup)
+
+
+def choose(mask, image, other):
+    """The pixels of `image` where `mask` is, those of `other` elsewhere: [..., 3] by bool [...].
+
+    As rows of numbers, which on a CPU is three times as fast as channel by channel.
+    """
+    chosen = tf.compat.v1.where(
+        tf.reshape(mask, [-1]), tf.reshape(image, [-1, 3]), tf.reshape(other, [-1, 3])
+    )
+    return tf.reshape(chosen, tf.shape(other))
