@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from kmax_tf import checkpoint, config, runtime
 from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data.targets import count_damaged
 from kmax_tf.files import InputError, write_atomic
 from kmax_tf.loss.criterion import Losses
 from kmax_tf.model.layers import random_seed, random_uniform
@@ -53,9 +54,19 @@ class Trainer(orbit.StandardTrainer):
             semantic=tf_keras.metrics.MeanTensor(shape=[]),
         )
         self.norm = tf_keras.metrics.Mean("gradient_norm")
+        self.damaged = tf_keras.metrics.Sum("damaged_records")
+        self.examples = pipeline.step_examples(
+            experiment.training_input,
+            experiment.dataset,
+            model.output_stride,
+            compiled=not isinstance(strategy, tf.distribute.TPUStrategy),
+        )
 
     def train_step(self, iterator):
-        def on_replica(image, targets):
+        def on_replica(*batch):
+            image, targets = self.examples(*batch)
+            if self.experiment.training_input.skip_damaged:
+                self.damaged.update_state(count_damaged(targets))
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             losses, norm = train_step(
                 self.model,
@@ -90,7 +101,9 @@ class Trainer(orbit.StandardTrainer):
                 scalars[f"decoder_{i}/{name}"] = value
         scalars["gradient_norm"] = float(self.norm.result())
         scalars["learning_rate"] = float(self.optimizer.learning_rate)
-        for metric in (*self.losses, self.norm):
+        if self.experiment.training_input.skip_damaged:
+            scalars["damaged_records"] = float(self.damaged.result())
+        for metric in (*self.losses, self.norm, self.damaged):
             metric.reset_state()
         return scalars
 
@@ -115,8 +128,10 @@ def make_trainer(experiment, strategy):
         return Trainer(experiment, strategy, model, optimizer, step, dataset=None)
 
 
-def training_dataset(experiment, strategy, stride, start_step):
+def training_dataset(experiment, strategy, stride, start_step, service=""):
     """The distributed training input from `start_step` on.
+
+    `service` is the address of a tf.data service that makes it, "" for the hosts themselves.
 
     Raises InputError if the records are missing, empty, of other classes, or fewer than a batch.
     """
@@ -127,7 +142,8 @@ def training_dataset(experiment, strategy, stride, start_step):
             f"{folder}: its classes are not those of dataset {experiment.dataset.name!r};"
             " bind datasets.load.source to the dataset of these records"
         )
-    if datasets.read_split(folder, split).num_examples == 0:
+    size = datasets.read_split(folder, split)
+    if size.num_examples == 0:
         raise InputError(f"{folder}: split {split!r} holds no example; convert it again")
 
     def per_host(context):
@@ -136,19 +152,23 @@ def training_dataset(experiment, strategy, stride, start_step):
             experiment.dataset,
             experiment.training_input,
             stride=stride,
-            batch_size=context.get_per_replica_batch_size(experiment.batch_size),
+            num_examples=size.num_examples,
+            batch_size=experiment.batch_size // context.num_input_pipelines,
+            num_replicas=context.num_replicas_in_sync // context.num_input_pipelines,
             seed=experiment.seed,
             start_step=start_step,
             host=context.input_pipeline_id,
             num_hosts=context.num_input_pipelines,
+            service=service,
         )
 
     return strategy.distribute_datasets_from_function(per_host)
 
 
-def train(experiment, run_dir, strategy):
+def train(experiment, run_dir, strategy, service=""):
     """Trains `experiment` in `run_dir`, going on from its newest checkpoint; returns the model.
 
+    `service` is the address of a tf.data service that makes the input, "" for the hosts themselves.
     Writes config.gin, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
     Raises InputError for records, checkpoints or losses that training cannot go on with.
     """
@@ -169,14 +189,16 @@ def train(experiment, run_dir, strategy):
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     write_atomic(os.path.join(run_dir, "config.gin"), config.resolved())
     trainer.train_dataset = training_dataset(
-        experiment, strategy, trainer.model.output_stride, start
+        experiment, strategy, trainer.model.output_stride, start, service
     )
     progress = tqdm(total=experiment.steps, initial=start, desc="training", unit="step")
 
     def after_loop(scalars):
         step = int(trainer.step)
         progress.update(step - progress.n)
-        progress.set_postfix_str(f"loss {scalars['loss/total']:.3f}")
+        damaged = scalars.get("damaged_records")
+        note = f", {damaged:.0f} damaged records skipped" if damaged else ""
+        progress.set_postfix_str(f"loss {scalars['loss/total']:.3f}{note}")
         if step % experiment.checkpoint_interval == 0 or step == experiment.steps:
             manager.save(checkpoint_number=step)
 

@@ -1,7 +1,8 @@
-"""The input: files > shard per host > shuffle > parse > augment > targets > batch, in that order.
+"""The input: records in an order of each epoch > share of a host > decode > augment > batch.
 
 Random numbers are stateless, so the position is a step number: an input that starts at step n
-gives what one from the beginning gives after n batches.
+gives what one from the beginning gives after n batches. It has no Python operation, as on a slice
+it runs in servers without Python.
 """
 
 import dataclasses
@@ -9,12 +10,15 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import augment
+from kmax_tf.data import augment, colour, copy_paste, device
 from kmax_tf.data.datasets import Dataset
-from kmax_tf.data.example import parse
+from kmax_tf.data.example import Example, parse
 from kmax_tf.data.targets import class_indices, make_targets
+from kmax_tf.files import InputError
 
-ENDLESS = 2**40
+ENDLESS = 2**31  # epochs
+FILES_AT_ONCE = 16
+PLACEMENTS = ("host", "device")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +27,41 @@ class TrainingInput:
 
     size: tuple[int, int]  # height, width of the crop in pixels
     augment: bool = True  # False: every image as the evaluation sees it
-    scales: tuple[float, ...] = (1.0,)  # of the random scale, after fitting into `size`
+    placement: str = "host"  # "device": decoded on the host, augmented in the training step
+    canvas: tuple[int, int] | None = None  # on the device, height and width of the largest image
+    fit: bool = True  # into `size`, before the random scale
+    scales: tuple[float, ...] = (1.0,)  # of the random scale
+    colour: float | None = None  # magnitude scale of the auto-augment policy; None: none
     flip: bool = True
+    paste_scales: tuple[float, ...] = ()  # of the image for copy-paste; empty: no copy-paste
     max_segments: int = 128  # rows of the targets, at most the number of clusters
-    thing_weight: float = 1.0  # weight of thing pixels in the semantic loss
+    small_thing_area: int = 0  # pixels of the crop, from which a thing is not small
+    small_thing_weight: float = 1.0  # weight of small things in the semantic loss
     shuffle_buffer: int = 1000  # records
+    skip_damaged: bool = False  # False: a damaged record ends training
+
+    def __post_init__(self):
+        if self.placement not in PLACEMENTS:
+            raise InputError(f'placement "{self.placement}" is none of {", ".join(PLACEMENTS)}')
+        if self.placement == "device" and not self.augment:
+            raise InputError(
+                'placement "device" augments; bind TrainingInput.placement to "host" where'
+                " TrainingInput.augment is False"
+            )
+
+    @property
+    def pairs(self):
+        """Whether an example is made of two records."""
+        return bool(self.augment and self.paste_scales and self.placement == "host")
+
+    @property
+    def target_options(self):
+        """What `make_targets` needs of these."""
+        return dict(
+            max_segments=self.max_segments,
+            small_thing_area=self.small_thing_area,
+            small_thing_weight=self.small_thing_weight,
+        )
 
 
 class EvaluationSample(NamedTuple):
@@ -45,69 +79,226 @@ def training_input(
     dataset: Dataset,
     options: TrainingInput,
     *,
+    num_examples: int,
     stride: int,
     batch_size: int,
     seed: int,
     start_step: int = 0,
     host: int = 0,
     num_hosts: int = 1,
+    num_replicas: int = 1,
+    service: str = "",
 ) -> tf.data.Dataset:
-    """Endless batches of (image float32 [batch, height, width, 3], `Targets`) for one host.
+    """Endless batches for one host.
+
+    Where the placement is "host", of (image float32 [batch, height, width, 3], `Targets`), else of
+    `device.Decoded`, of which `device.examples` makes the same.
 
     Arguments:
-      paths: all shards, of which the host reads every num_hosts-th.
+      paths: all shards, all of which every host reads: shards never hold equally many examples,
+        and so the epochs of all hosts are one, and its order does not depend on their number.
+      num_examples: of the shards together.
       stride: the model's output stride, at which the targets are.
-      batch_size: images a host and step.
+      batch_size: images a host and step, in batches of batch_size / num_replicas.
       start_step: the number of steps done before.
+      service: address of a tf.data service that makes the batches; "" for this host. With one
+        worker their order is the same, with more of them each makes every n-th epoch.
     """
-    paths = paths[host::num_hosts] or paths
+    start = start_step * batch_size * num_hosts
+    records = ordered_records(
+        paths,
+        options,
+        num_examples=num_examples,
+        seed=seed,
+        start=start,
+        host=host,
+        num_hosts=num_hosts,
+    )
 
-    def epoch(number):
+    def example(index, *records):
+        return training_example(
+            records, dataset, options, stride=stride, seed=tf.stack([seed, index])
+        )
+
+    examples = records.map(example, tf.data.AUTOTUNE, deterministic=True)
+    batches = examples.batch(batch_size // num_replicas, drop_remainder=True)
+    if service:
+        policy = tf.data.experimental.service.ShardingPolicy.DYNAMIC
+        batches = batches.apply(tf.data.experimental.service.distribute(policy, service))
+    return batches.prefetch(1)
+
+
+def ordered_records(paths, options, *, num_examples, seed, start=0, host=0, num_hosts=1):
+    """The host's records from position `start` of the endless order of all hosts.
+
+    Yields (position int64, record), and where the host pastes one more record, of another order.
+    """
+
+    def ordered(number):
         order = tf.random.experimental.stateless_shuffle(tf.constant(paths), [seed, number])
         records = tf.data.Dataset.from_tensor_slices(order).interleave(
-            tf.data.TFRecordDataset, cycle_length=16
+            lambda path: _file(path, options.skip_damaged), cycle_length=FILES_AT_ONCE
         )
-        return records.shuffle(
+        records = records.shuffle(
             options.shuffle_buffer, seed=seed + number, reshuffle_each_iteration=False
         )
+        return _exactly(records, num_examples, options.skip_damaged)
 
-    def example(index, record):
-        index = index * num_hosts + host
-        return _training_example(parse(record), dataset, options, stride, tf.stack([seed, index]))
+    def epoch(number):
+        begin = number * num_examples
+        first = tf.maximum(begin, start)
+        first += (host - first) % num_hosts
+        # The second order of an epoch has a negative number, which no epoch has.
+        orders = (ordered(number), ordered(-1 - number)) if options.pairs else (ordered(number),)
+        mine = tf.data.Dataset.zip(orders).skip(first - begin).shard(num_hosts, 0)
+        return mine.enumerate().map(lambda i, records: (first + i * num_hosts, *records))
 
+    return tf.data.Dataset.range(start // num_examples, ENDLESS).flat_map(epoch)
+
+
+def step_examples(options, dataset, stride, compiled):
+    """What the training step does first: a batch's parts -> (image, `Targets`) of one replica.
+
+    `compiled`: by XLA, where the step itself is not.
+    """
+    if options.placement == "host":
+        return lambda image, targets: (image, targets)
+
+    def examples(*parts):
+        return device.examples(device.Decoded(*parts), options, dataset.num_things, stride)
+
+    return tf.function(examples, jit_compile=True) if compiled else examples
+
+
+def _file(path, skip_damaged):
+    records = tf.data.TFRecordDataset(path)
+    return records.ignore_errors() if skip_damaged else records
+
+
+def _exactly(records, number, skip_damaged):
+    """The positions of an epoch do not depend on damage: what is lost is replaced by nothing."""
+    if skip_damaged:
+        return records.concatenate(tf.data.Dataset.from_tensors("").repeat()).take(number)
+    return records.apply(tf.data.experimental.assert_cardinality(number))
+
+
+def decode(record):
+    """The `Example` of a record; InvalidArgumentError if it contradicts itself."""
+    example = parse(record)
+    height, width = tf.unstack(tf.shape(example.segment_map))
+    same_size = tf.reduce_all(tf.shape(example.image)[:2] == [height, width])
+    known = tf.reduce_max(example.segment_map) <= tf.size(example.category_id)
+    tf.debugging.Assert(same_size, [example.filename, "image and segments differ in size"])
+    tf.debugging.Assert(known, [example.filename, "a pixel is of a segment that is not listed"])
+    return example
+
+
+def _decode_or_blank(record):
+    """The `Example` and True, or one black pixel of void and False."""
+    blank = Example(
+        image=tf.zeros([1, 1, 3], tf.uint8),
+        segment_map=tf.zeros([1, 1], tf.int32),
+        segment_id=tf.zeros([0], tf.int64),
+        category_id=tf.zeros([0], tf.int64),
+        is_crowd=tf.zeros([0], tf.bool),
+        filename=tf.constant(""),
+        image_id=tf.constant(""),
+    )
+    decoded = tf.data.Dataset.from_tensors(record).map(lambda r: (decode(r), True)).ignore_errors()
     return (
-        tf.data.Dataset.range(ENDLESS)
-        .flat_map(epoch)
-        .enumerate()
-        .skip(start_step * batch_size)
-        .map(example, tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
-        .prefetch(tf.data.AUTOTUNE)
+        decoded.concatenate(tf.data.Dataset.from_tensors((blank, False)))
+        .take(1)
+        .get_single_element()
     )
 
 
-def _augmented(sample, options, seed):
-    seeds = tf.unstack(tf.random.split(seed, 3), num=3)
-    sample = augment.resize_to_fit(sample, options.size)
-    sample = augment.random_scale(sample, options.scales, seeds[0])
-    sample = augment.random_pad_and_crop(sample, options.size, seeds[1])
-    return augment.random_flip(sample, seeds[2]) if options.flip else sample
+def _load(record, dataset, options, pasted_stuff):
+    """Returns the `Sample`, its `Segments`, and whether the record was intact."""
+    example, intact = _decode_or_blank(record) if options.skip_damaged else (decode(record), True)
+    classes = tf.where(example.is_crowd, -1, class_indices(dataset, example.category_id))
+    segment_map, segments = copy_paste.number_segments(
+        example.segment_map, classes, dataset.num_things, pasted_stuff
+    )
+    return augment.Sample(example.image, segment_map), segments, intact
 
 
-def _training_example(example, dataset, options, stride, seed):
-    sample = augment.Sample(tf.cast(example.image, tf.float32), example.segment_map)
+def draw(seed, dataset, options):
+    """All random numbers of an example, by `seed`, an integer [2].
+
+    Returns the `Draw` of its image, the one of the image as what is pasted onto another (on the
+    host: of the other one as what is pasted), and the `draw_stuff` of that.
+    """
+    # The first of these seeds are those that `augment.draw` splits `seed` into.
+    *_, other_seed, stuff_seed = tf.unstack(tf.random.split(seed, 7), num=7)
+    own = augment.draw(seed, options.scales)
+    other = augment.draw(other_seed, options.paste_scales or options.scales)
+    own, other = (d._replace(flip=d.flip & options.flip) for d in (own, other))
+    return own, other, copy_paste.draw_stuff(stuff_seed, dataset.num_classes)
+
+
+def training_example(records, dataset, options, *, stride, seed):
+    """One element of `training_input`, unbatched.
+
+    Arguments:
+      records: the record, and one more where the host pastes.
+      seed: integer [2].
+    """
+    own, other, stuff = draw(seed, dataset, options)
+    sample, segments, intact = _load(records[0], dataset, options, stuff)
+    if options.placement == "device":
+        draws = (own, other) if options.paste_scales else (own,)
+        return _decoded(sample, segments, draws, intact, options)
+
     if options.augment:
-        sample = _augmented(sample, options, seed)
+        sample = augmented(sample, own, options)
     else:
         sample = augment.fit_and_pad(sample, options.size)
-    return sample.image, make_targets(
-        sample.segment_map,
-        class_indices(dataset, example.category_id),
-        example.is_crowd,
-        num_things=dataset.num_things,
-        stride=stride,
-        max_segments=options.max_segments,
-        thing_weight=options.thing_weight,
+    image, segment_map, classes = (*sample, segments.classes)
+    if options.pairs:
+        pasted, pasted_segments, _ = _load(records[1], dataset, options, stuff)
+        pasted = augmented(pasted, other, options)
+        image, segment_map, classes = copy_paste.paste(sample, segments, pasted, pasted_segments)
+    targets = make_targets(
+        segment_map, classes, num_things=dataset.num_things, stride=stride, **options.target_options
+    )
+    weight = targets.semantic_weight * tf.cast(intact, tf.float32)
+    return image, targets._replace(semantic_weight=weight)
+
+
+def augmented(sample, draw, options):
+    """The augmentations of one image on the host, in the order of the official code."""
+    fitted = _fitted(tf.shape(sample.segment_map), options)
+    geometry = augment.locate(fitted, draw, options.size)
+    image, segment_map = augment.resize(sample, fitted, geometry.scaled)
+    if options.colour is not None:
+        image = tf.cast(image, tf.uint8)
+        image = colour.augment(image, draw, options.colour, colour.whole(image))
+    return augment.place(augment.Sample(image, segment_map), geometry, options.size)
+
+
+def _fitted(shape, options):
+    return augment.fit(shape, options.size, options.size) if options.fit else shape
+
+
+def _decoded(sample, segments, draws, intact, options):
+    """What the host sends where the device augments."""
+    canvas = options.canvas or options.size
+    shape = tf.shape(sample.segment_map)
+    fitted = _fitted(shape, options)
+    stored = tf.where(tf.reduce_any(shape > canvas), augment.fit(shape, canvas, canvas), shape)
+    image, segment_map = augment.resize(sample, stored)
+    margin = tf.stack([tf.zeros([2], tf.int32), canvas - stored], axis=1)
+    image = tf.pad(tf.cast(tf.round(image), tf.uint8), tf.concat([margin, [[0, 0]]], axis=0))
+    return device.Decoded(
+        image=tf.ensure_shape(image, [*canvas, 3]),
+        segment_map=tf.ensure_shape(tf.pad(segment_map, margin), canvas),
+        segments=segments,
+        size=stored,
+        drawn=tf.nest.map_structure(
+            lambda *roles: tf.stack(roles),
+            *(device.Drawn(augment.locate(fitted, d, options.size), d) for d in draws),
+        ),
+        intact=tf.convert_to_tensor(intact),
     )
 
 
@@ -119,7 +310,7 @@ def evaluation_input(paths: list[str], size: tuple[int, int], batch_size: int) -
 
     def prepare(record):
         example = parse(record)
-        sample = augment.Sample(tf.cast(example.image, tf.float32), example.segment_map)
+        sample = augment.Sample(example.image, example.segment_map)
         return EvaluationSample(
             image=augment.fit_and_pad(sample, size).image,
             fitted_size=augment.fitted_size(sample, size),

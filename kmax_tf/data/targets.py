@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kmax_tf.data import tables
+
 
 class Targets(NamedTuple):
     """Ground truth at the output stride; crowd and void belong to no segment."""
@@ -12,6 +14,12 @@ class Targets(NamedTuple):
     segment_class: tf.Tensor  # int32 [segments], class index, -1 where no such segment exists
     semantic: tf.Tensor  # int32 [height, width], class index, -1 for void
     semantic_weight: tf.Tensor  # float32 [height, width], weight in the semantic loss
+
+
+def count_damaged(targets):
+    """How many of a batch's examples are of damaged records, which weigh nothing: float32."""
+    weight = tf.reduce_max(targets.semantic_weight, axis=[1, 2])
+    return tf.reduce_sum(tf.cast(weight == 0, tf.float32))
 
 
 def class_indices(dataset, category_id):
@@ -24,35 +32,56 @@ def class_indices(dataset, category_id):
 
 
 def make_targets(
-    segment_map, segment_class, is_crowd, *, num_things, stride, max_segments, thing_weight
+    segment_map,
+    segment_class,
+    *,
+    num_things,
+    stride,
+    max_segments,
+    small_thing_area=0,
+    small_thing_weight=1.0,
+    table=tables.HOST,
 ):
-    """Targets of one sample.
+    """Targets of one sample, with static shapes.
 
     Arguments:
-      segment_map: int32 [height, width], 0 void, k the k-th segment.
-      segment_class: int32 [n], class index of each segment; things come before stuff.
-      is_crowd: bool [n]; crowd becomes void.
+      segment_map: integers [height, width], 0 void, k the k-th segment.
+      segment_class: int32 [n], class index of each segment, -1 for void; things come before stuff,
+        and stuff segments of one class become one.
       stride: the output stride; the map is reduced by taking every stride-th pixel.
       max_segments: rows of the targets; the smallest segments beyond it become void.
-      thing_weight: weight of thing pixels in the semantic loss, stuff weighing 1.
+      small_thing_area: things of fewer pixels than this, before the stride, are small.
+      small_thing_weight: weight of small things in the semantic loss, all else weighing 1.
+      table: tables.HOST or tables.DEVICE.
     """
-    segment_map = segment_map[::stride, ::stride]
-    area = tf.math.bincount(
-        tf.reshape(segment_map, [-1]), minlength=tf.size(segment_class) + 1, dtype=tf.int32
-    )[1:]
-    area = tf.where(is_crowd | (segment_class < 0), 0, area)
-    by_area = tf.argsort(area, direction="DESCENDING", stable=True)[:max_segments]
-    by_area = tf.boolean_mask(by_area, tf.gather(area, by_area) > 0)
-    row = tf.scatter_nd(by_area[:, None] + 1, tf.range(tf.size(by_area)) + 1, [tf.size(area) + 1])
-    segment = tf.gather(row - 1, segment_map)
+    segments = segment_class.shape[0]
+    number = tf.range(segments)
+    thing = (segment_class >= 0) & (segment_class < num_things)
+    same = (segment_class[:, None] == segment_class) & ~thing[:, None]
+    first = tf.reduce_min(tf.where(same, number, number[:, None]), axis=1)
 
-    classes = tf.gather(segment_class, by_area)
-    classes = tf.pad(classes, [[0, max_segments - tf.size(classes)]], constant_values=-1)
-    semantic = tf.where(segment >= 0, tf.gather(classes, tf.maximum(segment, 0)), -1)
-    is_thing = (semantic >= 0) & (semantic < num_things)
+    grid = segment_map[::stride, ::stride]
+    area = tf.where(segment_class >= 0, table.count(grid, segments + 1)[1:], 0)
+    area = tf.reduce_sum(tf.where(first == number[:, None], area, 0), axis=1)
+    # No two keys are equal, so that every placement sorts alike: by area, then by number.
+    key = area * segments + (segments - 1 - number)
+    by_area = tf.math.top_k(key, min(max_segments, segments)).indices
+    exists = tf.gather(area, by_area) > 0
+    rows = tf.where((first[:, None] == by_area) & exists, tf.range(by_area.shape[0]) + 1, 0)
+    row = tf.reduce_sum(rows, axis=1) - 1
+
+    weight = tf.ones([segments])
+    if small_thing_weight != 1.0:
+        small = table.count(segment_map, segments + 1)[1:] < small_thing_area
+        weight = tf.where(thing & (row >= 0) & small, float(small_thing_weight), 1.0)
+
+    def at_pixels(values, void):
+        return table.lookup(tf.concat([tf.constant([void], values.dtype), values], 0), grid)
+
+    classes = tf.where(exists, tf.gather(segment_class, by_area), -1)
     return Targets(
-        segment=segment,
-        segment_class=tf.ensure_shape(classes, [max_segments]),
-        semantic=semantic,
-        semantic_weight=tf.where(is_thing, float(thing_weight), 1.0),
+        segment=at_pixels(row, -1),
+        segment_class=tf.pad(classes, [[0, max_segments - classes.shape[0]]], constant_values=-1),
+        semantic=at_pixels(tf.where(row >= 0, segment_class, -1), -1),
+        semantic_weight=at_pixels(weight, 1.0),
     )

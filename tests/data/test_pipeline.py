@@ -1,126 +1,174 @@
-"""The training input: position by step, every example once an epoch, targets as worked by hand."""
+"""The training input: position by step, every example once an epoch, no Python operation."""
+
+import glob
+import os
+import pathlib
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from kmax_tf import config
 from kmax_tf.data import datasets, example, pipeline
-from kmax_tf.data.targets import class_indices, make_targets
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUMBER = 26  # divided by neither 3 shards nor 4 hosts
+EVERYTHING = dict(
+    size=(33, 41),
+    scales=(0.5, 1.0, 1.7),
+    paste_scales=(0.3, 0.8),
+    colour=1.0,
+    max_segments=16,
+    shuffle_buffer=8,
+)
 
 
-def batches(records, count, **arguments):
+@pytest.fixture(scope="module")
+def paths(made, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("records"))
+    return made.write(folder, list(range(NUMBER)), shards=3)
+
+
+def batches(paths, count, options=None, **arguments):
+    """The first batches, as arrays."""
     dataset = pipeline.training_input(
-        example.shard_paths(records, "train"),
-        datasets.load(records),
-        pipeline.TrainingInput(size=(65, 65), scales=(0.8, 1.0), shuffle_buffer=4),
-        **{"stride": 4, "batch_size": 2, "seed": 3} | arguments,
+        paths,
+        datasets.load("panoptic_digits"),
+        pipeline.TrainingInput(**options or EVERYTHING),
+        **{"num_examples": NUMBER, "stride": 4, "batch_size": 2, "seed": 3} | arguments,
     )
     return [tf.nest.map_structure(np.asarray, b) for b, _ in zip(dataset, range(count))]
+
+
+def ids(paths, count, placement="host", **arguments):
+    """The ids of the first records of a host's order: of both, where it takes pairs."""
+    options = pipeline.TrainingInput(**EVERYTHING, placement=placement)
+    records = pipeline.ordered_records(
+        paths, options, num_examples=NUMBER, **{"seed": 3} | arguments
+    )
+    records = records.map(lambda i, *r: (i, *(example.parse(x).image_id for x in r)))
+    return [tuple(map(int, r)) for r in records.take(count).as_numpy_iterator()]
 
 
 def assert_equal(a, b):
     tf.nest.map_structure(np.testing.assert_array_equal, a, b)
 
 
-def test_starts_anywhere_as_if_from_the_beginning(records):
-    whole = batches(records, 8)
-    for start in (1, 3, 5):
-        assert_equal(batches(records, 8 - start, start_step=start), whole[start:])
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_each_epoch_holds_each_example_once(paths, hosts):
+    epochs = 3 if hosts == 1 else 4  # so that the hosts' shares of them are equal
+    share = epochs * NUMBER // hosts
+    rows = sorted(sum((ids(paths, share, host=h, num_hosts=hosts) for h in range(hosts)), []))
+    assert [position for position, *_ in rows] == list(range(epochs * NUMBER))
+    for which in (1, 2):  # the examples, and what is pasted onto them
+        orders = [[r[which] for r in rows[k : k + NUMBER]] for k in range(0, len(rows), NUMBER)]
+        assert all(sorted(order) == list(range(NUMBER)) for order in orders)
+        assert len(set(map(tuple, orders))) == epochs
+    # The order is the same whatever the number of hosts.
+    assert rows[:NUMBER] == ids(paths, NUMBER)
 
 
-def test_epochs_differ_and_hold_each_example_once(records):
-    # The second field of an example tells images apart without augmentation.
-    still = pipeline.TrainingInput(size=(65, 65), augment=False, shuffle_buffer=4)
-    dataset = pipeline.training_input(
-        example.shard_paths(records, "train"),
-        datasets.load(records),
-        still,
-        stride=4,
-        batch_size=6,
-        seed=0,
-    )
-    epochs = [[float(x) for x in tf.reduce_sum(b[0], [1, 2, 3])] for b, _ in zip(dataset, range(4))]
-    assert len(set(epochs[0])) == 6
-    assert all(sorted(e) == sorted(epochs[0]) for e in epochs)
-    assert len({tuple(e) for e in epochs}) > 1
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_order_goes_on_as_if_uninterrupted(paths, hosts):
+    random = np.random.default_rng(0)
+    host = int(random.integers(hosts))
+    total = 3 * NUMBER // hosts
+    common = dict(host=host, num_hosts=hosts)
+    whole = ids(paths, total, **common)
+    for start in random.choice(total, min(20, total), replace=False):
+        rest = ids(paths, min(5, total - start), start=int(start) * hosts, **common)
+        assert rest == whole[start : start + 5]
 
 
-def test_hosts_share_the_files(records):
-    still = dict(size=(65, 65), augment=False, shuffle_buffer=1)
-    sums = set()
-    for host in range(2):
-        dataset = pipeline.training_input(
-            example.shard_paths(records, "train"),
-            datasets.load(records),
-            pipeline.TrainingInput(**still),
-            stride=4,
-            batch_size=3,
-            seed=0,
-            host=host,
-            num_hosts=2,
-        )
-        image, _ = next(iter(dataset))
-        sums |= {float(x) for x in tf.reduce_sum(image, [1, 2, 3])}
-    assert len(sums) == 6
+@pytest.mark.parametrize("placement", pipeline.PLACEMENTS)
+def test_pixels_go_on_as_if_uninterrupted(paths, placement):
+    options = EVERYTHING | dict(placement=placement)
+    common = dict(host=1, num_hosts=4)
+    whole = batches(paths, 3 * NUMBER // 8, options, **common)
+    for start in (1, 7):  # in the first and in the third epoch
+        assert_equal(batches(paths, 2, options, start_step=start, **common), whole[start:][:2])
 
 
-def test_targets_by_hand():
-    # Segment 1 is a thing of class 2, 2 stuff of class 4, 3 crowd, 4 too small for stride 2.
-    segment_map = np.zeros((5, 5), np.int32)
-    segment_map[:2] = 1
-    segment_map[2:] = 2
-    segment_map[4, 4] = 3
-    segment_map[1, 1] = 4
-    targets = make_targets(
-        tf.constant(segment_map),
-        tf.constant([2, 4, 1, 0]),
-        tf.constant([False, False, True, False]),
-        num_things=3,
-        stride=2,
-        max_segments=3,
-        thing_weight=4.0,
-    )
-    # By area at stride 2: the stuff (5 pixels) is row 0, the thing (3 pixels) row 1.
-    np.testing.assert_array_equal(targets.segment, [[1, 1, 1], [0, 0, 0], [0, 0, -1]])
-    np.testing.assert_array_equal(targets.segment_class, [4, 2, -1])
-    np.testing.assert_array_equal(targets.semantic, [[2, 2, 2], [4, 4, 4], [4, 4, -1]])
-    np.testing.assert_array_equal(targets.semantic_weight, [[4, 4, 4], [1, 1, 1], [1, 1, 1]])
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_interrupted_at_twenty_steps(paths, hosts):
+    common = dict(host=hosts - 1, num_hosts=hosts)
+    whole = batches(paths, 3 * NUMBER // (2 * hosts), **common)
+    for start in np.random.default_rng(1).integers(0, len(whole), 20):
+        rest = whole[start:][:2]
+        assert_equal(batches(paths, len(rest), start_step=int(start), **common), rest)
 
 
-def test_segments_beyond_the_rows_become_void():
-    segment_map = np.repeat([1, 2, 3], [1, 2, 3])[None].astype(np.int32)
-    targets = make_targets(
-        tf.constant(segment_map),
-        tf.constant([0, 1, 0]),
-        tf.constant([False] * 3),
-        num_things=2,
-        stride=1,
-        max_segments=2,
-        thing_weight=1.0,
-    )
-    np.testing.assert_array_equal(targets.segment, [[-1, 1, 1, 0, 0, 0]])
-    np.testing.assert_array_equal(targets.semantic, [[-1, 1, 1, 0, 0, 0]])
+def test_replicas_share_the_images_of_a_step(paths):
+    whole = batches(paths, 4, batch_size=4)
+    halves = batches(paths, 4, batch_size=4, num_replicas=2, start_step=2)
+    joined = [
+        tf.nest.map_structure(lambda a, b: np.concatenate([a, b]), *halves[k : k + 2])
+        for k in (0, 2)
+    ]
+    assert_equal(joined, whole[2:])
 
 
-def test_class_indices_of_unknown_categories():
-    dataset = datasets.load("coco")
-    ids = [dataset.categories[5].id, 10**9, -1, dataset.categories[100].id]
-    np.testing.assert_array_equal(
-        class_indices(dataset, tf.constant(ids, tf.int64)), [5, -1, -1, 100]
-    )
+def test_without_augmentation_examples_are_as_in_evaluation(paths):
+    options = dict(size=(65, 65), augment=False, shuffle_buffer=1, max_segments=16)
+    (image, _), *_ = batches(paths, 1, options, batch_size=NUMBER)
+    seen = next(iter(pipeline.evaluation_input(paths, (65, 65), NUMBER))).image.numpy()
+    order = [int(i) for _, i in ids(paths, NUMBER, "device")]
+    assert sorted(order) == list(range(NUMBER))
+    key = lambda images: sorted(float(x.sum()) for x in images.astype(np.float64))  # noqa: E731
+    np.testing.assert_allclose(key(image), key(seen))
 
 
-def test_no_python_operation_in_the_training_input(records):
+def test_wrong_number_of_examples(paths):
+    for number in (NUMBER - 1, NUMBER + 1):
+        with pytest.raises(tf.errors.FailedPreconditionError, match="was expected to contain"):
+            batches(paths, NUMBER, num_examples=number)
+
+
+def test_options_are_checked():
+    with pytest.raises(InputError, match='"devise" is none of host, device'):
+        pipeline.TrainingInput(size=(65, 65), placement="devise")
+    with pytest.raises(InputError, match="augments"):
+        pipeline.TrainingInput(size=(65, 65), placement="device", augment=False)
+
+
+def operations(dataset):
+    """The names of all operations of a dataset and of the functions in it."""
+    graph = tf.compat.v1.GraphDef.FromString(dataset._as_serialized_graph().numpy())
+    nodes = list(graph.node) + [n for f in graph.library.function for n in f.node_def]
+    return {node.op for node in nodes}
+
+
+def experiments():
+    """The experiments of gin/, one for each different input."""
+    different = {}
+    for path in sorted(glob.glob(str(ROOT / "gin/experiments/*.gin"))):
+        experiment = config.load(Experiment, path)
+        different.setdefault((experiment.dataset.name, experiment.training_input), path)
+    return list(different.values())
+
+
+@pytest.mark.parametrize("path", experiments(), ids=os.path.basename)
+@pytest.mark.parametrize("placement", pipeline.PLACEMENTS)
+def test_no_python_operation_in_any_training_input(paths, path, placement):
     """On a slice the input runs in servers without Python."""
+    bindings = [f"pipeline.TrainingInput.placement = '{placement}'"]
+    if placement == "device":
+        bindings.append("pipeline.TrainingInput.augment = True")
+    experiment = config.load(Experiment, path, bindings)
     dataset = pipeline.training_input(
-        example.shard_paths(records, "train"),
-        datasets.load(records),
-        pipeline.TrainingInput(size=(65, 65)),
+        paths,
+        experiment.dataset,
+        experiment.training_input,
+        num_examples=NUMBER,
         stride=4,
         batch_size=2,
         seed=0,
     )
-    graph = tf.compat.v1.GraphDef.FromString(dataset._as_serialized_graph().numpy())
-    nodes = list(graph.node) + [n for f in graph.library.function for n in f.node_def]
-    names = {node.op for node in nodes}
+    names = operations(dataset)
     assert "DecodePng" in names or "DecodeImage" in names
-    assert not names & {"PyFunc", "EagerPyFunc", "PyFuncStateless"}
+    assert not [name for name in names if "PyFunc" in name or name == "GeneratorDataset"]
+    with_python = dataset.map(lambda *x: tf.numpy_function(lambda: np.int64(1), [], tf.int64))
+    assert any("PyFunc" in name for name in operations(with_python))
