@@ -3,19 +3,26 @@
 import contextlib
 import io
 import os
+import sys
 
 import orbit
 import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
-from kmax_tf import checkpoint, config, runtime
+from kmax_tf import checkpoint, config, runtime, skipped
 from kmax_tf.data import datasets, example, pipeline
 from kmax_tf.data.targets import count_damaged
 from kmax_tf.files import InputError, write_atomic
 from kmax_tf.loss.criterion import Losses
 from kmax_tf.model.layers import random_seed, random_uniform
 from kmax_tf.optimizer import clip
+from kmax_tf.skipped import SkippedSteps
+
+NO_VOID = (
+    "no pixel of the crops is void: clusters without a segment hardly learn that they have none,"
+    ' and instances separate slowly; bind Criterion.unmatched to "nonvoid", or scale images below 1'
+)
 
 
 def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
@@ -25,7 +32,8 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
       image: float32 [batch, height, width, 3], 0..255; targets: `Targets`, batched.
       seed: int32 [2], of all random numbers of the step on this replica.
       clip_norm: largest global norm of the gradient.
-    Returns the batch means of `Losses`, with one number for each output, and the gradient's norm.
+    Returns the batch means of `Losses`, with one number for each output, the gradient's norm, and
+    whether loss and gradient were finite on all replicas; if not, nothing was trained.
     """
     replica = tf.distribute.get_replica_context()
     with tf.GradientTape() as tape, random_seed(seed):
@@ -36,9 +44,11 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
         loss = tf.reduce_mean(losses.total) / replica.num_replicas_in_sync
     gradients = tape.gradient(loss, model.trainable_variables)
     gradients = [tf.convert_to_tensor(g) for g in gradients]  # those of looked-up rows are sparse
-    gradients, norm = clip(replica.all_reduce("SUM", gradients), clip_norm)
-    optimizer.apply(gradients, finite=tf.math.is_finite(norm))
-    return Losses(*(tf.reduce_mean(term, axis=-1) for term in losses)), norm
+    *gradients, loss = replica.all_reduce("SUM", [*gradients, loss])
+    gradients, norm = clip(gradients, clip_norm)
+    finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+    optimizer.apply(gradients, finite)
+    return Losses(*(tf.reduce_mean(term, axis=-1) for term in losses)), norm, finite
 
 
 class Trainer(orbit.StandardTrainer):
@@ -54,6 +64,9 @@ class Trainer(orbit.StandardTrainer):
             semantic=tf_keras.metrics.MeanTensor(shape=[]),
         )
         self.norm = tf_keras.metrics.Mean("gradient_norm")
+        self.void = tf_keras.metrics.Mean("void_share")
+        self.skips = tf_keras.metrics.Sum("skipped_steps")
+        self.skipped = SkippedSteps()
         self.damaged = tf_keras.metrics.Sum("damaged_records")
         self.examples = pipeline.step_examples(
             experiment.training_input,
@@ -67,8 +80,9 @@ class Trainer(orbit.StandardTrainer):
             image, targets = self.examples(*batch)
             if self.experiment.training_input.skip_damaged:
                 self.damaged.update_state(count_damaged(targets))
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            losses, norm = train_step(
+            context = tf.distribute.get_replica_context()
+            replica = context.replica_id_in_sync_group
+            losses, norm, finite = train_step(
                 self.model,
                 self.experiment.criterion,
                 self.optimizer,
@@ -77,9 +91,12 @@ class Trainer(orbit.StandardTrainer):
                 seed=tf.stack([tf.cast(self.step, tf.int32), tf.cast(replica, tf.int32)]),
                 clip_norm=self.experiment.clip_norm,
             )
-            for metric, value in zip(self.losses, losses, strict=True):
-                metric.update_state(value)
-            self.norm.update_state(norm)
+            for metric, value in zip((*self.losses, self.norm), (*losses, norm), strict=True):
+                weight = tf.cast(finite, tf.float32)
+                metric.update_state(tf.where(finite, value, tf.zeros_like(value)), weight)
+            self.void.update_state(tf.cast(targets.semantic < 0, tf.float32))
+            self.skips.update_state((1 - weight) / context.num_replicas_in_sync)
+            self.skipped.update(self.step, finite)
 
         self.strategy.run(on_replica, args=next(iterator))
         self.step.assign_add(1)
@@ -87,23 +104,18 @@ class Trainer(orbit.StandardTrainer):
     def train_loop_end(self):
         """Means since the last call, as scalars for the summaries."""
         losses = Losses(*(metric.result() for metric in self.losses))
-        total = float(losses.total)
-        if not tf.math.is_finite(total):
-            raise InputError(
-                f"the loss is not finite before step {int(self.step)}: the last checkpoint is good;"
-                " lower AdamW.learning_rate, or look for damaged records"
-            )
-        scalars = {"loss/total": total, "loss/semantic": float(losses.semantic)}
+        scalars = {"loss/total": float(losses.total), "loss/semantic": float(losses.semantic)}
         for name in Losses._fields[:-1]:
             final, *auxiliary = (float(v) for v in getattr(losses, name))
             scalars[f"loss/{name}"] = final
             for i, value in enumerate(auxiliary, start=1):
                 scalars[f"decoder_{i}/{name}"] = value
-        scalars["gradient_norm"] = float(self.norm.result())
         scalars["learning_rate"] = float(self.optimizer.learning_rate)
+        others = [self.norm, self.void, self.skips]
         if self.experiment.training_input.skip_damaged:
-            scalars["damaged_records"] = float(self.damaged.result())
-        for metric in (*self.losses, self.norm, self.damaged):
+            others.append(self.damaged)
+        scalars |= {metric.name: float(metric.result()) for metric in others}
+        for metric in (*self.losses, *others):
             metric.reset_state()
         return scalars
 
@@ -195,6 +207,15 @@ def train(experiment, run_dir, strategy, service=""):
 
     def after_loop(scalars):
         step = int(trainer.step)
+        for line in skipped.report(experiment, trainer.skipped.since(progress.n)):
+            progress.write(line, sys.stderr)
+        skipped.check(trainer.skipped, step)
+        if (
+            progress.n == start
+            and scalars["void_share"] == 0
+            and experiment.criterion.unmatched == "void"
+        ):
+            progress.write(NO_VOID, sys.stderr)
         progress.update(step - progress.n)
         damaged = scalars.get("damaged_records")
         note = f", {damaged:.0f} damaged records skipped" if damaged else ""

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import checkpoint, evaluate, runtime, train
-from kmax_tf.data import example
+from kmax_tf.data import datasets, example, pipeline
 from kmax_tf.files import InputError
+from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.layers import random_seed
 
 ONE_DEVICE = "/cpu:0"
@@ -100,7 +102,7 @@ def test_step_compiles_with_xla_to_the_same_numbers(tiny):
     image, targets = batch(experiment, trainer.model.output_stride, size=2)
 
     def step():
-        losses, norm = train.train_step(
+        losses, norm, _ = train.train_step(
             trainer.model,
             experiment.criterion,
             trainer.optimizer,
@@ -131,7 +133,7 @@ def test_overfits_one_image(tiny):
 
     @tf.function
     def step(seed):
-        losses, _ = train.train_step(
+        losses, _, _ = train.train_step(
             trainer.model,
             experiment.criterion,
             trainer.optimizer,
@@ -167,6 +169,103 @@ def test_gradient_that_is_not_finite_changes_nothing(tiny):
     for old, variable in zip(before, trainer.model.trainable_variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
     assert all((m.numpy() == 0).all() for m in trainer.optimizer._first)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """A function: makes the loss of the given steps NaN on the first image of the batch alone."""
+
+    def poison(bad_steps):
+        whole = Criterion.__call__
+
+        def criterion(self, outputs, targets, noise):
+            losses = whole(self, outputs, targets, noise)
+            factor = tf.where(tf.reduce_any(poison.step == bad_steps), [float("nan"), 1.0], 1.0)
+            return losses._replace(pq_mask=losses.pq_mask * factor)
+
+        monkeypatch.setattr(Criterion, "__call__", criterion)
+        make = train.make_trainer
+
+        def make_trainer(*arguments):
+            trainer = make(*arguments)
+            poison.step = trainer.step
+            return trainer
+
+        monkeypatch.setattr(train, "make_trainer", make_trainer)
+
+    return poison
+
+
+def test_a_step_without_finite_loss_is_skipped_counted_and_named(tiny, poisoned, tmp_path, capsys):
+    poisoned([1])
+    experiment = tiny(
+        "experiment.Experiment.steps_per_loop = 4", "experiment.Experiment.checkpoint_interval = 4"
+    )
+    model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    assert all(np.isfinite(v.numpy()).all() for v in model.variables)
+    lines = re.findall(r"step \d+ was skipped.*", capsys.readouterr().err)
+    (events,) = (tmp_path / "run" / "train").glob("events*")
+    values = {
+        value.tag: float(tf.make_ndarray(value.tensor))
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    }
+    assert values["skipped_steps"] == 1
+    assert np.isfinite(values["loss/total"]) and values["loss/total"] > 0
+    # Images of step 1 are the third and fourth that the input gives.
+    records = pipeline.ordered_records(
+        example.shard_paths(experiment.data_dir, "train"),
+        experiment.training_input,
+        num_examples=6,
+        seed=0,
+    )
+    names = [example.parse(record).filename.numpy().decode() for _, record in records.take(4)]
+    assert lines == [
+        "step 1 was skipped, its loss or gradient is not finite; images: " + ", ".join(names[2:])
+    ]
+
+
+def test_training_stops_after_too_many_skipped_steps_in_a_row(tiny, poisoned, tmp_path):
+    poisoned(list(range(2, 40)))
+    experiment = tiny("experiment.Experiment.steps = 40")
+    with pytest.raises(InputError, match="10 steps in a row up to step 12 had no finite loss"):
+        train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    newest = tf.train.load_checkpoint(checkpoint.completed(str(tmp_path / "run"))[-1])
+    for key in newest.get_variable_to_shape_map():
+        if key != "_CHECKPOINTABLE_OBJECT_GRAPH":
+            assert np.isfinite(newest.get_tensor(key)).all(), key
+
+
+def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
+    digits = datasets.load("panoptic_digits")
+    stuff = digits.categories[-1]
+    image = np.full([97, 97, 3], 90, np.uint8)
+    record = example.serialize(
+        image=tf.io.encode_png(image).numpy(),
+        filename="a.png",
+        image_id="a",
+        segment_map=np.ones([97, 97], np.int32),
+        segment_id=[7],
+        category_id=[stuff.id],
+        is_crowd=[False],
+    )
+    folder = tmp_path / "records"
+    folder.mkdir()
+    with tf.io.TFRecordWriter(str(folder / example.shard_name("train", 0, 1))) as writer:
+        for _ in range(2):
+            writer.write(record)
+    text = datasets.with_split(str(folder), digits, "train", datasets.Split(2, 1))
+    (folder / datasets.FILE_NAME).write_text(text)
+    bindings = [
+        f"experiment.Experiment.data_dir = '{folder}'",
+        "experiment.Experiment.steps = 1",
+        "pipeline.TrainingInput.scales = (1.0,)",
+    ]
+    train.train(tiny(*bindings), str(tmp_path / "a"), runtime.strategy("cpu"))
+    assert "no pixel of the crops is void" in capsys.readouterr().err
+    bindings.append("criterion.Criterion.unmatched = 'nonvoid'")
+    train.train(tiny(*bindings), str(tmp_path / "b"), runtime.strategy("cpu"))
+    assert "no pixel" not in capsys.readouterr().err
 
 
 PROGRAM = """

@@ -1,0 +1,71 @@
+"""Steps without a finite loss and gradient: left out, counted, and named with their images."""
+
+import tensorflow as tf
+
+from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.files import InputError
+
+LIMIT = 10  # skipped steps in a row that end a training
+NAMES = 8  # images of a step that are named
+
+
+class SkippedSteps:
+    """The last `LIMIT` skipped steps, on the device; make it in the strategy's scope."""
+
+    def __init__(self):
+        self._steps = tf.Variable(
+            tf.fill([LIMIT], tf.constant(-1, tf.int64)),
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def update(self, step, finite):
+        """Notes `step`, an int64 scalar, unless it was `finite`; in a replica context."""
+        pushed = tf.concat([[step], self._steps[:-1]], axis=0)
+        self._steps.assign(tf.where(finite, self._steps, pushed))
+
+    def since(self, step):
+        """The skipped ones of the steps from `step` on, in order, at most `LIMIT`."""
+        return sorted(int(s) for s in self._steps.numpy() if s >= step)
+
+    def in_a_row(self):
+        """Whether the last `LIMIT` skipped steps came one after the other."""
+        steps = self._steps.numpy()
+        return steps[-1] >= 0 and steps[0] - steps[-1] == LIMIT - 1
+
+
+def report(experiment, steps):
+    """One line for each of `steps`: that it was skipped, and which images it had."""
+    return [
+        f"step {step} was skipped, its loss or gradient is not finite; images: "
+        + ", ".join(_images(experiment, step))
+        for step in steps
+    ]
+
+
+def check(skipped, step):
+    """Raises InputError if too many steps in a row were skipped up to `step`."""
+    if skipped.in_a_row():
+        raise InputError(
+            f"{LIMIT} steps in a row up to step {step} had no finite loss and gradient; the weights"
+            " are those of before: lower AdamW.learning_rate, bind Experiment.clip_norm, or look at"
+            " the images named above"
+        )
+
+
+def _images(experiment, step):
+    """File names of the images of a step: the input's order is known by position."""
+    folder, split = experiment.data_dir, experiment.train_split
+    records = pipeline.ordered_records(
+        example.shard_paths(folder, split),
+        experiment.training_input,
+        num_examples=datasets.read_split(folder, split).num_examples,
+        seed=experiment.seed,
+        start=step * experiment.batch_size,
+    )
+    names = [
+        tf.train.Example.FromString(record).features.feature["image/filename"].bytes_list.value
+        for _, record, *_ in records.take(experiment.batch_size).as_numpy_iterator()
+    ]
+    names = [b"".join(name).decode() for name in names]
+    return names[:NAMES] + [f"{len(names) - NAMES} more"] * (len(names) > NAMES)
