@@ -6,7 +6,7 @@ scripts/import_checkpoint.py --gin_file=gin/experiments/coco_resnet50.gin \
 Kinds:
     deeplab2            a TensorFlow checkpoint of the official code, all of the model
     pytorch             a .pth or safetensors file of the PyTorch port, all of the model
-    imagenet_deeplab2   the encoder alone, from an official ImageNet checkpoint
+    imagenet_deeplab2   the encoder alone, from an official ImageNet checkpoint, ConvNeXt too
     imagenet_keras      the encoder alone, from ConvNeXt weights (.h5) of tf_keras.applications
     imagenet_torch      the encoder alone, ResNet-50 or ConvNeXt of torchvision or timm
 

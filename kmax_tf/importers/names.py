@@ -12,6 +12,7 @@ group 1 as <1>, and the number in group 1 less 2 as <1-2>.
 """
 
 import dataclasses
+import difflib
 import os
 import re
 
@@ -59,7 +60,10 @@ def kinds() -> list[str]:
 def load(kind: str) -> NameMap:
     """Returns the map of a kind of source; InputError if there is no such kind."""
     if kind not in kinds():
-        raise files.InputError(f"kind {kind!r} is none of {', '.join(kinds())}")
+        nearest = difflib.get_close_matches(kind, kinds(), n=1, cutoff=0)[0]
+        raise files.InputError(
+            f"kind {kind!r} is none of {', '.join(kinds())}; did you mean {nearest!r}?"
+        )
     content = files.read_json(os.path.join(MAPS, f"{kind}.json"))
     if "include" in content:
         base = load(content.pop("include"))

@@ -46,8 +46,9 @@ def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict
         if prefix is None:
             raise InputError(f"{source}: holds no checkpoint; give the prefix of one, or a file")
         return _read_tensorflow(prefix, wanted)
-    if tf.io.gfile.exists(f"{source}.index"):
-        return _read_tensorflow(source, wanted)
+    prefix = source.removesuffix(".index")
+    if tf.io.gfile.exists(f"{prefix}.index"):
+        return _read_tensorflow(prefix, wanted)
     data = read_bytes(source)
     if data.startswith(b"\x89HDF"):
         arrays = _read_hdf5(source, data)
@@ -59,13 +60,23 @@ def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict
         raise InputError(
             f"{source}: is neither a TensorFlow checkpoint nor a PyTorch, safetensors or HDF5 file"
         )
-    return {name: value for name, value in arrays.items() if wanted(name)}
+    return {name: arrays[name] for name in _chosen(source, arrays, wanted)}
+
+
+def _chosen(source, names, wanted):
+    chosen = list(filter(wanted, names))
+    if not chosen:
+        raise InputError(
+            f"{source}: none of its {len(names)} names is looked for, as"
+            f" {', '.join(sorted(names)[:3])}; it is of another kind"
+        )
+    return chosen
 
 
 def _read_tensorflow(prefix, wanted):
     try:
         reader = tf.train.load_checkpoint(prefix)
-        names = filter(wanted, reader.get_variable_to_shape_map())
+        names = _chosen(prefix, reader.get_variable_to_shape_map(), wanted)
         return {name: reader.get_tensor(name) for name in names}
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -40,8 +40,8 @@ def test_replacement(tmp_path, monkeypatch):
 
 
 def test_unknown_kind():
-    with pytest.raises(InputError, match="'caffe' is none of deeplab2, .*pytorch"):
-        names.load("caffe")
+    with pytest.raises(InputError, match="'deeplab' is none of deeplab2, .*mean 'deeplab2'?"):
+        names.load("deeplab")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -63,3 +63,9 @@ def test_official_names(shared, variant):
     kept = [key for key in keys if not encoder.ignores(key)]
     assert kept == [key for key in keys if key.startswith("encoder/")]
     assert all(encoder.rename(key) == name_map.rename(key) for key in kept)
+    # ImageNet checkpoints of the Model Garden's trainer, and ConvNeXt's weights by themselves.
+    prefixes = ["backbone/_encoder/"] + [""] * ("convnext" in variant)
+    for prefix in prefixes:
+        for key in kept:
+            other = key.replace("encoder/", prefix, 1)
+            assert not encoder.ignores(other) and encoder.rename(other) == name_map.rename(key)

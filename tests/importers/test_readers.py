@@ -135,6 +135,19 @@ def test_tensorflow(tmp_path):
     assert set(readers.read(str(tmp_path / "run"))) == {"encoder/a", "optimizer/a"}
 
 
+def test_index_file_of_a_tensorflow_checkpoint(tmp_path):
+    """What completing the name by the tab key gives."""
+    path = tf.train.Checkpoint(a=tf.Variable([1.0, 2.0])).write(str(tmp_path / "ckpt"))
+    found = readers.read(path + ".index", lambda name: name.startswith("a/"))
+    assert_same(found, {"a/.ATTRIBUTES/VARIABLE_VALUE": [1.0, 2.0]})
+
+
+def test_nothing_that_is_looked_for(tmp_path):
+    path = tf.train.Checkpoint(a=tf.Variable(1.0)).write(str(tmp_path / "ckpt"))
+    with pytest.raises(InputError, match="none of its 2 names is looked for, as _CHECK.*, a/"):
+        readers.read(path, lambda name: name.startswith("encoder/"))
+
+
 def test_hdf5(tmp_path):
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["model_weights/layer/layer/kernel:0"] = np.ones([2, 3])
