@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.layers import BatchNorm, get_activation, truncated_normal
+from kmax_tf.model.layers import BatchNorm, get_activation, softmax, truncated_normal
 
 MAX_SPAN = 255  # the longest axis is (MAX_SPAN + 3) / 2 = 129 positions
 
@@ -34,7 +34,7 @@ class AxialAttention(tf_keras.layers.Layer):
             for name, d in tables
         ]
 
-    def call(self, x):
+    def call(self, x, training=None):
         length, width, heads = x.shape[1], self.width, self.heads
         qkv = self.qkv_norm(tf.einsum("blc,cd->bld", x, self.qkv_kernel))
         q, k, v = (
@@ -43,10 +43,16 @@ class AxialAttention(tf_keras.layers.Layer):
         )
         position = tf.range(length)
         row = position[None, :] - position[:, None] + MAX_SPAN - 1  # [i, j] -> j - i
-        rq, rk, rv = (
+        tables = [
             tf.gather(tf.cast(t, x.dtype), row)
             for t in (self.query_positions, self.key_positions, self.value_positions)
-        )
+        ]
+        attend = self._attend if training or not self.output_norm.built else self._attend_merged
+        output = attend(q, k, v, *tables)
+        return tf.reshape(tf.transpose(output, [0, 2, 1, 3]), [-1, length, 2 * width])
+
+    def _attend(self, q, k, v, rq, rk, rv):
+        """[batch, length, heads, depth] and tables [length, length, depth] -> [b, h, l, d]."""
         logits = tf.stack(
             [
                 tf.einsum("bihd,bjhd->bhij", q, k),
@@ -54,16 +60,30 @@ class AxialAttention(tf_keras.layers.Layer):
                 tf.einsum("bjhd,ijd->bhij", k, rk),
             ]
         )
-        logits = tf.reduce_sum(self.similarity_norm(logits), axis=0)
-        attention = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), x.dtype)
+        attention = softmax(tf.reduce_sum(self.similarity_norm(logits), axis=0))
         output = tf.stack(
             [
                 tf.einsum("bhij,bjhd->bhid", attention, v),
                 tf.einsum("bhij,ijd->bhid", attention, rv),
             ]
         )
-        output = tf.reduce_sum(self.output_norm(output), axis=0)
-        return tf.reshape(tf.transpose(output, [0, 2, 1, 3]), [-1, length, 2 * width])
+        return tf.reduce_sum(self.output_norm(output), axis=0)
+
+    def _attend_merged(self, q, k, v, rq, rk, rv):
+        """The same in inference, the norms merged into what is smaller than the logits."""
+        scale, _ = self.similarity_norm.affine(q.dtype)  # the softmax is blind to the offset
+        a, b, c = tf.unstack(tf.reshape(scale, [3, self.heads, 1]))
+        logits = tf.einsum("bihd,bjhd->bhij", q * a, k)
+        logits += tf.einsum("bihd,ijd->bhij", q * b, rq)
+        logits += tf.einsum("bjhd,ijd->bhij", k * c, rk)
+        attention = softmax(logits)
+        scale, offset = self.output_norm.affine(q.dtype)  # [2, 1, heads, 1, depth]
+        output = tf.einsum("bhij,bjhd->bhid", attention, v * scale[0, :, :, 0])
+        return (
+            output
+            + (tf.einsum("bhij,ijd->bhid", attention, rv) * scale[1])
+            + (offset[0] + offset[1])
+        )
 
 
 class AxialAttention2D(tf_keras.layers.Layer):

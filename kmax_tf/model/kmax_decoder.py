@@ -12,6 +12,7 @@ from kmax_tf.model.layers import (
     DropPath,
     get_activation,
     random_uniform,
+    softmax,
     truncated_normal,
 )
 
@@ -40,7 +41,7 @@ def softmax_update(queries, keys, values, heads):
     """
     q, k, v = (_split_heads(t, heads) for t in (queries, keys, values))
     logits = tf.einsum("bnhd,bphd->bhnp", q, k) * q.shape[-1] ** -0.5
-    return _merge_heads(tf.einsum("bhnp,bphd->bhnd", _softmax(logits), v))
+    return _merge_heads(tf.einsum("bhnp,bphd->bhnd", softmax(logits), v))
 
 
 def _attention(queries, keys, values, heads, similarity_norm, value_norm):
@@ -50,7 +51,7 @@ def _attention(queries, keys, values, heads, similarity_norm, value_norm):
     """
     q, k, v = (_split_heads(t, heads) for t in (queries, keys, values))
     logits = similarity_norm(tf.einsum("bihd,bjhd->bhij", q, k))
-    return _merge_heads(value_norm(tf.einsum("bhij,bjhd->bhid", _softmax(logits), v)))
+    return _merge_heads(value_norm(tf.einsum("bhij,bjhd->bhid", softmax(logits), v)))
 
 
 def _split_heads(x, heads):
@@ -60,10 +61,6 @@ def _split_heads(x, heads):
 def _merge_heads(x):
     x = tf.transpose(x, [0, 2, 1, 3])
     return tf.reshape(x, [-1, x.shape[1], x.shape[2] * x.shape[3]])
-
-
-def _softmax(logits):
-    return tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
 
 
 class PixelAttention(tf_keras.layers.Layer):

@@ -102,6 +102,11 @@ class BatchNorm(tf_keras.layers.Layer):
             moving.assign_sub(tf.where(tf.math.is_finite(change), change, 0.0))
         return y
 
+    def affine(self, dtype):
+        """Scale and offset of inference, of the parameters' shape, to be merged with neighbours."""
+        scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+        return tf.cast(scale, dtype), tf.cast(self.beta - self.moving_mean * scale, dtype)
+
     def _infer(self, x, gamma, beta):
         statistics = [tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)]
         if x.shape.rank == 4 and self.channels_last:
@@ -144,6 +149,11 @@ def gelu(x):
 def get_activation(name):
     """The activation function of that Keras name."""
     return gelu if name == "gelu" else tf_keras.activations.get(name)
+
+
+def softmax(logits):
+    """Over the last axis, in float32 whatever the type."""
+    return tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
 
 
 class SparseConv2D(tf_keras.layers.Conv2D):
@@ -210,8 +220,13 @@ class DepthwiseBN(tf_keras.layers.Layer):
         self.norm = BatchNorm()
         self.activation = get_activation(activation)
 
-    def call(self, x):
-        return self.activation(self.norm(self.conv(x)))
+    def call(self, x, training=None):
+        if training or not self.conv.built:
+            return self.activation(self.norm(self.conv(x)))
+        scale, offset = self.norm.affine(x.dtype)
+        kernel = tf.cast(self.conv.depthwise_kernel, x.dtype) * scale[:, None]
+        y = tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
+        return self.activation(tf.nn.bias_add(y, offset))
 
 
 class DenseBN(tf_keras.layers.Layer):
