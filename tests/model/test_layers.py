@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
-from kmax_tf.model.layers import SparseConv2D, gelu
+from kmax_tf.model.layers import SparseConv2D, gelu, resize_bilinear
 
 
 @pytest.mark.parametrize("dilation", [1, 6, 12])
@@ -23,9 +23,11 @@ def test_a_sparse_convolution_is_the_dilated_one_with_its_gradients(dilation):
             tf.nn.conv2d(image, layer.kernel, 1, "SAME", dilations=dilation),
         ]
         losses = [tf.reduce_sum(tf.sin(y)) for y in results]
-    np.testing.assert_allclose(*results, atol=1e-5)
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
     for source in (image, layer.kernel):
-        np.testing.assert_allclose(*(tape.gradient(loss, source) for loss in losses), atol=1e-5)
+        np.testing.assert_allclose(
+            *(tape.gradient(loss, source) for loss in losses), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_gelu_is_the_exact_one():
@@ -33,3 +35,13 @@ def test_gelu_is_the_exact_one():
     np.testing.assert_allclose(
         gelu(tf.constant(x, tf.float32)), x * scipy.special.ndtr(x), atol=2e-6
     )
+
+
+@pytest.mark.parametrize("size", [(9, 13), (33, 49), (17, 13), (6, 20)])
+def test_resize_under_xla_is_that_of_tensorflow(size):
+    image = tf.constant(np.random.default_rng(0).normal(size=[2, 9, 13, 5]), tf.float32)
+    expected = tf.compat.v1.image.resize_bilinear(image, size, align_corners=True)
+    for jit_compile in (False, True):
+        resize = tf.function(resize_bilinear, jit_compile=jit_compile)
+        np.testing.assert_allclose(resize(image, size), expected, atol=2e-6)
+        assert resize(image, size).shape == (2, *size, 5)
