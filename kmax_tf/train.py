@@ -215,6 +215,13 @@ def train(experiment, run_dir, strategy, service=""):
                 summary_dir=os.path.join(run_dir, "train"),
             ).train(experiment.steps)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        example.check_records(experiment.data_dir, experiment.train_split)
+        example.check_records(experiment.data_dir, experiment.train_split, pipeline.decode)
         raise
+    except tf.errors.FailedPreconditionError as error:
+        if "expected to contain" not in error.message:
+            raise
+        raise InputError(
+            f"{experiment.data_dir}: split {experiment.train_split!r} does not hold as many"
+            f" records as {datasets.FILE_NAME} says; convert again"
+        ) from error
     return trainer.model

@@ -13,7 +13,7 @@ import tensorflow as tf
 from kmax_tf.data import augment, colour, copy_paste, tables
 from kmax_tf.data.targets import Targets, make_targets
 
-ROUNDING = 2.0**-10  # grey levels; what is this little below a whole number is not cut off
+ROUNDING = 2.0**-9  # grey levels; what is this little below a whole number is not cut off
 
 
 class Drawn(NamedTuple):
@@ -64,15 +64,14 @@ def _parts(x):
     return tf.round(x), x - tf.round(x)
 
 
-def _product(equation, weights, values):
-    """einsum of weights and values 0..255, to 1/100 even if its operands are cut to bfloat16.
+def _product(equation, weights, *values):
+    """einsum of weights and the sum of values 0..255, to 1/100 even if bfloat16 is all it takes.
 
-    As a TPU does: 8 bits. So both are taken as two parts, of which the small ones' product is not.
+    As on a TPU: 8 bits. So the weights are taken as two parts of 8 bits, and values as well where
+    they are not whole.
     """
-    coarse, fine = (part / 256 for part in _parts(weights * 256))
-    whole, fraction = _parts(values)
-    product = tf.einsum(equation, coarse, whole) + tf.einsum(equation, fine, whole)
-    return product + tf.einsum(equation, coarse, fraction)
+    parts = [part / 256 for part in _parts(weights * 256)]
+    return tf.add_n([tf.einsum(equation, w, v) for w in parts for v in values])
 
 
 def _sides(decoded, geometry):
@@ -87,7 +86,7 @@ def _resample(decoded, geometry, rows, columns):
     down = _bilinear(rows, *tf.unstack(sides[0]), height)
     across = _bilinear(columns, *tf.unstack(sides[1]), width)
     image = _product("yh,hwc->ywc", down, tf.cast(decoded.image, tf.float32))
-    return _product("xw,ywc->yxc", across, image)
+    return _product("xw,ywc->yxc", across, *_parts(image))
 
 
 def _resample_map(decoded, geometry, rows, columns):

@@ -185,11 +185,16 @@ def _exactly(records, number, skip_damaged):
 def decode(record):
     """The `Example` of a record; InvalidArgumentError if it contradicts itself."""
     example = parse(record)
-    height, width = tf.unstack(tf.shape(example.segment_map))
-    same_size = tf.reduce_all(tf.shape(example.image)[:2] == [height, width])
-    known = tf.reduce_max(example.segment_map) <= tf.size(example.category_id)
-    tf.debugging.Assert(same_size, [example.filename, "image and segments differ in size"])
-    tf.debugging.Assert(known, [example.filename, "a pixel is of a segment that is not listed"])
+    count = tf.size(example.category_id)
+    for holds, problem in (
+        (
+            tf.reduce_all(tf.shape(example.image)[:2] == tf.shape(example.segment_map)),
+            "sizes differ",
+        ),
+        (tf.size(example.is_crowd) == count, "segment fields differ in length"),
+        (tf.reduce_max(example.segment_map) <= count, "a pixel's segment is not listed"),
+    ):
+        tf.debugging.Assert(holds, [example.filename, problem])
     return example
 
 
@@ -212,7 +217,7 @@ def _decode_or_blank(record):
     )
 
 
-def _load(record, dataset, options, pasted_stuff):
+def load(record, dataset, options, pasted_stuff):
     """Returns the `Sample`, its `Segments`, and whether the record was intact."""
     example, intact = _decode_or_blank(record) if options.skip_damaged else (decode(record), True)
     classes = tf.where(example.is_crowd, -1, class_indices(dataset, example.category_id))
@@ -244,7 +249,7 @@ def training_example(records, dataset, options, *, stride, seed):
       seed: integer [2].
     """
     own, other, stuff = draw(seed, dataset, options)
-    sample, segments, intact = _load(records[0], dataset, options, stuff)
+    sample, segments, intact = load(records[0], dataset, options, stuff)
     if options.placement == "device":
         draws = (own, other) if options.paste_scales else (own,)
         return _decoded(sample, segments, draws, intact, options)
@@ -255,7 +260,7 @@ def training_example(records, dataset, options, *, stride, seed):
         sample = augment.fit_and_pad(sample, options.size)
     image, segment_map, classes = (*sample, segments.classes)
     if options.pairs:
-        pasted, pasted_segments, _ = _load(records[1], dataset, options, stuff)
+        pasted, pasted_segments, _ = load(records[1], dataset, options, stuff)
         pasted = augmented(pasted, other, options)
         image, segment_map, classes = copy_paste.paste(sample, segments, pasted, pasted_segments)
     targets = make_targets(
