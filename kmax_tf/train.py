@@ -85,7 +85,7 @@ class Trainer(orbit.StandardTrainer):
         self.step.assign_add(1)
 
     def train_loop_end(self):
-        """Means since the last call, as scalars for the summaries."""
+        """Means since the last call, as scalars for the summaries; damaged records from the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
         total = float(losses.total)
         if not tf.math.is_finite(total):
@@ -103,7 +103,7 @@ class Trainer(orbit.StandardTrainer):
         scalars["learning_rate"] = float(self.optimizer.learning_rate)
         if self.experiment.training_input.skip_damaged:
             scalars["damaged_records"] = float(self.damaged.result())
-        for metric in (*self.losses, self.norm, self.damaged):
+        for metric in (*self.losses, self.norm):
             metric.reset_state()
         return scalars
 
@@ -147,14 +147,15 @@ def training_dataset(experiment, strategy, stride, start_step, service=""):
         raise InputError(f"{folder}: split {split!r} holds no example; convert it again")
 
     def per_host(context):
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
         return pipeline.training_input(
             paths,
             experiment.dataset,
             experiment.training_input,
             stride=stride,
             num_examples=size.num_examples,
-            batch_size=experiment.batch_size // context.num_input_pipelines,
-            num_replicas=context.num_replicas_in_sync // context.num_input_pipelines,
+            batch_size=context.get_per_replica_batch_size(experiment.batch_size) * replicas,
+            num_replicas=replicas,
             seed=experiment.seed,
             start_step=start_step,
             host=context.input_pipeline_id,

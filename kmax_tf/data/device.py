@@ -1,9 +1,9 @@
 """The augmentations inside the training step: XLA code of static shapes, from decoded images.
 
 A resize is two products with matrices of weights. What is off the crop has no row in them, and
-scaling twice (fit, then random scale) is one matrix, so that nothing larger than the crop is
-made. The numbers that were drawn, and so the pictures, are those of the host placement, but that
-the image to paste is the one before in the batch of the same replica.
+scaling twice (fit, then random scale) is one matrix, so that nothing larger than the crop is made,
+unless it is counted whole (`colour.needs_whole`). From the same draws come the pictures of the host
+placement, but that the image to paste is the one before in the batch of the same replica.
 """
 
 from typing import NamedTuple
@@ -45,10 +45,8 @@ def _bilinear(pixels, scaled, fitted, stored, length):
     part = (position - low)[:, None]
 
     def weights(pixel):
-        distance = pixel[:, None] * augment.step(fitted, stored) - tf.range(
-            length, dtype=tf.float32
-        )
-        return tf.maximum(1 - tf.abs(distance), 0)
+        pixel = pixel[:, None] * augment.step(fitted, stored)
+        return tf.maximum(1 - tf.abs(pixel - tf.range(length, dtype=tf.float32)), 0)
 
     return (1 - part) * weights(low) + part * weights(high)
 
@@ -146,7 +144,7 @@ def _samples(decoded, options):
     """
     batch, roles = decoded.drawn.draw.flip.shape
     scales = max((*options.scales, *options.paste_scales))
-    limit = [int(side * scales) for side in (options.size if options.fit else options.canvas)]
+    limit = [int(side * scales) for side in (options.size if options.fit else options.largest)]
 
     def placed(index):
         image, role = index // roles, index % roles

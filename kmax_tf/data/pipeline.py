@@ -28,7 +28,7 @@ class TrainingInput:
     size: tuple[int, int]  # height, width of the crop in pixels
     augment: bool = True  # False: every image as the evaluation sees it
     placement: str = "host"  # "device": decoded on the host, augmented in the training step
-    canvas: tuple[int, int] | None = None  # on the device, height and width of the largest image
+    canvas: tuple[int, int] | None = None  # of "device": the largest image, else `size`
     fit: bool = True  # into `size`, before the random scale
     scales: tuple[float, ...] = (1.0,)  # of the random scale
     colour: float | None = None  # magnitude scale of the auto-augment policy; None: none
@@ -48,6 +48,11 @@ class TrainingInput:
                 'placement "device" augments; bind TrainingInput.placement to "host" where'
                 " TrainingInput.augment is False"
             )
+
+    @property
+    def largest(self):
+        """Height and width that the host sends to the device; larger images are fitted into it."""
+        return self.canvas or self.size
 
     @property
     def pairs(self):
@@ -271,14 +276,41 @@ def training_example(records, dataset, options, *, stride, seed):
 
 
 def augmented(sample, draw, options):
-    """The augmentations of one image on the host, in the order of the official code."""
+    """The augmentations of one image on the host, to the pixel those of the official code."""
     fitted = _fitted(tf.shape(sample.segment_map), options)
     geometry = augment.locate(fitted, draw, options.size)
-    image, segment_map = augment.resize(sample, fitted, geometry.scaled)
+    sample = augment.resize(sample, fitted, geometry.scaled)
     if options.colour is not None:
-        image = tf.cast(image, tf.uint8)
-        image = colour.augment(image, draw, options.colour, colour.whole(image))
-    return augment.place(augment.Sample(image, segment_map), geometry, options.size)
+        sample, geometry = _coloured(sample, geometry, draw, options)
+    return augment.place(sample, geometry, options.size)
+
+
+def _coloured(sample, geometry, draw, options):
+    """The part of the scaled sample that the crop shows, coloured, and its `Geometry`.
+
+    The official code colours before it crops; most operations give the same pixels afterwards.
+    """
+    # One pixel more on each side, for the sharpness of the outermost.
+    begin = tf.maximum(-geometry.offset - 1, 0)
+    end = options.size - geometry.offset + 1
+
+    def cropped(x):
+        return x[begin[0] : end[0], begin[1] : end[1]]
+
+    image = tf.cast(sample.image, tf.uint8)
+    segment_map = cropped(sample.segment_map)
+    rows, columns = (
+        b + tf.range(n) for b, n in zip(tf.unstack(begin), tf.unstack(tf.shape(segment_map)))
+    )
+    image = tf.cond(
+        colour.needs_whole(draw),
+        lambda: cropped(colour.augment(image, draw, options.colour, colour.whole(image))),
+        lambda: colour.augment(
+            cropped(image), draw, options.colour, colour.Frame(rows, columns, geometry.scaled), None
+        ),
+    )
+    shown = geometry._replace(offset=geometry.offset + begin)
+    return augment.Sample(image, segment_map), shown
 
 
 def _fitted(shape, options):
@@ -287,7 +319,7 @@ def _fitted(shape, options):
 
 def _decoded(sample, segments, draws, intact, options):
     """What the host sends where the device augments."""
-    canvas = options.canvas or options.size
+    canvas = options.largest
     shape = tf.shape(sample.segment_map)
     fitted = _fitted(shape, options)
     stored = tf.where(tf.reduce_any(shape > canvas), augment.fit(shape, canvas, canvas), shape)
