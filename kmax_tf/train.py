@@ -85,7 +85,7 @@ class Trainer(orbit.StandardTrainer):
         self.step.assign_add(1)
 
     def train_loop_end(self):
-        """Means since the last call, as scalars for the summaries; damaged records from the start."""
+        """Means since the last call, as scalars; damaged records are counted from the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
         total = float(losses.total)
         if not tf.math.is_finite(total):
