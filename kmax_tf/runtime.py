@@ -1,5 +1,6 @@
 """Where and how a program runs: device, precision, seed, and the frame around its main."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -54,6 +55,17 @@ def _tpu_strategy(name: str) -> tf.distribute.Strategy:
         reason = str(error).split("\n")[0]
         raise InputError(f"TPU {name!r} cannot be reached from here: {reason:.200}") from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def service_address(address: str) -> str:
+    """Checks the address of a tf.data service, "" for none, and returns it.
+
+    Raises:
+      InputError: It is not of the form grpc://HOST:PORT.
+    """
+    if address and not re.fullmatch(r"grpc://[^\s:/]+:\d{1,5}", address):
+        raise InputError(f"tf.data service {address!r} is no address; write grpc://HOST:PORT")
+    return address
 
 
 def set_precision(policy: str) -> None:

@@ -102,7 +102,7 @@ class Trainer(orbit.StandardTrainer):
         self.step.assign_add(1)
 
     def train_loop_end(self):
-        """Means since the last call, as scalars for the summaries."""
+        """Means since the last call, as scalars; damaged records are counted from the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
         scalars = {"loss/total": float(losses.total), "loss/semantic": float(losses.semantic)}
         for name in Losses._fields[:-1]:
@@ -111,10 +111,10 @@ class Trainer(orbit.StandardTrainer):
             for i, value in enumerate(auxiliary, start=1):
                 scalars[f"decoder_{i}/{name}"] = value
         scalars["learning_rate"] = float(self.optimizer.learning_rate)
-        others = [self.norm, self.void, self.skips]
-        if self.experiment.training_input.skip_damaged:
-            others.append(self.damaged)
+        others = (self.norm, self.void, self.skips)
         scalars |= {metric.name: float(metric.result()) for metric in others}
+        if self.experiment.training_input.skip_damaged:
+            scalars[self.damaged.name] = float(self.damaged.result())
         for metric in (*self.losses, *others):
             metric.reset_state()
         return scalars
@@ -159,14 +159,15 @@ def training_dataset(experiment, strategy, stride, start_step, service=""):
         raise InputError(f"{folder}: split {split!r} holds no example; convert it again")
 
     def per_host(context):
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
         return pipeline.training_input(
             paths,
             experiment.dataset,
             experiment.training_input,
             stride=stride,
             num_examples=size.num_examples,
-            batch_size=experiment.batch_size // context.num_input_pipelines,
-            num_replicas=context.num_replicas_in_sync // context.num_input_pipelines,
+            batch_size=context.get_per_replica_batch_size(experiment.batch_size) * replicas,
+            num_replicas=replicas,
             seed=experiment.seed,
             start_step=start_step,
             host=context.input_pipeline_id,
@@ -236,6 +237,13 @@ def train(experiment, run_dir, strategy, service=""):
                 summary_dir=os.path.join(run_dir, "train"),
             ).train(experiment.steps)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        example.check_records(experiment.data_dir, experiment.train_split)
+        example.check_records(experiment.data_dir, experiment.train_split, pipeline.decode)
         raise
+    except tf.errors.FailedPreconditionError as error:
+        if "expected to contain" not in error.message:
+            raise
+        raise InputError(
+            f"{experiment.data_dir}: split {experiment.train_split!r} does not hold as many"
+            f" records as {datasets.FILE_NAME} says; convert again"
+        ) from error
     return trainer.model

@@ -12,12 +12,19 @@ GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.", required=Tru
 GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the file's.")
 RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
 DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, gpu, tpu:NAME or local (a TPU host).")
+SERVICE = flags.DEFINE_string(
+    "tf_data_service",
+    "",
+    "grpc://HOST:PORT of the dispatcher of a tf.data service whose workers make the input. With one"
+    " worker batches come in the usual order; with more of them each makes whole epochs, whose"
+    " batches come as they are ready, so that a resumed run is not exactly the uninterrupted one.",
+)
 
 
 def main():
     strategy = runtime.strategy(DEVICE.value)
     experiment = config.load(Experiment, GIN_FILE.value, GIN.value)
-    train.train(experiment, RUN_DIR.value, strategy)
+    train.train(experiment, RUN_DIR.value, strategy, runtime.service_address(SERVICE.value))
 
 
 if __name__ == "__main__":

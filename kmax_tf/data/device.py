@@ -1,9 +1,9 @@
 """The augmentations inside the training step: XLA code of static shapes, from decoded images.
 
 A resize is two products with matrices of weights. What is off the crop has no row in them, and
-scaling twice (fit, then random scale) is one matrix, so that nothing larger than the crop is
-made. The numbers that were drawn, and so the pictures, are those of the host placement, but that
-the image to paste is the one before in the batch of the same replica.
+scaling twice (fit, then random scale) is one matrix, so that nothing larger than the crop is made,
+unless it is counted whole (`colour.needs_whole`). From the same draws come the pictures of the host
+placement, but that the image to paste is the one before in the batch of the same replica.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import tensorflow as tf
 from kmax_tf.data import augment, colour, copy_paste, tables
 from kmax_tf.data.targets import Targets, make_targets
 
-ROUNDING = 2.0**-10  # grey levels; what is this little below a whole number is not cut off
+ROUNDING = 2.0**-9  # grey levels; what is this little below a whole number is not cut off
 
 
 class Drawn(NamedTuple):
@@ -45,10 +45,8 @@ def _bilinear(pixels, scaled, fitted, stored, length):
     part = (position - low)[:, None]
 
     def weights(pixel):
-        distance = pixel[:, None] * augment.step(fitted, stored) - tf.range(
-            length, dtype=tf.float32
-        )
-        return tf.maximum(1 - tf.abs(distance), 0)
+        pixel = pixel[:, None] * augment.step(fitted, stored)
+        return tf.maximum(1 - tf.abs(pixel - tf.range(length, dtype=tf.float32)), 0)
 
     return (1 - part) * weights(low) + part * weights(high)
 
@@ -64,15 +62,14 @@ def _parts(x):
     return tf.round(x), x - tf.round(x)
 
 
-def _product(equation, weights, values):
-    """einsum of weights and values 0..255, to 1/100 even if its operands are cut to bfloat16.
+def _product(equation, weights, *values):
+    """einsum of weights and the sum of values 0..255, to 1/100 even if bfloat16 is all it takes.
 
-    As a TPU does: 8 bits. So both are taken as two parts, of which the small ones' product is not.
+    As on a TPU: 8 bits. So the weights are taken as two parts of 8 bits, and values as well where
+    they are not whole.
     """
-    coarse, fine = (part / 256 for part in _parts(weights * 256))
-    whole, fraction = _parts(values)
-    product = tf.einsum(equation, coarse, whole) + tf.einsum(equation, fine, whole)
-    return product + tf.einsum(equation, coarse, fraction)
+    parts = [part / 256 for part in _parts(weights * 256)]
+    return tf.add_n([tf.einsum(equation, w, v) for w in parts for v in values])
 
 
 def _sides(decoded, geometry):
@@ -87,7 +84,7 @@ def _resample(decoded, geometry, rows, columns):
     down = _bilinear(rows, *tf.unstack(sides[0]), height)
     across = _bilinear(columns, *tf.unstack(sides[1]), width)
     image = _product("yh,hwc->ywc", down, tf.cast(decoded.image, tf.float32))
-    return _product("xw,ywc->yxc", across, image)
+    return _product("xw,ywc->yxc", across, *_parts(image))
 
 
 def _resample_map(decoded, geometry, rows, columns):
@@ -147,7 +144,7 @@ def _samples(decoded, options):
     """
     batch, roles = decoded.drawn.draw.flip.shape
     scales = max((*options.scales, *options.paste_scales))
-    limit = [int(side * scales) for side in (options.size if options.fit else options.canvas)]
+    limit = [int(side * scales) for side in (options.size if options.fit else options.largest)]
 
     def placed(index):
         image, role = index // roles, index % roles

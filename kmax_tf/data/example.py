@@ -156,12 +156,15 @@ def read_records(path: str) -> Iterator[bytes]:
         ) from error
 
 
-def check_records(folder: str, split: str) -> None:
-    """Reads all records of a split; InputError names the file with the first that is damaged."""
+def check_records(folder: str, split: str, decode=parse) -> None:
+    """Reads all records of a split; InputError names the file with the first that is damaged.
+
+    `decode` takes a record as a scalar string and raises an OpError where it is damaged.
+    """
     for path in shard_paths(folder, split):
         for number, record in enumerate(read_records(path)):
             try:
-                parse(tf.constant(record))
+                decode(tf.constant(record))
             except tf.errors.OpError as error:
                 raise files.InputError(
                     f"{path}: record {number} is damaged ({error.message}); convert again"

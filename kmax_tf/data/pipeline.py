@@ -28,7 +28,7 @@ class TrainingInput:
     size: tuple[int, int]  # height, width of the crop in pixels
     augment: bool = True  # False: every image as the evaluation sees it
     placement: str = "host"  # "device": decoded on the host, augmented in the training step
-    canvas: tuple[int, int] | None = None  # on the device, height and width of the largest image
+    canvas: tuple[int, int] | None = None  # of "device": the largest image, else `size`
     fit: bool = True  # into `size`, before the random scale
     scales: tuple[float, ...] = (1.0,)  # of the random scale
     colour: float | None = None  # magnitude scale of the auto-augment policy; None: none
@@ -48,6 +48,11 @@ class TrainingInput:
                 'placement "device" augments; bind TrainingInput.placement to "host" where'
                 " TrainingInput.augment is False"
             )
+
+    @property
+    def largest(self):
+        """Height and width that the host sends to the device; larger images are fitted into it."""
+        return self.canvas or self.size
 
     @property
     def pairs(self):
@@ -185,11 +190,16 @@ def _exactly(records, number, skip_damaged):
 def decode(record):
     """The `Example` of a record; InvalidArgumentError if it contradicts itself."""
     example = parse(record)
-    height, width = tf.unstack(tf.shape(example.segment_map))
-    same_size = tf.reduce_all(tf.shape(example.image)[:2] == [height, width])
-    known = tf.reduce_max(example.segment_map) <= tf.size(example.category_id)
-    tf.debugging.Assert(same_size, [example.filename, "image and segments differ in size"])
-    tf.debugging.Assert(known, [example.filename, "a pixel is of a segment that is not listed"])
+    count = tf.size(example.category_id)
+    for holds, problem in (
+        (
+            tf.reduce_all(tf.shape(example.image)[:2] == tf.shape(example.segment_map)),
+            "sizes differ",
+        ),
+        (tf.size(example.is_crowd) == count, "segment fields differ in length"),
+        (tf.reduce_max(example.segment_map) <= count, "a pixel's segment is not listed"),
+    ):
+        tf.debugging.Assert(holds, [example.filename, problem])
     return example
 
 
@@ -212,7 +222,7 @@ def _decode_or_blank(record):
     )
 
 
-def _load(record, dataset, options, pasted_stuff):
+def load(record, dataset, options, pasted_stuff):
     """Returns the `Sample`, its `Segments`, and whether the record was intact."""
     example, intact = _decode_or_blank(record) if options.skip_damaged else (decode(record), True)
     classes = tf.where(example.is_crowd, -1, class_indices(dataset, example.category_id))
@@ -244,7 +254,7 @@ def training_example(records, dataset, options, *, stride, seed):
       seed: integer [2].
     """
     own, other, stuff = draw(seed, dataset, options)
-    sample, segments, intact = _load(records[0], dataset, options, stuff)
+    sample, segments, intact = load(records[0], dataset, options, stuff)
     if options.placement == "device":
         draws = (own, other) if options.paste_scales else (own,)
         return _decoded(sample, segments, draws, intact, options)
@@ -255,7 +265,7 @@ def training_example(records, dataset, options, *, stride, seed):
         sample = augment.fit_and_pad(sample, options.size)
     image, segment_map, classes = (*sample, segments.classes)
     if options.pairs:
-        pasted, pasted_segments, _ = _load(records[1], dataset, options, stuff)
+        pasted, pasted_segments, _ = load(records[1], dataset, options, stuff)
         pasted = augmented(pasted, other, options)
         image, segment_map, classes = copy_paste.paste(sample, segments, pasted, pasted_segments)
     targets = make_targets(
@@ -266,14 +276,41 @@ def training_example(records, dataset, options, *, stride, seed):
 
 
 def augmented(sample, draw, options):
-    """The augmentations of one image on the host, in the order of the official code."""
+    """The augmentations of one image on the host, to the pixel those of the official code."""
     fitted = _fitted(tf.shape(sample.segment_map), options)
     geometry = augment.locate(fitted, draw, options.size)
-    image, segment_map = augment.resize(sample, fitted, geometry.scaled)
+    sample = augment.resize(sample, fitted, geometry.scaled)
     if options.colour is not None:
-        image = tf.cast(image, tf.uint8)
-        image = colour.augment(image, draw, options.colour, colour.whole(image))
-    return augment.place(augment.Sample(image, segment_map), geometry, options.size)
+        sample, geometry = _coloured(sample, geometry, draw, options)
+    return augment.place(sample, geometry, options.size)
+
+
+def _coloured(sample, geometry, draw, options):
+    """The part of the scaled sample that the crop shows, coloured, and its `Geometry`.
+
+    The official code colours before it crops; most operations give the same pixels afterwards.
+    """
+    # One pixel more on each side, for the sharpness of the outermost.
+    begin = tf.maximum(-geometry.offset - 1, 0)
+    end = options.size - geometry.offset + 1
+
+    def cropped(x):
+        return x[begin[0] : end[0], begin[1] : end[1]]
+
+    image = tf.cast(sample.image, tf.uint8)
+    segment_map = cropped(sample.segment_map)
+    rows, columns = (
+        b + tf.range(n) for b, n in zip(tf.unstack(begin), tf.unstack(tf.shape(segment_map)))
+    )
+    image = tf.cond(
+        colour.needs_whole(draw),
+        lambda: cropped(colour.augment(image, draw, options.colour, colour.whole(image))),
+        lambda: colour.augment(
+            cropped(image), draw, options.colour, colour.Frame(rows, columns, geometry.scaled), None
+        ),
+    )
+    shown = geometry._replace(offset=geometry.offset + begin)
+    return augment.Sample(image, segment_map), shown
 
 
 def _fitted(shape, options):
@@ -282,7 +319,7 @@ def _fitted(shape, options):
 
 def _decoded(sample, segments, draws, intact, options):
     """What the host sends where the device augments."""
-    canvas = options.canvas or options.size
+    canvas = options.largest
     shape = tf.shape(sample.segment_map)
     fitted = _fitted(shape, options)
     stored = tf.where(tf.reduce_any(shape > canvas), augment.fit(shape, canvas, canvas), shape)

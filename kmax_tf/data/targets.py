@@ -57,18 +57,20 @@ def make_targets(
     segments = segment_class.shape[0]
     number = tf.range(segments)
     thing = (segment_class >= 0) & (segment_class < num_things)
-    same = (segment_class[:, None] == segment_class) & ~thing[:, None]
-    first = tf.reduce_min(tf.where(same, number, number[:, None]), axis=1)
+    same = tf.cast(segment_class[:, None] == segment_class, tf.int32)
+    first = tf.where(thing, number, tf.argmax(same, axis=1, output_type=tf.int32))
 
     grid = segment_map[::stride, ::stride]
     area = tf.where(segment_class >= 0, table.count(grid, segments + 1)[1:], 0)
-    area = tf.reduce_sum(tf.where(first == number[:, None], area, 0), axis=1)
+    area = tf.math.unsorted_segment_sum(area, first, segments)
     # No two keys are equal, so that every placement sorts alike: by area, then by number.
     key = area * segments + (segments - 1 - number)
     by_area = tf.math.top_k(key, min(max_segments, segments)).indices
     exists = tf.gather(area, by_area) > 0
-    rows = tf.where((first[:, None] == by_area) & exists, tf.range(by_area.shape[0]) + 1, 0)
-    row = tf.reduce_sum(rows, axis=1) - 1
+    row = tf.tensor_scatter_nd_update(
+        tf.fill([segments], -1), by_area[:, None], tf.where(exists, tf.range(by_area.shape[0]), -1)
+    )
+    row = tf.gather(row, first)
 
     weight = tf.ones([segments])
     if small_thing_weight != 1.0:

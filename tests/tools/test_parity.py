@@ -94,8 +94,6 @@ def test_wrong_folders(tmp_path):
         parity.check(str(tmp_path), "loss")
     with pytest.raises(InputError, match="part 'weather' is none of model, loss"):
         parity.check(str(tmp_path), "weather")
-    with pytest.raises(InputError, match="part 'augment' cannot be compared yet"):
-        parity.check(str(tmp_path), "augment")
 
 
 def test_cases_that_cannot_be_run_fail(tmp_path):
@@ -110,7 +108,32 @@ def test_cases_that_cannot_be_run_fail(tmp_path):
     model, loss, augment = parity.check(str(tmp_path))
     assert not any(result.passed for result in (model, loss, augment))
     assert "coco.json: not valid JSON" in loss.worst
-    assert "cannot be compared yet" in augment.worst
+    assert "'policies'" in augment.worst
+
+
+@pytest.mark.parametrize("case", ["colour", "geometry", "targets"])
+def test_augment(shared, case):
+    (result,) = parity.check(str(shared / "golden"), "augment", case)
+    assert result.passed, result
+
+
+@pytest.mark.parametrize(
+    ("case", "array"),
+    [
+        ("geometry", "pad_crop/1/label"),
+        ("targets", "copy_paste/coco_0/label_out"),
+        ("targets", "targets/cityscapes/semantic_loss_weight"),
+    ],
+)
+def test_augment_that_differs_fails(shared, tmp_path, case, array):
+    folder = tmp_path / "golden" / "augment"
+    folder.mkdir(parents=True)
+    shutil.copy(shared / "golden" / "augment" / f"{case}.json", folder)
+    arrays = dict(np.load(shared / "golden" / "augment" / f"{case}.npz"))
+    arrays[array].flat[7] += 1
+    np.savez(folder / f"{case}.npz", **arrays)
+    (result,) = parity.check(str(tmp_path / "golden"))
+    assert not result.passed and result.worst == array
 
 
 def test_optimizer(shared):

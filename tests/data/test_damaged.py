@@ -1,0 +1,117 @@
+"""Damaged records: a named error, or an example that weighs nothing and is counted."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf.data import device, pipeline, targets
+
+OPTIONS = dict(size=(33, 41), max_segments=16, shuffle_buffer=1)
+NUMBER = 6
+
+
+def input_of(paths, made, placement="host", skip_damaged=True, **options):
+    return pipeline.training_input(
+        paths,
+        made.dataset,
+        pipeline.TrainingInput(
+            **OPTIONS | options, placement=placement, skip_damaged=skip_damaged, paste_scales=(0.5,)
+        ),
+        num_examples=NUMBER,
+        stride=4,
+        batch_size=NUMBER,
+        seed=0,
+    )
+
+
+@pytest.fixture
+def damaged(made, tmp_path):
+    """Records 0 to 5, of which every second one has half of its image."""
+    paths = made.write(str(tmp_path), list(range(NUMBER)), shards=1)
+    with tf.io.TFRecordWriter(paths[0]) as writer:
+        for number in range(NUMBER):
+            half = (lambda png: png[: len(png) // 2]) if number % 2 else None
+            writer.write(made.record(number, damage=half))
+    return paths
+
+
+@pytest.mark.parametrize("placement", pipeline.PLACEMENTS)
+def test_skipped_and_counted(damaged, made, placement):
+    options = pipeline.TrainingInput(**OPTIONS, placement=placement, paste_scales=(0.5,))
+    for one in input_of(damaged, made, placement).take(2):
+        image, made_targets = pipeline.step_examples(options, made.dataset, 4, True)(*one)
+        assert float(targets.count_damaged(made_targets)) == 3
+        assert np.isfinite(image).all()
+        lost = (made_targets.semantic_weight.numpy() == 0).all(axis=(1, 2))
+        assert lost.sum() == 3
+
+
+def test_positions_do_not_depend_on_damage(damaged, made, tmp_path):
+    """The intact examples are those of intact records: no order changes."""
+    whole = made.write(str(tmp_path / "whole"), list(range(NUMBER)), shards=1)
+    _, ours = next(iter(input_of(damaged, made, augment=False)))
+    _, expected = next(iter(input_of(whole, made, augment=False)))
+    intact = ours.semantic_weight.numpy().any(axis=(1, 2))
+    np.testing.assert_array_equal(ours.segment[intact], expected.segment[intact])
+
+
+@pytest.mark.parametrize("placement", pipeline.PLACEMENTS)
+def test_an_error_by_default(damaged, made, placement):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        next(iter(input_of(damaged, made, placement, skip_damaged=False)))
+
+
+def test_a_file_that_is_cut_off(made, tmp_path):
+    paths = made.write(str(tmp_path), list(range(NUMBER)), shards=1)
+    with open(paths[0], "r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    with pytest.raises((tf.errors.DataLossError, tf.errors.FailedPreconditionError)):
+        next(iter(input_of(paths, made, skip_damaged=False)))
+    for _, ours in input_of(paths, made).take(2):
+        assert 2 <= float(targets.count_damaged(ours)) <= 4
+
+
+def test_contradictions(made):
+    """What decodes, but does not belong together, is damaged as well."""
+    message = tf.train.Example.FromString(made.record(1))
+    other = tf.train.Example.FromString(made.record(2, 44, 44))
+    features = message.features.feature
+    features["image/encoded"].CopyFrom(other.features.feature["image/encoded"])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="1.png'\nb'sizes differ"):
+        pipeline.decode(tf.constant(message.SerializeToString()))
+    message = tf.train.Example.FromString(made.record(1))
+    features = message.features.feature
+    for key in ("id", "category_id", "is_crowd"):
+        del features[f"segment/{key}"].int64_list.value[2:]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="segment is not listed"):
+        pipeline.decode(tf.constant(message.SerializeToString()))
+
+
+@pytest.mark.slow
+def test_thousand_mutations(made):
+    """A named error or a right example, never a crash, a hang or a wrong label."""
+    random = np.random.default_rng(0)
+    options = pipeline.TrainingInput(**OPTIONS, placement="device", skip_damaged=True)
+    original = np.frombuffer(made.record(3), np.uint8)
+    mutated = []
+    for _ in range(1000):
+        data = original.copy()
+        begin = random.integers(len(data))
+        if random.random() < 0.3:
+            data = data[:begin]
+        else:
+            some = data[begin : begin + random.integers(1, 9)]
+            some[:] = random.integers(0, 256, len(some))
+        mutated.append(data.tobytes())
+    examples = tf.data.Dataset.from_tensor_slices(mutated).map(
+        lambda record: pipeline.training_example(
+            (record,), made.dataset, options, stride=4, seed=tf.constant([0, 0], tf.int64)
+        )
+    )
+    intact = 0
+    for one in examples:
+        decoded = device.Decoded(*one)
+        assert int(tf.reduce_max(decoded.segments.classes)) < made.dataset.num_classes
+        assert int(tf.reduce_max(decoded.segment_map)) <= 6
+        intact += bool(decoded.intact)
+    assert 0 < intact < 1000

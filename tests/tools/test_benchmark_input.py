@@ -1,0 +1,60 @@
+"""The benchmark of the input on records that it makes itself."""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kmax_tf.data import datasets, pipeline
+from kmax_tf.tools import benchmark_input
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["coco", "cityscapes"])
+def test_made_records_cost_as_much_as_photographs(name):
+    dataset = datasets.load(name)
+    record = benchmark_input._record(np.random.default_rng(0), dataset)
+    jpeg = tf.train.Example.FromString(record).features.feature["image/encoded"].bytes_list.value[0]
+    assert Image.open(io.BytesIO(jpeg)).format == "JPEG" and 80e3 < len(jpeg) < 300e3
+    made = pipeline.decode(tf.constant(record))
+    assert made.image.shape == (480, 640, 3)
+    assert 8 <= len(made.category_id) <= benchmark_input.THINGS + benchmark_input.STUFF
+    assert set(np.unique(made.segment_map)) == set(range(1, len(made.category_id) + 1))
+
+
+def test_measures_each_stage(tiny):
+    result = benchmark_input.run(tiny(), threads=1, batch_size=2, seconds=0.2)
+    assert list(result.stages) == ["read", "decode", "augment", "batch"]
+    assert all(s.images_per_second > 0 and s.cpu_seconds > 0 for s in result.stages.values())
+    facts = result.as_json()
+    assert facts["images_per_second"] == facts["by_stage"]["batch"]
+    assert (facts["threads"], facts["placement"]) == (1, "host")
+    assert 100 < facts["peak_memory_mb"] < 1e5
+    cores = result.host_cores(50)
+    assert cores == pytest.approx(50 * result.stages["batch"].cpu_seconds)
+    assert f"needs {cores:.1f} cores" in benchmark_input.text(result, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", pipeline.PLACEMENTS)
+def test_script(placement):
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "scripts" / "benchmark_input.py", "--json"),
+            *("--gin_file", "gin/experiments/coco_resnet50.gin", "--threads=2", "--seconds=1"),
+            *("--gin", f"pipeline.TrainingInput.placement = '{placement}'"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    facts = json.loads(done.stdout)
+    assert facts["placement"] == placement and facts["threads"] == 2
+    assert facts["images_per_second"] > 0
