@@ -41,12 +41,15 @@ def resume(checkpoint_manager):
 
 
 def restore_model(model, path):
-    """Restores the weights alone, all of them.
+    """Restores the weights alone, all of them: their average over steps where it is kept.
 
+    A checkpoint keeps the average as an item `average` of the same structure as `model`.
     Raises InputError if the checkpoint is missing, damaged or of another model.
     """
     try:
-        status = tf.train.Checkpoint(model=model).restore(path)
+        names = (name for name, _ in tf.train.list_variables(path))
+        item = "average" if any(name.startswith("average/") for name in names) else "model"
+        status = tf.train.Checkpoint(**{item: model}).restore(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
         reason = str(error).splitlines()[0]

@@ -36,7 +36,7 @@ class Predicted(NamedTuple):
     """The predicted segments of one image; those that are not on the map do not count."""
 
     segment_map: np.ndarray  # int32 [height, width], 0 void, k the k-th segment
-    segment_class: np.ndarray  # int32 [segments], class index
+    segment_class: np.ndarray  # int32 [segments], class index, -1 where there is none
     segment_score: np.ndarray  # float32 [segments], ranks the things for mask AP
     semantic_map: np.ndarray  # int32 [height, width], class index, without void
 
@@ -69,7 +69,7 @@ def measure(categories, truth: Truth, prediction: Predicted) -> Measured:
     num_classes = len(categories)
     table = np.array([num_classes, *truth.segment_class], np.min_scalar_type(num_classes))
     confusion = formulas.pixel_confusion(
-        table[truth.segment_map],
+        table.take(truth.segment_map),
         prediction.semantic_map.astype(table.dtype),
         num_classes,
         ignore_index=num_classes,
@@ -91,21 +91,23 @@ def measure(categories, truth: Truth, prediction: Predicted) -> Measured:
 def _annotations(segment_map, segment_class):
     """{k: COCO annotation of segment k} of the segments on a map; category ids are class indices.
 
-    A map of a wide integer type is narrowed, for speed alone.
+    `segment_class` is -1 where there is no such segment.
     """
-    columns = np.asfortranarray(segment_map, np.min_scalar_type(len(segment_class)))
-    present = np.flatnonzero(np.bincount(columns.ravel("K"))[1:]) + 1
+    narrow = segment_map.astype(np.min_scalar_type(len(segment_class)))  # for speed alone
+    columns = np.asfortranarray(narrow)
     entries = {}
-    for k in present.tolist():
+    for k in (np.flatnonzero(np.asarray(segment_class) >= 0) + 1).tolist():
         rle = mask.encode(columns == k)
-        entries[k] = {
-            "id": k,
-            "image_id": 0,
-            "category_id": int(segment_class[k - 1]),
-            "segmentation": rle,
-            "area": int(mask.area(rle)),
-            "iscrowd": 0,
-        }
+        area = int(mask.area(rle))
+        if area:
+            entries[k] = {
+                "id": k,
+                "image_id": 0,
+                "category_id": int(segment_class[k - 1]),
+                "segmentation": rle,
+                "area": area,
+                "iscrowd": 0,
+            }
     return entries
 
 

@@ -45,7 +45,7 @@ def write_report(run_dir: str) -> str:
     sections = [
         _headline(name, metrics),
         _section("Training", f'<div class="grid">{charts}</div>' if charts else ""),
-        _section("Pictures", _pictures(join(run_dir, "eval/pictures"))),
+        _section("Pictures", _pictures(join(run_dir, "eval/pictures"), metrics["pictures"])),
         _section("Classes", _class_tables(metrics["classes"])),
     ]
     if tf.io.gfile.exists(config):
@@ -210,27 +210,25 @@ def _ticks(low, high):
     return [i * size for i in range(math.ceil(low / size), math.floor(high / size + 1e-6) + 1)]
 
 
-def _pictures(folder):
-    """A strip a picture: image, label, prediction, then the clusters of every decoder in order."""
+def _pictures(folder, entries):
+    """A strip an image: image, label, prediction, then the clusters of every decoder in order."""
     strips = ""
-    for stem in sorted({path.split("/")[-2] for path in tf.io.gfile.glob(f"{folder}/*/*.png")}):
+    for entry in entries:
+        place = tf.io.gfile.join(folder, entry["folder"])
+        numbers = sorted(
+            int(re.findall(r"_(\d+)\.webp$", path)[0])
+            for path in tf.io.gfile.glob(f"{place}/assignment_*.webp")
+        )
         titles = {"image": "image", "label": "label", "prediction": "prediction"}
-        numbers = [
-            int(number)
-            for path in tf.io.gfile.glob(f"{folder}/{stem}/assignment_*.png")
-            for number in re.findall(r"_(\d+)\.png$", path)
-        ]
-        titles.update({f"assignment_{i}": f"clusters, decoder {i}" for i in sorted(numbers)})
+        titles.update({f"assignment_{i}": f"clusters, decoder {i}" for i in numbers})
         figures = ""
         for name, title in titles.items():
-            path = f"{folder}/{stem}/{name}.png"
-            if tf.io.gfile.exists(path):
-                data = base64.b64encode(read_bytes(path)).decode()
-                figures += (
-                    f'<figure><img alt="{title}" src="data:image/png;base64,{data}">'
-                    f"<figcaption>{title}</figcaption></figure>"
-                )
-        strips += f'<h3>{html.escape(stem)}</h3><div class="strip">{figures}</div>'
+            data = base64.b64encode(read_bytes(f"{place}/{name}.webp")).decode()
+            figures += (
+                f'<figure><img alt="{title}" src="data:image/webp;base64,{data}">'
+                f"<figcaption>{title}</figcaption></figure>"
+            )
+        strips += f'<h3>{html.escape(entry["name"])}</h3><div class="strip">{figures}</div>'
     return strips
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import checkpoint, evaluate, runtime, train
+from kmax_tf import checkpoint, inference, runtime, train
 from kmax_tf.data import example
 from kmax_tf.files import InputError
 
@@ -118,7 +118,7 @@ def test_overfits_one_image(tiny):
 
     first, *_, last = (float(step(tf.constant([i, 0]))) for i in range(experiment.steps))
     assert last < first / 4
-    panoptic, _ = evaluate.predictor(trainer.model, experiment)(one[0])
+    panoptic, _ = inference.predictor(trainer.model, experiment)(one[0])
     stride = trainer.model.output_stride
     predicted = panoptic.segment_map[0, ::stride, ::stride].numpy()
     truth = one[1].segment[0].numpy()
