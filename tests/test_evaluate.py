@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import checkpoint, evaluate, follow, inference, runtime, statistics, train
+from kmax_tf import checkpoint, evaluate, inference, runtime, statistics
 from kmax_tf.data import example
 from kmax_tf.data.targets import class_indices
 from kmax_tf.files import InputError
@@ -116,17 +116,23 @@ def test_follows_a_training_beside_it(tiny, tmp_path):
     assert again.communicate(timeout=300)[0] == "" and again.returncode == 0
 
 
-def test_damaged_checkpoint_is_skipped(tiny, tmp_path, capsys):
+def test_damaged_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys):
     experiment = tiny("experiment.Experiment.steps = 2")
     run_dir = str(tmp_path / "run")
-    train.train(experiment, run_dir, runtime.strategy("cpu"))
-    data = pathlib.Path(checkpoint.completed(run_dir)[0] + ".data-00000-of-00001")
+    with pytest.raises(InputError, match="holds no checkpoint yet"):
+        evaluate.evaluate_run(experiment, run_dir, once=True)
+    saver = tf.train.Checkpoint(model=experiment.build_evaluation_model())
+    folder = str(tmp_path / "run" / checkpoint.FOLDER)
+    manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
+    damaged, good = (manager.save(checkpoint_number=step) for step in (1, 2))
+    data = pathlib.Path(f"{damaged}.data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1000])
     assert evaluate.evaluate_run(experiment, run_dir)["step"] == 2
     output = capsys.readouterr().out
     assert "skipped: " in output and "ckpt-1: cannot be read" in output
-
-
-def test_without_a_run_there_is_one_clear_line(tmp_path):
-    with pytest.raises(InputError, match="config.gin: missing; start scripts/train.py"):
-        follow.wait_for_config(str(tmp_path), seconds=0)
+    with pytest.raises(InputError, match="ckpt-1: cannot be read"):
+        evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=damaged)
+    # What an evaluator that was cut off had not written yet, the next one writes.
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert evaluate.evaluate_run(experiment, run_dir) is None
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
