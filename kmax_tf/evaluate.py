@@ -3,22 +3,18 @@
 The device predicts while worker threads measure the images before; both stream.
 """
 
-import collections
-import itertools
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from kmax_tf import best, checkpoint, follow, postprocess, statistics, visualize
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf import best, checkpoint, follow, inference, statistics, visualize
+from kmax_tf.data import datasets, example
 from kmax_tf.files import InputError, read_bytes, write_atomic
 from kmax_tf.gallery import Gallery, Scored
-from kmax_tf.inference import on_all_replicas, predictor
-from kmax_tf.metrics import Metrics, Predicted, Truth, measure
+from kmax_tf.metrics import Metrics, Truth, measure
 from kmax_tf.report import write_report
 
 FOLDER = "eval"
@@ -34,31 +30,18 @@ def evaluate(experiment, predict, step):
     """
     categories = experiment.dataset.categories
     metrics, gallery = Metrics(categories), Gallery(categories)
+    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
+
+    def score(number, segmented, label):
+        truth = _truth(experiment.dataset, label)
+        return Scored(number, segmented, truth, measure(categories, truth, segmented))
+
+    scored_images = inference.stream(experiment, predict, score, _labels(paths))
     bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)
-    for scored in tqdm(_score_images(experiment, predict), **bar):
-        metrics.add(scored.image_id, scored.measured)
+    for scored in tqdm(scored_images, **bar):
+        metrics.add(scored.segmented.image_id, scored.measured)
         gallery.offer(scored)
     return _summary(metrics, categories, step), metrics.statistics(), gallery
-
-
-def _score_images(experiment, predict):
-    """Yields a `Scored` an image, in order; at most a batch and a bit of them are under way."""
-    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
-    each, workers = experiment.evaluation_batch_size, os.cpu_count()
-    together = each * tf.distribute.get_strategy().num_replicas_in_sync
-    labels, numbers = iter(_labels(paths)), itertools.count()
-    waiting = collections.deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for batch in pipeline.evaluation_input(paths, experiment.evaluation_size, together):
-            outputs = on_all_replicas(predict, batch.image, each)
-            for i in range(batch.image.shape[0]):
-                output = outputs[i // each], i % each
-                sample = batch, i, next(labels), next(numbers)
-                waiting.append(pool.submit(_score, experiment.dataset, *output, *sample))
-            while len(waiting) > together + 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _labels(paths):
@@ -70,32 +53,9 @@ def _labels(paths):
     return tf.data.TFRecordDataset(paths).map(label).prefetch(tf.data.AUTOTUNE)
 
 
-def _score(dataset, output, row, batch, i, label, number):
-    """Compares row `row` of what a replica gave with the label of image i of the batch."""
-    panoptic, assignments = output
-    fitted_size = batch.fitted_size[i].numpy()
-    prediction = Predicted(
-        *(
-            postprocess.to_original_size(values[row], fitted_size, batch.original_size[i]).numpy()
-            if name.endswith("map")
-            else values[row].numpy()
-            for name, values in zip(panoptic._fields, panoptic, strict=True)
-            if name in Predicted._fields
-        )
-    )
+def _truth(dataset, label):
     classes = [dataset.class_of_category[c] for c in label.category_id.numpy().tolist()]
-    truth = Truth(label.segment_map.numpy(), np.array(classes, np.int32), label.is_crowd.numpy())
-    return Scored(
-        number=number,
-        image_id=label.image_id.numpy().decode(),
-        name=label.filename.numpy().decode(),
-        canvas=lambda: tf.cast(tf.round(batch.image[i]), tf.uint8).numpy(),
-        fitted_size=fitted_size,
-        truth=truth,
-        prediction=prediction,
-        assignments=tuple(assignment[row].numpy() for assignment in assignments),
-        measured=measure(dataset.categories, truth, prediction),
-    )
+    return Truth(label.segment_map.numpy(), np.array(classes, np.int32), label.is_crowd.numpy())
 
 
 def _summary(metrics, categories, step):
@@ -158,7 +118,7 @@ def evaluate_run(
         raise InputError(f"{experiment.data_dir}: its classes are not those of the experiment")
     example.shard_paths(experiment.data_dir, experiment.evaluation_split)
     model = experiment.build_evaluation_model()
-    predict = predictor(model, experiment)
+    predict = inference.predictor(model, experiment)
     if once:
         paths = [checkpoint_path or _newest(run_dir)]
     else:

@@ -2,7 +2,6 @@
 
 import heapq
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,24 +10,25 @@ from PIL import Image
 
 from kmax_tf import postprocess, visualize
 from kmax_tf.files import write_atomic
-from kmax_tf.metrics import Measured, Predicted, Truth
+from kmax_tf.inference import Segmented
+from kmax_tf.metrics import Measured, Truth
 
 FIRST, BEST, WORST = 4, 3, 3  # how many pictures of each
 LONGER_SIDE = 768  # pixels, at most
 
 
 class Scored(NamedTuple):
-    """One image with all that its pictures need."""
+    """One image: its prediction, its label, and what the comparison gave."""
 
     number: int  # place in the split
-    image_id: str
-    name: str
-    canvas: np.ndarray | Callable  # uint8 [height, width, 3], fitted and padded, or what makes it
-    fitted_size: np.ndarray  # int32 [2], without the padding
+    segmented: Segmented
     truth: Truth
-    prediction: Predicted
-    assignments: tuple  # of every decoder in order, int32 [height, width] at its stride
     measured: Measured
+
+    def drawn_from_memory(self):
+        """The same with its canvas at hand, so that the batch it is a part of can go."""
+        canvas = self.segmented.canvas()
+        return self._replace(segmented=self.segmented._replace(canvas=lambda: canvas))
 
 
 class Gallery:
@@ -41,7 +41,7 @@ class Gallery:
     def offer(self, scored: Scored) -> None:
         """Keeps an image if it is among the first, the best or the worst so far."""
         if len(self._first) < FIRST:
-            self._first.append(scored._replace(canvas=scored.canvas()))
+            self._first.append(scored.drawn_from_memory())
         elif scored.measured.counts:  # else nothing is there and nothing was found
             quality = scored.measured.quality
             _keep(self._best, BEST, (quality, -scored.number), scored)
@@ -63,7 +63,7 @@ class Gallery:
                 if role == "best" and scored.number in shown:
                     continue
                 shown.add(scored.number)
-                stem = os.path.splitext(os.path.basename(scored.name))[0]
+                stem = os.path.splitext(os.path.basename(scored.segmented.name))[0]
                 self._draw(scored, os.path.join(folder, stem))
                 entries.append({"role": role, "folder": stem, **self._facts(scored)})
         return entries
@@ -77,7 +77,7 @@ class Gallery:
             }
 
         return {
-            "name": scored.name,
+            "name": scored.segmented.name,
             "PQ": 100 * scored.measured.quality,
             "missed": failures("fn"),
             "false": failures("fp"),
@@ -85,11 +85,11 @@ class Gallery:
 
     def _draw(self, scored, folder):
         """image, label, prediction and assignment_1, 2 ... as WebP."""
-        size = scored.truth.segment_map.shape
-        height, width = scored.fitted_size
-        fitted = Image.fromarray(scored.canvas[:height, :width])
+        truth, prediction = scored.truth, scored.segmented
+        size, canvas = truth.segment_map.shape, prediction.canvas()
+        height, width = prediction.fitted_size
+        fitted = Image.fromarray(canvas[:height, :width])
         image = np.asarray(fitted.resize(size[::-1], Image.Resampling.BILINEAR))
-        truth, prediction = scored.truth, scored.prediction
         crowd = [" (crowd)" if c else "" for c in truth.is_crowd]
         pictures = {
             "image": image,
@@ -98,11 +98,9 @@ class Gallery:
                 image, prediction.segment_map, prediction.segment_class, None
             ),
         }
-        for number, assignment in enumerate(scored.assignments, start=1):
-            canvas = tf.image.resize(assignment[..., None], scored.canvas.shape[:2], "nearest")[
-                ..., 0
-            ]
-            restored = postprocess.to_original_size(canvas, scored.fitted_size, size)
+        for number, assignment in enumerate(prediction.assignments, start=1):
+            enlarged = tf.image.resize(assignment[..., None], canvas.shape[:2], "nearest")[..., 0]
+            restored = postprocess.to_original_size(enlarged, prediction.fitted_size, size)
             pictures[f"assignment_{number}"] = visualize.assignment_picture(restored.numpy(), image)
         for name, picture in pictures.items():
             write_atomic(os.path.join(folder, f"{name}.webp"), visualize.webp(picture, LONGER_SIDE))
@@ -121,7 +119,7 @@ def _keep(heap, size, key, scored):
     """Keeps the `size` images of the largest keys; keys are unique."""
     if len(heap) == size and key < heap[0][0]:
         return
-    entry = key, scored._replace(canvas=scored.canvas())
+    entry = key, scored.drawn_from_memory()
     if len(heap) < size:
         heapq.heappush(heap, entry)
     else:

@@ -18,6 +18,7 @@ from hotcoco import metrics as formulas
 from hotcoco.panoptic import PanopticEval
 
 from kmax_tf.files import InputError, field, read_json
+from kmax_tf.inference import Segmented
 from kmax_tf.statistics import COUNTS, Statistics
 
 GROUPS = ("All", "Things", "Stuff")
@@ -32,15 +33,6 @@ class Truth(NamedTuple):
     is_crowd: np.ndarray  # bool [segments]
 
 
-class Predicted(NamedTuple):
-    """The predicted segments of one image; those that are not on the map do not count."""
-
-    segment_map: np.ndarray  # int32 [height, width], 0 void, k the k-th segment
-    segment_class: np.ndarray  # int32 [segments], class index, -1 where there is none
-    segment_score: np.ndarray  # float32 [segments], ranks the things for mask AP
-    semantic_map: np.ndarray  # int32 [height, width], class index, without void
-
-
 class Measured(NamedTuple):
     """What one image says; the figures of a dataset are made of these."""
 
@@ -52,10 +44,14 @@ class Measured(NamedTuple):
     confusion: np.ndarray  # uint64 [classes, classes], pixels of (true, predicted) class
 
 
-def measure(categories, truth: Truth, prediction: Predicted) -> Measured:
+def measure(categories, truth: Truth, prediction: Segmented) -> Measured:
     """Compares the prediction of one image with its label; safe to call in many threads.
 
-    `categories`: sequence of `Category` in class order.
+    Args:
+        categories: sequence of `Category` in class order.
+        truth: the label.
+        prediction: its segments that are not on the map do not count; the scores rank the things
+            for mask AP.
     """
     true_segments = _annotations(truth.segment_map, truth.segment_class)
     for k, entry in true_segments.items():

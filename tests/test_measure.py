@@ -14,13 +14,20 @@ from pycocotools.cocoeval import COCOeval
 from kmax_tf.coco_writer import PanopticWriter
 from kmax_tf.data.coco_panoptic import decode_ids, read_panoptic
 from kmax_tf.data.datasets import Category
-from kmax_tf.metrics import GROUPS, Metrics, Predicted, Truth, measure, panoptic_quality
+from kmax_tf.inference import Segmented
+from kmax_tf.metrics import GROUPS, Metrics, Truth, measure, panoptic_quality
 
 GOLDEN = pathlib.Path(__file__).parents[1].parent / "shared/golden/panoptic_quality"
 CATEGORIES = tuple(
     Category(10 + i, f"class {i}", i < 3, (i, 0, 0)) for i in range(5)
 )  # 3 things, 2 stuff
 SIZE = (240, 260)  # holds small, medium and large segments
+
+
+def predicted(segment_map, segment_class, segment_score, semantic_map):
+    return Segmented(
+        "0", "0.jpg", segment_map, semantic_map, segment_class, segment_score, None, None, ()
+    )
 
 
 def random_map(rng, num_segments):
@@ -48,7 +55,7 @@ def random_image(rng):
     score = (rng.random(12) * 8).astype(int) / 8  # with ties
     return (
         Truth(truth_map, truth_class, crowd),
-        Predicted(predicted_map, predicted_class, score, rng.integers(0, 5, SIZE)),
+        predicted(predicted_map, predicted_class, score, rng.integers(0, 5, SIZE)),
     )
 
 
@@ -117,9 +124,9 @@ def test_panoptic_quality_is_that_of_the_files(streamed, as_files):
 def test_panoptic_quality_is_that_of_panopticapi(streamed, as_files):
     evaluation = pytest.importorskip("panopticapi.evaluation")
     gt_json, gt_folder, pred_json, pred_folder = as_files
-    truth, predicted = (json.loads(pathlib.Path(p).read_text()) for p in (gt_json, pred_json))
+    truth, found = (json.loads(pathlib.Path(p).read_text()) for p in (gt_json, pred_json))
     categories = {c["id"]: c for c in truth["categories"]}
-    pairs = list(zip(truth["annotations"], predicted["annotations"], strict=True))
+    pairs = list(zip(truth["annotations"], found["annotations"], strict=True))
     with contextlib.redirect_stdout(io.StringIO()):
         counts = evaluation.pq_compute_single_core(0, pairs, gt_folder, pred_folder, categories)
     ours = streamed.quality()
@@ -204,13 +211,13 @@ def test_golden_images(case):
     paths = GOLDEN / "gt", GOLDEN / case
     truth = read_panoptic(str(paths[0] / "panoptic_examples.json"))
     index = {category.id: i for i, category in enumerate(truth.categories)}
-    predicted = {
+    found_of = {
         str(entry["image_id"]): entry
         for entry in json.loads((paths[1] / "pred.json").read_text())["annotations"]
     }
     metrics = Metrics(truth.categories)
     for annotation in truth.annotations:
-        entry = predicted[annotation.image_id]
+        entry = found_of[annotation.image_id]
         label = [(s.id, index[s.category_id], s.is_crowd) for s in annotation.segments]
         found = [(s["id"], index[s["category_id"]], 1.0) for s in entry["segments_info"]]
         png = paths[0] / "panoptic_examples" / annotation.png_name
@@ -220,7 +227,7 @@ def test_golden_images(case):
             measure(
                 truth.categories,
                 Truth(*numbered(png, label)),
-                Predicted(*prediction, np.zeros(prediction[0].shape, np.int32)),
+                predicted(*prediction, np.zeros(prediction[0].shape, np.int32)),
             ),
         )
     official = json.loads((GOLDEN / case / "result.json").read_text())
@@ -245,7 +252,7 @@ def test_nothing_labelled_and_nothing_found():
     metrics = Metrics(CATEGORIES)
     empty = np.zeros(SIZE, np.int32)
     none = np.zeros(0, np.int32)
-    measured = measure(CATEGORIES, Truth(empty, none, none), Predicted(empty, none, none, empty))
+    measured = measure(CATEGORIES, Truth(empty, none, none), predicted(empty, none, none, empty))
     metrics.add("0", measured)
     assert metrics.quality()["All"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 0}
     assert metrics.average_precision()["AP"] is None
