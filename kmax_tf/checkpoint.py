@@ -70,6 +70,14 @@ def completed(run_dir):
     return list(state.all_model_checkpoint_paths) if state else []
 
 
+def newest(run_dir):
+    """The path of the newest complete checkpoint of a run; InputError if it has none."""
+    paths = completed(run_dir)
+    if not paths:
+        raise InputError(f"{run_dir}: holds no checkpoint yet; train first")
+    return paths[-1]
+
+
 def step_of(path):
     """The training step of a checkpoint, from its name."""
     return int(path.rsplit("-", 1)[1])

@@ -120,7 +120,7 @@ def evaluate_run(
     model = experiment.build_evaluation_model()
     predict = inference.predictor(model, experiment)
     if once:
-        paths = [checkpoint_path or _newest(run_dir)]
+        paths = [checkpoint_path or checkpoint.newest(run_dir)]
     else:
         _publish(run_dir)  # in case that an earlier evaluator was cut off
         paths = follow.checkpoints(
@@ -142,13 +142,6 @@ def evaluate_run(
         metrics = _evaluate_checkpoint(experiment, run_dir, model, predict, path)
     best.export(run_dir, experiment, model)
     return metrics
-
-
-def _newest(run_dir):
-    paths = checkpoint.completed(run_dir)
-    if not paths:
-        raise InputError(f"{run_dir}: holds no checkpoint yet; train first")
-    return paths[-1]
 
 
 def _evaluate_checkpoint(experiment, run_dir, model, predict, path):
