@@ -125,7 +125,7 @@ def evaluate_run(
         _publish(run_dir)  # in case that an earlier evaluator was cut off
         paths = follow.checkpoints(
             run_dir,
-            lambda step: tf.io.gfile.exists(_metrics_path(run_dir, step)),
+            lambda step: tf.io.gfile.exists(metrics_path(run_dir, step)),
             experiment.steps,
             seconds=wait,
             newest_first=newest_first,
@@ -147,13 +147,13 @@ def evaluate_run(
 def _evaluate_checkpoint(experiment, run_dir, model, predict, path):
     step = checkpoint.step_of(path)
     metrics, image_statistics, gallery = evaluate(experiment, predict, step)
-    later = [p for p in _all_metrics(run_dir) if p > _metrics_path(run_dir, step)]
+    later = [p for p in _all_metrics(run_dir) if p > metrics_path(run_dir, step)]
     metrics["pictures"] = [] if later else gallery.write(pictures_folder(run_dir))
     statistics.write(statistics_path(run_dir, step), image_statistics)
     best.keep(run_dir, model, metrics)
     _write_summaries(run_dir, metrics)
     # From here on the checkpoint is done.
-    write_atomic(_metrics_path(run_dir, step), json.dumps(metrics, indent=1))
+    write_atomic(metrics_path(run_dir, step), json.dumps(metrics, indent=1))
     _publish(run_dir)
     print(
         f"step {step}: PQ {metrics['PQ'] or 0:.1f}  things {metrics['PQ_things'] or 0:.1f}"
@@ -196,7 +196,8 @@ def statistics_path(run_dir, step):
     return os.path.join(run_dir, FOLDER, f"images-{step:08d}.npz")
 
 
-def _metrics_path(run_dir, step):
+def metrics_path(run_dir, step):
+    """Where the metrics of a step are; the step is done once they are there."""
     return os.path.join(run_dir, FOLDER, f"metrics-{step:08d}.json")
 
 

@@ -155,12 +155,13 @@ class Metrics:
         """What `panoptic_quality` is made of, image by image."""
         rows = np.array(self._rows, np.float64).reshape(-1, 2 + len(COUNTS))
         place = rows[:, :2].astype(np.int32)
-        return Statistics(np.array(self._image_ids, str), place[:, 0], place[:, 1], rows[:, 2:])
+        isthing = np.array([category.isthing for category in self._categories])
+        ids = np.array(self._image_ids, str)
+        return Statistics(ids, place[:, 0], place[:, 1], rows[:, 2:], isthing)
 
     def quality(self) -> dict:
         """Panoptic quality, as `panoptic_quality` gives it."""
-        counts = self.statistics().sum(len(self._categories))
-        return summarize(counts, self._categories)
+        return summarize(self.statistics().sum(), self._categories)
 
     def average_precision(self) -> dict:
         """{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1" ..., "per_class": {category id: AP}}.

@@ -23,16 +23,17 @@ class Statistics(NamedTuple):
     image: np.ndarray  # int32 [rows], index of the image
     segment_class: np.ndarray  # int32 [rows], class index
     counts: np.ndarray  # float64 [rows, 4], iou_sum, tp, fp, fn
+    isthing: np.ndarray  # bool [classes]
 
-    def sum(self, num_classes: int) -> np.ndarray:
+    def sum(self) -> np.ndarray:
         """The counts of the dataset, float64 [classes, 4]."""
-        total = np.zeros([num_classes, len(COUNTS)])
+        total = np.zeros([len(self.isthing), len(COUNTS)])
         np.add.at(total, self.segment_class, self.counts)
         return total
 
-    def dense(self, num_classes: int) -> np.ndarray:
+    def dense(self) -> np.ndarray:
         """float64 [images, classes, 4]."""
-        counts = np.zeros([len(self.image_id), num_classes, len(COUNTS)])
+        counts = np.zeros([len(self.image_id), len(self.isthing), len(COUNTS)])
         counts[self.image, self.segment_class] = self.counts
         return counts
 
@@ -63,29 +64,30 @@ class Difference(NamedTuple):
     high: float
 
 
-def compare(a: Statistics, b: Statistics, isthing, *, resamples=2000, confidence=0.95, seed=0):
+def compare(a: Statistics, b: Statistics, *, resamples=2000, confidence=0.95, seed=0) -> dict:
     """The paired bootstrap over images, percentile method.
 
     Args:
         a, b: two evaluations of the same images.
-        isthing: bool [classes].
 
     Returns:
         {"All": `Difference`, "Things": ..., "Stuff": ...}; without a class in it a group is left
         out.
 
     Raises:
-        InputError: the images differ.
+        InputError: the images or the classes differ.
     """
+    if not np.array_equal(a.isthing, b.isthing):
+        raise InputError("the two evaluations are of different classes; compare runs of a dataset")
     order_a, order_b = np.argsort(a.image_id), np.argsort(b.image_id)
     if not np.array_equal(a.image_id[order_a], b.image_id[order_b]):
         raise InputError("the two evaluations are of different images; evaluate both on one split")
-    images, classes = len(a.image_id), len(isthing)
+    images, classes = len(a.image_id), len(a.isthing)
     flat = [
-        statistics.dense(classes)[order].reshape(images, -1)
+        statistics.dense()[order].reshape(images, -1)
         for statistics, order in ((a, order_a), (b, order_b))
     ]
-    groups = {"All": np.ones(classes, bool), "Things": np.array(isthing)}
+    groups = {"All": np.ones(classes, bool), "Things": a.isthing}
     groups["Stuff"] = ~groups["Things"]
     present = (flat[0] + flat[1]).sum(0).reshape(classes, -1).any(1)
     groups = {name: chosen for name, chosen in groups.items() if (chosen & present).any()}

@@ -107,8 +107,7 @@ def test_follows_a_training_beside_it(tiny, tmp_path):
     assert best["PQ"] == max(m["PQ"] for m in evaluated)
     assert (run_dir / "best" / "export" / "saved_model.pb").exists()
     compared = statistics.read(evaluate.statistics_path(str(run_dir), 4))
-    categories = tiny().dataset.categories
-    quality = summarize(compared.sum(len(categories)), categories)
+    quality = summarize(compared.sum(), tiny().dataset.categories)
     assert 100 * quality["All"]["pq"] == metrics["PQ"]
 
     # Started again, it does nothing twice.

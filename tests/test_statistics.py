@@ -20,7 +20,9 @@ def random_statistics(seed, images=60, better=0.0):
     tp, fp, fn = rng.integers(0, 4, [3, len(rows)])
     iou_sum = tp * np.minimum(rng.uniform(0.6, 0.9, len(rows)) + better, 1)
     ids = np.array([f"image {i}" for i in range(images)])
-    return Statistics(ids, image, segment_class, np.stack([iou_sum, tp, fp, fn], -1))
+    return Statistics(
+        ids, image, segment_class, np.stack([iou_sum, tp, fp, fn], -1), np.array(ISTHING)
+    )
 
 
 def test_written_and_read_back(tmp_path):
@@ -37,19 +39,19 @@ def test_written_and_read_back(tmp_path):
 
 def test_a_run_against_itself_differs_by_nothing():
     a = random_statistics(0)
-    for difference in statistics.compare(a, a, ISTHING, resamples=50).values():
+    for difference in statistics.compare(a, a, resamples=50).values():
         assert difference == (0, 0, 0)
 
 
 def test_interval_is_that_of_drawing_one_by_one():
     a, b = random_statistics(0), random_statistics(0, better=0.05)
-    found = statistics.compare(a, b, ISTHING, resamples=1000, seed=1)
+    found = statistics.compare(a, b, resamples=1000, seed=1)
     rng = np.random.default_rng(2)
 
     def quality(dense, drawn):
         return summarize(dense[drawn].sum(0), CATEGORIES)
 
-    dense = a.dense(3), b.dense(3)
+    dense = a.dense(), b.dense()
     draws = [np.arange(60)] + [rng.integers(0, 60, 60) for _ in range(1000)]
     for group in ("All", "Things", "Stuff"):
         values = [
@@ -67,10 +69,12 @@ def test_images_are_paired_by_id():
     order = np.random.default_rng(0).permutation(60)
     place = np.argsort(order).astype(np.int32)
     shuffled = a._replace(image_id=a.image_id[order], image=place[a.image])
-    for difference in statistics.compare(a, shuffled, ISTHING, resamples=50).values():
+    for difference in statistics.compare(a, shuffled, resamples=50).values():
         assert difference == pytest.approx((0, 0, 0), abs=1e-12)
     with pytest.raises(InputError, match="different images"):
-        statistics.compare(a, random_statistics(0, images=59), ISTHING)
+        statistics.compare(a, random_statistics(0, images=59))
+    with pytest.raises(InputError, match="different classes"):
+        statistics.compare(a, a._replace(isthing=np.array([True] * 3)))
 
 
 def test_a_group_without_segments_is_left_out():
@@ -79,4 +83,4 @@ def test_a_group_without_segments_is_left_out():
     a = a._replace(
         image=a.image[things], segment_class=a.segment_class[things], counts=a.counts[things]
     )
-    assert set(statistics.compare(a, a, ISTHING, resamples=10)) == {"All", "Things"}
+    assert set(statistics.compare(a, a, resamples=10)) == {"All", "Things"}
