@@ -1,6 +1,7 @@
 """Checkpoints: save, resume, and read the weights alone."""
 
 import os
+import re
 
 import tensorflow as tf
 from absl import logging
@@ -79,5 +80,8 @@ def newest(run_dir):
 
 
 def step_of(path):
-    """The training step of a checkpoint, from its name."""
-    return int(path.rsplit("-", 1)[1])
+    """The training step of a checkpoint, from its name; InputError if that does not end in one."""
+    match = re.search(r"-(\d+)$", path)
+    if not match:
+        raise InputError(f"{path}: no checkpoint's name; give its prefix, such as .../ckpt-1000")
+    return int(match[1])

@@ -93,6 +93,8 @@ def _change(before, after):
 
 
 def _charts(names, run_dirs):
+    if run_dirs[0] == run_dirs[1]:
+        return ""
     evaluations = [{e["step"]: e for e in report.read_evaluations(run)} for run in run_dirs]
     steps = sorted(evaluations[0].keys() | evaluations[1].keys())
     charts = "".join(
@@ -127,7 +129,12 @@ def _class_table(names, metrics):
 
 
 def _pictures(names, runs):
-    """The images that both kept: themselves, the label, the two predictions."""
+    """The images that both kept: themselves, the label, the two predictions.
+
+    A run has pictures of its latest evaluated step alone.
+    """
+    if any(report.read_evaluations(run_dir)[-1]["step"] != m["step"] for run_dir, m in runs):
+        return ""
     places = [pictures_folder(run_dir) for run_dir, _ in runs]
     kept = [{p["folder"]: p for p in metrics["pictures"]} for _, metrics in runs]
     strips = ""

@@ -171,10 +171,9 @@ def _write_summaries(run_dir, metrics):
         for key, value in metrics.items():
             if isinstance(value, float):
                 tf.summary.scalar(key, value)
-        for picture in metrics["pictures"]:
+        for picture in (p for p in metrics["pictures"] if p["role"] == "first"):
             path = os.path.join(pictures_folder(run_dir), picture["folder"], "prediction.webp")
-            name = f"{picture['role']}/{picture['folder']}"
-            tf.summary.image(name, visualize.decode(read_bytes(path))[None])
+            tf.summary.image(picture["folder"], visualize.decode(read_bytes(path))[None])
     summaries.close()
 
 

@@ -13,8 +13,16 @@ from kmax_tf.files import InputError, field, read_bytes, read_json, write_atomic
 PAGE = os.path.join(os.path.dirname(__file__), "page.html")
 GROUPS = (("All", ""), ("Things", "_things"), ("Stuff", "_stuff"))
 ROLES = {
-    "first": ("Pictures", "The first images of the split, the same at every step."),
-    "worst": ("Failure cases", "The images with the lowest PQ of their own."),
+    "first": (
+        "Pictures",
+        "The first images of the split, the same at every step. Where a prediction is dark, no "
+        "segment was found. Of each decoder: which cluster centre every pixel is assigned to.",
+    ),
+    "worst": (
+        "Failure cases",
+        "The images with the lowest PQ of their own. Missed: segments of the label that no "
+        "prediction matches; false: predicted ones that match nothing.",
+    ),
     "best": ("Best images", "The images with the highest PQ of their own."),
 }
 NOTES = {

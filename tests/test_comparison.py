@@ -76,9 +76,11 @@ def test_two_runs(runs, tmp_path):
     assert comparison.verdict(backwards["All"]) == "worse"
 
 
-def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs):
-    differences, _ = comparison.compare_runs(f"{runs[0]}@1", f"{runs[0]}@2")
+def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs, tmp_path):
+    page = tmp_path / "page.html"
+    differences = comparison.write_comparison(f"{runs[0]}@1", f"{runs[0]}@2", str(page))
     assert differences["All"].value > 0
+    assert '<img alt="image"' not in page.read_text()  # of step 1 there are none any more
     same, _ = comparison.compare_runs(f"{runs[0]}@1", f"{runs[1]}@1")
     assert same["All"] == (0, 0, 0) and comparison.verdict(same["All"]) == "within the noise"
     with pytest.raises(InputError, match="metrics-00000007.json: cannot be read"):
