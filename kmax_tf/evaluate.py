@@ -38,9 +38,13 @@ def evaluate(experiment, predict, step):
 
     scored_images = inference.stream(experiment, predict, score, _labels(paths))
     bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)
-    for scored in tqdm(scored_images, **bar):
-        metrics.add(scored.segmented.image_id, scored.measured)
-        gallery.offer(scored)
+    try:
+        for scored in tqdm(scored_images, **bar):
+            metrics.add(scored.segmented.image_id, scored.measured)
+            gallery.offer(scored)
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        example.check_records(experiment.data_dir, experiment.evaluation_split)
+        raise
     return _summary(metrics, categories, step), metrics.statistics(), gallery
 
 
@@ -50,7 +54,8 @@ def _labels(paths):
     def label(record):
         return example.parse(record)._replace(image=tf.zeros([0, 0, 3], tf.uint8))
 
-    return tf.data.TFRecordDataset(paths).map(label).prefetch(tf.data.AUTOTUNE)
+    labels = tf.data.TFRecordDataset(paths).map(label, tf.data.AUTOTUNE, deterministic=True)
+    return labels.prefetch(tf.data.AUTOTUNE)
 
 
 def _truth(dataset, label):

@@ -86,11 +86,13 @@ def stream(experiment, predict, work, *beside):
     waiting = collections.deque()
 
     def segment_and_work(batch, i, output, row, number, *more):
-        return work(number, _segmented(batch, i, output, row), *more)
+        return work(number, _segmented(batch, i, output.result(), row), *more)
 
     with ThreadPoolExecutor(workers) as pool:
         for batch in pipeline.evaluation_input(paths, experiment.evaluation_size, together):
             outputs = on_all_replicas(predict, batch.image, each)
+            # First in the queue, so that those who wait for it do not wait in its way.
+            outputs = [pool.submit(_to_host, output) for output in outputs]
             for i in range(batch.image.shape[0]):
                 place = batch, i, outputs[i // each], i % each
                 waiting.append(pool.submit(segment_and_work, *place, *next(arguments)))
@@ -100,22 +102,27 @@ def stream(experiment, predict, work, *beside):
             yield waiting.popleft().result()
 
 
+def _to_host(output):
+    return tf.nest.map_structure(lambda tensor: tensor.numpy(), output)
+
+
 def _segmented(batch, i, output, row):
     """Image i of the batch, whose prediction is row `row` of what a replica gave."""
     panoptic, assignments = output
     fitted_size = batch.fitted_size[i].numpy()
-    segment_map, semantic_map = (
-        postprocess.to_original_size(values[row], fitted_size, batch.original_size[i]).numpy()
-        for values in (panoptic.segment_map, panoptic.semantic_map)
-    )
+    with tf.device("/cpu:0"):
+        segment_map, semantic_map = (
+            postprocess.to_original_size(values[row], fitted_size, batch.original_size[i]).numpy()
+            for values in (panoptic.segment_map, panoptic.semantic_map)
+        )
     return Segmented(
         image_id=batch.image_id[i].numpy().decode(),
         name=batch.filename[i].numpy().decode(),
         segment_map=segment_map,
         semantic_map=semantic_map,
-        segment_class=panoptic.segment_class[row].numpy(),
-        segment_score=panoptic.segment_score[row].numpy(),
+        segment_class=panoptic.segment_class[row],
+        segment_score=panoptic.segment_score[row],
         canvas=lambda: tf.cast(tf.round(batch.image[i]), tf.uint8).numpy(),
         fitted_size=fitted_size,
-        assignments=tuple(assignment[row].numpy() for assignment in assignments),
+        assignments=tuple(assignment[row] for assignment in assignments),
     )

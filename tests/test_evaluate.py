@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -135,3 +136,12 @@ def test_damaged_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys
     (tmp_path / "run" / "metrics.json").unlink()
     assert evaluate.evaluate_run(experiment, run_dir) is None
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
+
+
+def test_a_damaged_record_is_named(tiny, records, tmp_path):
+    shutil.copytree(records, tmp_path / "records")
+    experiment = tiny(f'experiment.Experiment.data_dir = "{tmp_path}/records"')
+    shard = sorted((tmp_path / "records").glob("val-*"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(InputError, match="val-00001-of-00002.tfrecord: .*convert again"):
+        evaluate.evaluate(experiment, perfect_predictor(tiny()), step=1)
