@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -87,12 +87,13 @@ def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs, tmp_path):
         comparison.compare_runs(f"{runs[0]}@7", runs[1])
 
 
-def test_script(runs, tmp_path):
-    script = [sys.executable, "scripts/report.py"]
-    done = subprocess.run(
-        [*script, *runs, f"--out={tmp_path}/c.html"], capture_output=True, text=True, check=True
-    )
-    assert "95 % interval" in done.stdout and "better" in done.stdout
+def test_script(runs, tmp_path, monkeypatch, capsys):
+    script = ["scripts/report.py"]
+    monkeypatch.setattr(sys, "argv", [*script, *runs, f"--out={tmp_path}/c.html"])
+    runpy.run_path(*script, run_name="__main__")
+    output = capsys.readouterr().out
+    assert "95 % interval" in output and "better" in output
     assert (tmp_path / "c.html").stat().st_size > 10_000
-    failed = subprocess.run([*script, str(tmp_path / "no")], capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.startswith("error: ")
+    monkeypatch.setattr(sys, "argv", [*script, str(tmp_path / "no")])
+    with pytest.raises(SystemExit, match="^error: .*metrics.json: missing; evaluate"):
+        runpy.run_path(*script, run_name="__main__")

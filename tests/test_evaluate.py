@@ -111,10 +111,6 @@ def test_follows_a_training_beside_it(tiny, tmp_path):
     quality = summarize(compared.sum(), tiny().dataset.categories)
     assert 100 * quality["All"]["pq"] == metrics["PQ"]
 
-    # Started again, it does nothing twice.
-    again = start("evaluate.py", "--wait=300")
-    assert again.communicate(timeout=300)[0] == "" and again.returncode == 0
-
 
 def test_damaged_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys):
     experiment = tiny("experiment.Experiment.steps = 2")
