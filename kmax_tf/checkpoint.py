@@ -1,6 +1,7 @@
 """Checkpoints: save, resume, and read the weights alone."""
 
 import os
+import re
 
 import tensorflow as tf
 from absl import logging
@@ -41,12 +42,15 @@ def resume(checkpoint_manager):
 
 
 def restore_model(model, path):
-    """Restores the weights alone, all of them.
+    """Restores the weights alone, all of them: their average over steps where it is kept.
 
+    A checkpoint keeps the average as an item `average` of the same structure as `model`.
     Raises InputError if the checkpoint is missing, damaged or of another model.
     """
     try:
-        status = tf.train.Checkpoint(model=model).restore(path)
+        names = (name for name, _ in tf.train.list_variables(path))
+        item = "average" if any(name.startswith("average/") for name in names) else "model"
+        status = tf.train.Checkpoint(**{item: model}).restore(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
         reason = str(error).splitlines()[0]
@@ -67,6 +71,17 @@ def completed(run_dir):
     return list(state.all_model_checkpoint_paths) if state else []
 
 
+def newest(run_dir):
+    """The path of the newest complete checkpoint of a run; InputError if it has none."""
+    paths = completed(run_dir)
+    if not paths:
+        raise InputError(f"{run_dir}: holds no checkpoint yet; train first")
+    return paths[-1]
+
+
 def step_of(path):
-    """The training step of a checkpoint, from its name."""
-    return int(path.rsplit("-", 1)[1])
+    """The training step of a checkpoint, from its name; InputError if that does not end in one."""
+    match = re.search(r"-(\d+)$", path)
+    if not match:
+        raise InputError(f"{path}: no checkpoint's name; give its prefix, such as .../ckpt-1000")
+    return int(match[1])

@@ -1,297 +1,209 @@
-"""The evaluator: follows a run's checkpoints; writes panoptic quality, pictures and a report."""
+"""The evaluator: follows a run's checkpoints; writes PQ, AP, mIoU, pictures and a report.
+
+The device predicts while worker threads measure the images before; both stream.
+"""
 
 import json
 import os
-import time
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from kmax_tf import checkpoint, postprocess, visualize
-from kmax_tf.coco_writer import PanopticWriter
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf import best, checkpoint, follow, inference, statistics, visualize
+from kmax_tf.data import datasets, example
 from kmax_tf.files import InputError, read_bytes, write_atomic
-from kmax_tf.metrics import panoptic_quality
+from kmax_tf.gallery import Gallery, Scored
+from kmax_tf.metrics import Metrics, Truth, measure
 from kmax_tf.report import write_report
 
 FOLDER = "eval"
-PICTURES = 6  # images of which overlays are kept
 
 
-def predictor(model, experiment):
-    """A compiled function image [batch, height, width, 3] -> (`Panoptic`, assignments).
-
-    The assignments are those of each decoder in order, int32 [batch, height, width] at its stride.
-    """
-
-    @tf.function(reduce_retracing=True)
-    def predict(image):
-        outputs = model(image, training=False)
-        panoptic = experiment.postprocess(
-            outputs.final, experiment.evaluation_size, experiment.dataset.num_things
-        )
-        assignments = [
-            tf.argmax(p.mask_logits, axis=-1, output_type=tf.int32) for p in outputs.auxiliary
-        ]
-        return panoptic, assignments
-
-    return predict
-
-
-def segments_of(segment_map, segment_class, segment_score, categories):
-    """The COCO entries of the segments on one map.
-
-    Arguments: int [height, width]; class index int [n] and score float [n] of segments 1 to n.
-    """
-    return [
-        {
-            "id": int(k),
-            "category_id": categories[segment_class[k - 1]].id,
-            "isthing": int(categories[segment_class[k - 1]].isthing),
-            "score": round(float(segment_score[k - 1]), 4),
-        }
-        for k in np.unique(segment_map)
-        if k > 0
-    ]
-
-
-def write_ground_truth(experiment, folder):
-    """Writes the labels of the evaluation split in COCO format; returns paths of JSON and PNGs."""
-    json_path, png_folder = os.path.join(folder, "truth.json"), os.path.join(folder, "truth")
-    writer = PanopticWriter(json_path, png_folder, experiment.dataset.categories)
-    for path in example.shard_paths(experiment.data_dir, experiment.evaluation_split):
-        for record in example.read_records(path):
-            item = example.parse(record)
-            ids = item.segment_id.numpy()
-            table = np.concatenate([[0], ids])
-            segments = [
-                {"id": int(i), "category_id": int(c), "iscrowd": int(crowd)}
-                for i, c, crowd in zip(
-                    ids, item.category_id.numpy(), item.is_crowd.numpy(), strict=True
-                )
-            ]
-            writer.add(
-                _image_id(item.image_id.numpy()),
-                item.filename.numpy().decode(),
-                table[item.segment_map.numpy()],
-                segments,
-            )
-    writer.finish()
-    return json_path, png_folder
-
-
-def _image_id(text):
-    """COCO's ids are numbers, Cityscapes' are names."""
-    text = text.decode()
-    return int(text) if text.isdigit() else text
-
-
-def evaluate(experiment, predict, folder, truth, step):
-    """Predicts the evaluation split, and returns the metrics in percent.
+def evaluate(experiment, predict, step):
+    """Predicts the evaluation split of an experiment.
 
     Arguments:
       predict: what `predictor` returns.
-      folder: where predictions/ and pictures/ go.
-      truth: what `write_ground_truth` returns.
       step: of the checkpoint, noted in the metrics.
+    Returns the metrics in percent (a dict that JSON takes), `Statistics` and the `Gallery`.
     """
-    json_path = os.path.join(folder, "predictions.json")
-    png_folder = os.path.join(folder, "predictions")
     categories = experiment.dataset.categories
-    writer = PanopticWriter(json_path, png_folder, categories)
+    metrics, gallery = Metrics(categories), Gallery(categories)
     paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
-    batches = pipeline.evaluation_input(
-        paths, experiment.evaluation_size, experiment.evaluation_batch_size
-    )
-    count = 0
-    bar = dict(desc=f"evaluating step {step}", unit="batch", leave=False, disable=None)
-    for batch in tqdm(batches, **bar):
-        panoptic, assignments = predict(batch.image)
-        for i in range(batch.image.shape[0]):
-            segment_map = postprocess.to_original_size(
-                panoptic.segment_map[i], batch.fitted_size[i], batch.original_size[i]
-            ).numpy()
-            segments = segments_of(
-                segment_map,
-                panoptic.segment_class[i].numpy(),
-                panoptic.segment_score[i].numpy(),
-                categories,
-            )
-            name = batch.filename[i].numpy().decode()
-            writer.add(_image_id(batch.image_id[i].numpy()), name, segment_map, segments)
-            if count < PICTURES:
-                image = _restored_image(batch, i)
-                _write_pictures(folder, name, image, segment_map, segments, categories)
-                _write_assignments(folder, name, assignments, i, batch, image)
-            count += 1
-    writer.finish()
-    return _summary(panoptic_quality(*truth, json_path, png_folder), categories, step, count)
+
+    def score(number, segmented, label):
+        truth = _truth(experiment.dataset, label)
+        return Scored(number, segmented, truth, measure(categories, truth, segmented))
+
+    scored_images = inference.stream(experiment, predict, score, _labels(paths))
+    bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)
+    try:
+        for scored in tqdm(scored_images, **bar):
+            metrics.add(scored.segmented.image_id, scored.measured)
+            gallery.offer(scored)
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        example.check_records(experiment.data_dir, experiment.evaluation_split)
+        raise
+    return _summary(metrics, categories, step), metrics.statistics(), gallery
 
 
-def _restored_image(batch, i):
-    """The image of a batch without its padding, at its original size, uint8."""
-    height, width = batch.fitted_size[i]
-    image = tf.image.resize(batch.image[i, :height, :width], batch.original_size[i])
-    return tf.cast(tf.round(image), tf.uint8).numpy()
+def _labels(paths):
+    """The examples without their images, which tf.data then does not decode."""
+
+    def label(record):
+        return example.parse(record)._replace(image=tf.zeros([0, 0, 3], tf.uint8))
+
+    labels = tf.data.TFRecordDataset(paths).map(label, tf.data.AUTOTUNE, deterministic=True)
+    return labels.prefetch(tf.data.AUTOTUNE)
 
 
-def _picture_folder(folder, name):
-    return os.path.join(folder, "pictures", os.path.splitext(os.path.basename(name))[0])
+def _truth(dataset, label):
+    classes = [dataset.class_of_category[c] for c in label.category_id.numpy().tolist()]
+    return Truth(label.segment_map.numpy(), np.array(classes, np.int32), label.is_crowd.numpy())
 
 
-def _write_png(path, image):
-    write_atomic(path, tf.io.encode_png(image).numpy())
-
-
-def _write_pictures(folder, name, image, segment_map, segments, categories):
-    by_id = {c.id: c for c in categories}
-    labelled = [
-        (s["id"], by_id[s["category_id"]].name, by_id[s["category_id"]].color) for s in segments
-    ]
-    target = _picture_folder(folder, name)
-    _write_png(os.path.join(target, "image.png"), image)
-    overlay = visualize.overlay(image, segment_map, labelled)
-    _write_png(os.path.join(target, "prediction.png"), overlay)
-
-
-def _write_assignments(folder, name, assignments, i, batch, image):
-    """One picture a decoder: which cluster each pixel is assigned to (paper, figure 4)."""
-    height, width = batch.image.shape[1:3]
-    for number, assignment in enumerate(assignments, start=1):
-        canvas = tf.image.resize(assignment[i, :, :, None], [height, width], "nearest")[..., 0]
-        canvas = postprocess.to_original_size(canvas, batch.fitted_size[i], batch.original_size[i])
-        picture = visualize.assignment_picture(canvas.numpy(), image)
-        _write_png(os.path.join(_picture_folder(folder, name), f"assignment_{number}.png"), picture)
-
-
-def _write_label_pictures(experiment, folder):
-    """Overlays of the labels of the images that `evaluate` keeps pictures of."""
-    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
-    categories = {c.id: c for c in experiment.dataset.categories}
-    records = (record for path in paths for record in example.read_records(path))
-    for _, record in zip(range(PICTURES), records, strict=False):
-        item = example.parse(record)
-        labelled = [
-            (k, categories[c].name + (" (crowd)" if crowd else ""), categories[c].color)
-            for k, (c, crowd) in enumerate(
-                zip(item.category_id.numpy().tolist(), item.is_crowd.numpy(), strict=True), start=1
-            )
-        ]
-        overlay = visualize.overlay(item.image.numpy(), item.segment_map.numpy(), labelled)
-        name = item.filename.numpy().decode()
-        _write_png(os.path.join(_picture_folder(folder, name), "label.png"), overlay)
-
-
-def _summary(quality, categories, step, num_images):
-    """The figures of a report from `panoptic_quality`'s fractions."""
-    metrics = {"step": step, "num_images": num_images}
+def _summary(metrics, categories, step):
+    """The figures of a report, in percent; None where there is nothing to measure."""
+    quality, precision, iou = metrics.quality(), metrics.average_precision(), metrics.mean_iou()
+    summary = {"step": step, "num_images": len(metrics.statistics().image_id)}
     for group, suffix in (("All", ""), ("Things", "_things"), ("Stuff", "_stuff")):
         for key in ("pq", "sq", "rq"):
             present = quality[group]["n"] > 0
-            metrics[key.upper() + suffix] = 100 * quality[group][key] if present else None
-    metrics["classes"] = [
+            summary[key.upper() + suffix] = 100 * quality[group][key] if present else None
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+        summary[name] = _percent(precision[name])
+    summary["mIoU"] = _percent(iou["mIoU"])
+    summary["classes"] = [
         {"name": c.name, "isthing": c.isthing}
         | {key.upper(): 100 * quality["per_class"][c.id][key] for key in ("pq", "sq", "rq")}
+        | {key: quality["per_class"][c.id][key] for key in ("tp", "fp", "fn")}
+        | {"AP": _percent(precision["per_class"].get(c.id))}
+        | {"IoU": _percent(iou["per_class"][c.id])}
         for c in categories
         if c.id in quality["per_class"]
     ]
-    return metrics
+    summary["confusion"] = _confusion(metrics.confusion(), [c.name for c in categories])
+    return summary
 
 
-def _write_results(run_dir, metrics):
-    """metrics.json, the checkpoint's own metrics, TensorBoard and report.html."""
-    folder, step = os.path.join(run_dir, FOLDER), metrics["step"]
-    text = json.dumps(metrics, indent=1)
-    write_atomic(_metrics_path(run_dir, step), text)
-    write_atomic(os.path.join(run_dir, "metrics.json"), text)
-    summaries = tf.summary.create_file_writer(folder)
-    with summaries.as_default(step):
-        for key, value in metrics.items():
-            if isinstance(value, float):
-                tf.summary.scalar(key, value)
-        for path in sorted(tf.io.gfile.glob(os.path.join(folder, "pictures", "*", "pred*.png")))[
-            :4
-        ]:
-            picture = tf.io.decode_png(read_bytes(path), channels=3)
-            tf.summary.image(os.path.basename(os.path.dirname(path)), picture[None])
-    summaries.close()
-    write_report(run_dir)
+def _percent(fraction):
+    return None if fraction is None else 100 * fraction
 
 
-def wait_for_config(run_dir, seconds):
-    """The path of the run's config.gin, once training has written it.
+def _confusion(confusion, names, most=12):
+    """The mistakes that cost most pixels: [{"true", "predicted", "share": % of the true class}]."""
+    mistakes = np.where(np.eye(len(names), dtype=bool), 0, confusion)
+    total = confusion.sum(1)
+    worst = np.argsort(-mistakes.ravel().astype(np.int64), kind="stable")[:most]
+    return [
+        {
+            "true": names[true],
+            "predicted": names[predicted],
+            "share": 100 * float(mistakes[true, predicted] / total[true]),
+        }
+        for true, predicted in zip(*np.unravel_index(worst, mistakes.shape), strict=True)
+        if mistakes[true, predicted]
+    ]
 
-    Raises InputError if it is not there after `seconds`.
-    """
-    path = os.path.join(run_dir, "config.gin")
-    deadline = time.monotonic() + seconds
-    while not tf.io.gfile.exists(path):
-        if time.monotonic() > deadline:
-            raise InputError(f"{path}: missing; start scripts/train.py with this run_dir")
-        time.sleep(1.0)
-    return path
 
-
-def evaluate_run(experiment, run_dir, *, checkpoint_path=None, wait=0.0):
-    """Evaluates the checkpoints of a run, each once and in order, until the last step's.
+def evaluate_run(
+    experiment, run_dir, *, once=False, checkpoint_path=None, wait=0.0, newest_first=False
+):
+    """Evaluates the checkpoints of a run, each once, until the last step's; exports the best.
 
     Arguments:
-      checkpoint_path: evaluate this one alone.
+      once: evaluate `checkpoint_path`, or the newest checkpoint, and no other, done or not.
       wait: seconds to wait for a new checkpoint before giving up; 0 takes what is there.
+      newest_first: in place of the order of the steps.
     Returns the metrics of the last checkpoint that it evaluated, None if there was none.
     Raises InputError for missing records or a checkpoint of another model.
     """
-    folder = os.path.join(run_dir, FOLDER)
     if datasets.load(experiment.data_dir).categories != experiment.dataset.categories:
         raise InputError(f"{experiment.data_dir}: its classes are not those of the experiment")
-    truth = write_ground_truth(experiment, folder)
-    _write_label_pictures(experiment, folder)
+    example.shard_paths(experiment.data_dir, experiment.evaluation_split)
     model = experiment.build_evaluation_model()
-    predict = predictor(model, experiment)
+    predict = inference.predictor(model, experiment)
+    if once:
+        paths = [checkpoint_path or checkpoint.newest(run_dir)]
+    else:
+        _publish(run_dir)  # in case that an earlier evaluator was cut off
+        paths = follow.checkpoints(
+            run_dir,
+            lambda step: tf.io.gfile.exists(metrics_path(run_dir, step)),
+            experiment.steps,
+            seconds=wait,
+            newest_first=newest_first,
+        )
     metrics = None
-    for path in [checkpoint_path] if checkpoint_path else _follow(run_dir, experiment.steps, wait):
-        step = checkpoint.step_of(path)
+    for path in paths:
         try:
             checkpoint.restore_model(model, path)
         except InputError as error:
-            if checkpoint_path:
+            if once:
                 raise
             print(f"skipped: {error}", flush=True)
             continue
-        metrics = evaluate(experiment, predict, folder, truth, step)
-        _write_results(run_dir, metrics)
-        print(
-            f"step {step}: PQ {metrics['PQ']:.1f}  things {metrics['PQ_things'] or 0:.1f}"
-            f"  stuff {metrics['PQ_stuff'] or 0:.1f}  ({metrics['num_images']} images)",
-            flush=True,
-        )
+        metrics = _evaluate_checkpoint(experiment, run_dir, model, predict, path)
+    best.export(run_dir, experiment, model)
     return metrics
 
 
-def _follow(run_dir, last_step, wait):
-    """Yields each checkpoint of the run that has no metrics yet, once, until the last step's."""
-    seen = set()
-    deadline = time.monotonic() + wait
-    while True:
-        fresh = [
-            path
-            for path in checkpoint.completed(run_dir)
-            if path not in seen and not _is_done(run_dir, checkpoint.step_of(path))
-        ]
-        if fresh:
-            seen.add(fresh[0])
-            yield fresh[0]
-            deadline = time.monotonic() + wait
-        elif _is_done(run_dir, last_step) or time.monotonic() > deadline:
-            return
-        else:
-            time.sleep(1.0)
+def _evaluate_checkpoint(experiment, run_dir, model, predict, path):
+    step = checkpoint.step_of(path)
+    metrics, image_statistics, gallery = evaluate(experiment, predict, step)
+    later = [p for p in _all_metrics(run_dir) if p > metrics_path(run_dir, step)]
+    metrics["pictures"] = [] if later else gallery.write(pictures_folder(run_dir))
+    statistics.write(statistics_path(run_dir, step), image_statistics)
+    best.keep(run_dir, model, metrics)
+    _write_summaries(run_dir, metrics)
+    # From here on the checkpoint is done.
+    write_atomic(metrics_path(run_dir, step), json.dumps(metrics, indent=1))
+    _publish(run_dir)
+    print(
+        f"step {step}: PQ {metrics['PQ'] or 0:.1f}  things {metrics['PQ_things'] or 0:.1f}"
+        f"  stuff {metrics['PQ_stuff'] or 0:.1f}  AP {metrics['AP'] or 0:.1f}"
+        f"  mIoU {metrics['mIoU'] or 0:.1f}  ({metrics['num_images']} images)",
+        flush=True,
+    )
+    return metrics
 
 
-def _metrics_path(run_dir, step):
+def _write_summaries(run_dir, metrics):
+    """For TensorBoard: the figures and the first pictures."""
+    summaries = tf.summary.create_file_writer(os.path.join(run_dir, FOLDER))
+    with summaries.as_default(metrics["step"]):
+        for key, value in metrics.items():
+            if isinstance(value, float):
+                tf.summary.scalar(key, value)
+        for picture in (p for p in metrics["pictures"] if p["role"] == "first"):
+            path = os.path.join(pictures_folder(run_dir), picture["folder"], "prediction.webp")
+            tf.summary.image(picture["folder"], visualize.decode(read_bytes(path))[None])
+    summaries.close()
+
+
+def _publish(run_dir):
+    """metrics.json, those of the latest step, and the report, from what is in the folder."""
+    done = _all_metrics(run_dir)
+    if done:
+        write_atomic(os.path.join(run_dir, "metrics.json"), read_bytes(done[-1]))
+        write_report(run_dir)
+
+
+def pictures_folder(run_dir):
+    """Where the pictures of the latest evaluated step are."""
+    return os.path.join(run_dir, FOLDER, "pictures")
+
+
+def statistics_path(run_dir, step):
+    """Where the `Statistics` of a step are."""
+    return os.path.join(run_dir, FOLDER, f"images-{step:08d}.npz")
+
+
+def metrics_path(run_dir, step):
+    """Where the metrics of a step are; the step is done once they are there."""
     return os.path.join(run_dir, FOLDER, f"metrics-{step:08d}.json")
 
 
-def _is_done(run_dir, step):
-    return tf.io.gfile.exists(_metrics_path(run_dir, step))
+def _all_metrics(run_dir):
+    return sorted(tf.io.gfile.glob(os.path.join(run_dir, FOLDER, "metrics-*.json")))

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from kmax_tf import postprocess
 from kmax_tf.data import augment
-from kmax_tf.evaluate import predictor
 from kmax_tf.files import write_atomic
+from kmax_tf.inference import predictor
 from kmax_tf.predict import CATEGORIES
 
 

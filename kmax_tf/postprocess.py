@@ -13,11 +13,23 @@ from kmax_tf.model.layers import resize_bilinear
 
 
 class Panoptic(NamedTuple):
-    """The panoptic segmentation of a batch of images."""
+    """The panoptic segmentation of a batch of images; segment k is the k-th that was pasted."""
 
     segment_map: tf.Tensor  # int32 [batch, height, width], 0 void, k the k-th segment
     segment_class: tf.Tensor  # int32 [batch, segments], class index, -1 where there is none
-    segment_score: tf.Tensor  # float32 [batch, segments], class confidence times mask score
+    segment_confidence: tf.Tensor  # float32 [batch, segments], probability of the class
+    segment_score: tf.Tensor  # float32 [batch, segments], that times the mean mask probability
+    semantic_map: tf.Tensor  # int32 [batch, height, width], class index of the likeliest mask
+
+
+class Pasted(NamedTuple):
+    """The masks on the canvas, numbered in the order of pasting: what segments are made of."""
+
+    mask_map: tf.Tensor  # int32 [batch, height, width], 0 nothing, k the k-th mask
+    mask_class: tf.Tensor  # int32 [batch, masks], class index
+    confidence: tf.Tensor  # float32 [batch, masks], probability of the class
+    probability: tf.Tensor  # float32 [batch, height, width], of the pixel's likeliest mask
+    semantic_map: tf.Tensor  # int32 [batch, height, width], class index of that mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,33 +54,62 @@ class PostProcess:
     def __call__(self, prediction, size, num_things):
         """Merges a final `Prediction` at `size` (height, width); returns `Panoptic`.
 
-        Segment k is the k-th in the order of pasting; masks of one stuff class share a segment.
+        Masks of one stuff class share a segment, which has the number of the first of them.
         """
+        pasted = self.paste(prediction, size, num_things)
+        is_thing = pasted.mask_class < num_things
+        n = pasted.mask_class.shape[1]
+        area = _sum(tf.ones_like(pasted.probability), pasted.mask_map, n)
+        probability = _sum(pasted.probability, pasted.mask_map, n)
+        leader = _leaders(pasted.mask_class, is_thing, area > 0)
+
+        member = tf.one_hot(leader, n)  # [batch, mask, segment]
+        area, confidence, probability = (
+            tf.einsum("bm,bms->bs", value, member)
+            for value in (area, area * pasted.confidence, probability)
+        )
+        confidence = tf.math.divide_no_nan(confidence, area)
+        score = confidence * tf.math.divide_no_nan(probability, area)
+
+        smallest = tf.where(is_thing, float(self.thing_area), float(self.stuff_area))
+        kept = (area > 0) & (area >= smallest)
+        number = tf.where(tf.gather(kept, leader, batch_dims=1), leader + 1, 0)
+        return Panoptic(
+            _lookup(tf.pad(number, [[0, 0], [1, 0]]), pasted.mask_map),
+            tf.where(kept, pasted.mask_class, -1),
+            tf.where(kept, confidence, 0.0),
+            tf.where(kept, score, 0.0),
+            pasted.semantic_map,
+        )
+
+    def paste(self, prediction, size, num_things):
+        """Pastes the masks that pass the thresholds, best first; returns `Pasted`."""
         probabilities = tf.nn.softmax(prediction.class_logits)[..., :-1]
         classes = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
         confidence = tf.reduce_max(probabilities, axis=-1)
         quality = self._mask_score(prediction.mask_logits)
         score = confidence * quality**self.mask_exponent
         order = tf.argsort(score, direction="DESCENDING", stable=True)
-        classes, confidence, score = (
-            tf.gather(v, order, batch_dims=1) for v in (classes, confidence, score)
-        )
-        is_thing = classes < num_things
+        rank = tf.argsort(order)  # of each cluster
 
-        first, second = self._claims(prediction.mask_logits, order, size)
-        threshold = tf.where(is_thing, self.thing_threshold, self.stuff_threshold)
-        pasted = self._paste(first, second, confidence >= threshold)
-        segment_map = tf.where(
-            _lookup(pasted, first), first + 1, tf.where(_lookup(pasted, second), second + 1, 0)
-        )
-        segment_map = _merge_stuff(segment_map, classes, is_thing)
+        logits = resize_bilinear(prediction.mask_logits, size)
+        top = tf.math.top_k(logits, 2)
+        largest = top.values[..., :1]
+        norm = tf.reduce_sum(tf.exp(logits - largest), axis=-1, keepdims=True)
+        probability = tf.exp(top.values - largest) / norm
+        first, second = self._claims(probability, _lookup(rank, top.indices))
 
-        area = _count(segment_map, classes.shape[1] + 1)[:, 1:]
-        kept = (area > 0) & (area >= tf.where(is_thing, self.thing_area, self.stuff_area))
-        return Panoptic(
-            tf.where(_lookup(kept, segment_map - 1), segment_map, 0),
-            tf.where(kept, classes, -1),
-            tf.where(kept, score, 0.0),
+        mask_class, ordered = (tf.gather(v, order, batch_dims=1) for v in (classes, confidence))
+        threshold = tf.where(mask_class < num_things, self.thing_threshold, self.stuff_threshold)
+        pasted = self._paste(first, second, ordered >= threshold)
+        pasted = tf.pad(pasted, [[0, 0], [1, 0]])  # of the k-th mask, False for none
+        mask_map = tf.where(_lookup(pasted, first), first, second)
+        return Pasted(
+            tf.where(_lookup(pasted, mask_map), mask_map, 0),
+            mask_class,
+            ordered,
+            probability[..., 0],
+            _lookup(classes, top.indices[..., 0]),
         )
 
     def _mask_score(self, mask_logits):
@@ -78,29 +119,24 @@ class PostProcess:
         count = tf.reduce_sum(inside, axis=[1, 2])
         return tf.math.divide_no_nan(tf.reduce_sum(mask * inside, axis=[1, 2]), count)
 
-    def _claims(self, mask_logits, order, size):
-        """The ranks of the masks that claim each pixel, first pasted first; -1 for none.
+    def _claims(self, probability, rank):
+        """The masks that claim each pixel, in the order of pasting, from 1; 0 for none.
 
+        Both float32 and int32 [batch, height, width, 2], of a pixel's two likeliest masks.
         Returns two int32 [batch, height, width].
         """
-        logits = resize_bilinear(mask_logits, size)
-        top = tf.math.top_k(logits, 2)
-        norm = tf.reduce_logsumexp(logits, axis=-1, keepdims=True)
-        claims = tf.exp(top.values - norm) > self.pixel_threshold
-        rank = tf.argsort(order)  # rank of each cluster
-        rank = tf.gather(rank, tf.reshape(top.indices, [tf.shape(rank)[0], -1]), batch_dims=1)
         last = rank.dtype.max
-        rank = tf.where(claims, tf.reshape(rank, tf.shape(claims)), last)
-        earlier, later = tf.reduce_min(rank, -1), tf.reduce_max(rank, -1)
-        return tf.where(earlier == last, -1, earlier), tf.where(later == last, -1, later)
+        number = tf.where(probability > self.pixel_threshold, rank + 1, last)
+        earlier, later = tf.reduce_min(number, -1), tf.reduce_max(number, -1)
+        return tf.where(earlier == last, 0, earlier), tf.where(later == last, 0, later)
 
     def _paste(self, first, second, confident):
-        """Which masks are pasted, in order of rank: bool [batch, clusters]."""
+        """Which masks are pasted, in order of rank: bool [batch, masks]."""
         n = confident.shape[1]
-        pair = tf.where(second >= 0, first * n + second, -1)
-        overlap = tf.reshape(_count(pair + 1, n * n + 1)[:, 1:], [-1, n, n])
-        area = _count(first + 1, n + 1)[:, 1:] + _count(second + 1, n + 1)[:, 1:]
-        area, overlap = tf.cast(area, tf.float32), tf.cast(overlap, tf.float32)
+        one = tf.ones(tf.shape(first))
+        pair = tf.where(second > 0, (first - 1) * n + second, 0)
+        overlap = tf.reshape(_sum(one, pair, n * n), [-1, n, n])
+        area = _sum(one, first, n) + _sum(one, second, n)
 
         def body(rank, pasted):
             taken = tf.reduce_sum(overlap[:, :, rank] * pasted, axis=1)
@@ -113,31 +149,32 @@ class PostProcess:
         return tf.while_loop(lambda rank, _: rank < n, body, start)[1] > 0
 
 
-def _count(ids, n):
-    """How often each of 0 to n - 1 occurs in each image: [batch, height, width] -> [batch, n]."""
+def _sum(values, ids, n):
+    """Sums the values of the pixels of each id from 1 to n: [batch, height, width] -> [batch, n].
+
+    Counts up to 2^24 pixels are exact in float32.
+    """
     batch = tf.shape(ids)[0]
-    shifted = tf.reshape(ids, [batch, -1]) + tf.range(batch)[:, None] * n
-    ones = tf.ones_like(shifted)
-    return tf.reshape(tf.math.unsorted_segment_sum(ones, shifted, batch * n), [batch, n])
+    shifted = tf.reshape(ids, [batch, -1]) + tf.range(batch)[:, None] * (n + 1)
+    values = tf.reshape(values, [batch, -1])
+    sums = tf.math.unsorted_segment_sum(values, shifted, batch * (n + 1))
+    return tf.reshape(sums, [batch, n + 1])[:, 1:]
 
 
 def _lookup(table, ids):
-    """table[ids] of each image, False for -1: [batch, n], [batch, height, width] -> bool."""
+    """table[ids] of each image: [batch, n], [batch, ...] -> [batch, ...]."""
     flat = tf.reshape(ids, [tf.shape(ids)[0], -1])
-    found = tf.gather(table, tf.maximum(flat, 0), batch_dims=1) & (flat >= 0)
-    return tf.reshape(found, tf.shape(ids))
+    return tf.reshape(tf.gather(table, flat, batch_dims=1), tf.shape(ids))
 
 
-def _merge_stuff(segment_map, classes, is_thing):
-    """Gives all segments of one stuff class the id of the first of them that is on the map."""
-    n = classes.shape[1]
-    present = _count(segment_map, n + 1)[:, 1:] > 0
+def _leaders(classes, is_thing, present):
+    """The mask whose segment each mask belongs to: itself, or the first present of its stuff class.
+
+    All [batch, masks]; returns int32.
+    """
     same = (classes[:, :, None] == classes[:, None, :]) & ~is_thing[:, :, None]
-    same = (same & present[:, None, :]) | tf.eye(n, dtype=tf.bool)[None]
-    leader = tf.argmax(same, axis=2, output_type=tf.int32)  # the first of its class
-    leader = tf.pad(leader + 1, [[0, 0], [1, 0]])
-    flat = tf.reshape(segment_map, [tf.shape(segment_map)[0], -1])
-    return tf.reshape(tf.gather(leader, flat, batch_dims=1), tf.shape(segment_map))
+    same = (same & present[:, None, :]) | tf.eye(classes.shape[1], dtype=tf.bool)[None]
+    return tf.argmax(same, axis=2, output_type=tf.int32)
 
 
 def to_original_size(values, fitted_size, original_size):

@@ -1,6 +1,7 @@
 """Pictures of segments and cluster assignments, with NumPy and Pillow alone."""
 
 import colorsys
+import io
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -69,6 +70,20 @@ def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) 
     photo = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
     grey = np.asarray(photo, np.float32)[..., None]
     return np.rint(0.7 * colors[assignment[rows][:, columns]] + 0.3 * grey).astype(np.uint8)
+
+
+def webp(picture: np.ndarray, longer_side: int) -> bytes:
+    """A picture, uint8 [height, width, 3], as a WebP file of at most so many pixels a side."""
+    image = Image.fromarray(picture)
+    image.thumbnail((longer_side, longer_side))
+    content = io.BytesIO()
+    image.save(content, "WEBP", quality=80)
+    return content.getvalue()
+
+
+def decode(picture: bytes) -> np.ndarray:
+    """The picture in a WebP, PNG or JPEG file, uint8 [height, width, 3]."""
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
 
 
 def contact_sheet(rows: list) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import evaluate, export, postprocess, predict
+from kmax_tf import export, inference, postprocess, predict
 from kmax_tf.data import augment
 from kmax_tf.files import InputError
 
@@ -33,7 +33,7 @@ def test_export_equals_model(experiment, image, tmp_path):
 
     sample = augment.Sample(tf.cast(image, tf.float32), tf.zeros(image.shape[:2], tf.int32))
     size = experiment.evaluation_size
-    panoptic, _ = evaluate.predictor(model, experiment)(
+    panoptic, _ = inference.predictor(model, experiment)(
         augment.fit_and_pad(sample, size).image[None]
     )
     expected = postprocess.to_original_size(

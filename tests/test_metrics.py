@@ -1,5 +1,7 @@
 import json
 import pathlib
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -58,7 +60,6 @@ def test_equals_the_official_metric(case):
         assert result[group] == pytest.approx(official[group], rel=0, abs=1e-12)
     assert {str(category) for category in result["per_class"]} == set(official["per_class"])
     for category, expected in official["per_class"].items():
-        expected["iou"] = expected.pop("iou_sum")
         assert result["per_class"][int(category)] == pytest.approx(expected, rel=0, abs=1e-12)
 
 
@@ -183,3 +184,25 @@ def test_written_files(tmp_path):
     }
     with pytest.raises(ValueError, match=r"x.png: segments: ids \[2\] but"):
         writer.add(1, "x.png", segment_map, segments[1:])
+
+
+def test_script(tmp_path, monkeypatch, capsys):
+    truth = write(tmp_path, "gt", (5, stripes(x1=80, x2=20), {1: CAT, 2: GRASS}, ()))
+    pred = write(tmp_path, "pred", (5, stripes(x3=60, x0=20, x4=20), {3: CAT, 4: GRASS}, ()))
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["panoptic_quality.py", *options])
+        runpy.run_path("scripts/panoptic_quality.py", run_name="__main__")
+        return capsys.readouterr().out
+
+    folders = [f"--gt_folder={truth[1]}", f"--pred_folder={pred[1]}"]
+    quality = json.loads(run(f"--gt_json={truth[0]}", f"--pred_json={pred[0]}", *folders, "--json"))
+    assert quality["All"] == {"pq": 0.875, "sq": 0.875, "rq": 1.0, "n": 2}
+    assert quality["Things"] == {"pq": 0.75, "sq": 0.75, "rq": 1.0, "n": 1}
+    counts = {"iou_sum": 0.75, "tp": 1, "fp": 0, "fn": 0}
+    assert quality["per_class"]["1"] == {"pq": 0.75, "sq": 0.75, "rq": 1.0, **counts}
+    # The official script's names, and its folders.
+    table = run(f"--gt_json_file={truth[0]}", f"--pred_json_file={pred[0]}").splitlines()
+    assert table[2].split("|")[1].split() == ["87.5", "87.5", "100.0", "2"]
+    with pytest.raises(SystemExit, match="^error: .*no.json: cannot be read"):
+        run(f"--gt_json={truth[0]}", f"--pred_json={tmp_path}/no.json")

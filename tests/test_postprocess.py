@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from kmax_tf.model.heads import Prediction
 from kmax_tf.postprocess import PostProcess, to_original_size
+from kmax_tf.tools import parity
 
 THINGS, CLASSES, SIZE = 3, 5, (33, 49)
 SETTINGS = PostProcess(
@@ -72,10 +73,11 @@ def test_equals_pasting_one_by_one(prediction):
 
 def test_segments_that_are_not_on_the_map_are_not_listed(prediction):
     panoptic = SETTINGS(prediction, SIZE, THINGS)
-    for segment_map, classes, scores in zip(*panoptic, strict=True):
+    for segment_map, classes, *scores, _ in zip(*panoptic, strict=True):
         on_map = set(np.unique(segment_map)) - {0}
         assert on_map == set(np.flatnonzero(classes.numpy() >= 0) + 1)
-        assert on_map == set(np.flatnonzero(scores.numpy() > 0) + 1)
+        for score in scores:
+            assert on_map == set(np.flatnonzero(score.numpy() > 0) + 1)
 
 
 def test_pixel_threshold_that_three_masks_could_pass_is_refused():
@@ -90,3 +92,38 @@ def test_original_size_without_padding():
     assert restored.shape == (10, 16)
     # Corners are aligned, so the corners of the content stay, and no padding comes back.
     assert [restored[0, 0], restored[0, -1], restored[-1, 0], restored[-1, -1]] == [0, 5, 18, 23]
+
+
+def test_scores_and_semantic_map(prediction):
+    panoptic = SETTINGS(prediction, SIZE, THINGS)
+    canvas = tf.compat.v1.image.resize_bilinear(prediction.mask_logits, SIZE, align_corners=True)
+    class_probability = softmax(prediction.class_logits.numpy().astype(np.float64))[..., :-1]
+    mask_probability = softmax(canvas.numpy().astype(np.float64)).max(-1)
+    likeliest = canvas.numpy().argmax(-1)
+    pasted = SETTINGS.paste(prediction, SIZE, THINGS)
+    shared = 0
+    for i in range(12):
+        classes, confidence = class_probability[i].argmax(-1), class_probability[i].max(-1)
+        np.testing.assert_array_equal(panoptic.semantic_map[i], classes[likeliest[i]])
+        np.testing.assert_allclose(np.sort(pasted.confidence[i]), np.sort(confidence), rtol=1e-5)
+        for k in np.flatnonzero(panoptic.segment_class[i].numpy() >= 0):
+            inside = panoptic.segment_map[i].numpy() == k + 1
+            # Whose pixel it is shows in the map of masks, which the segments of stuff merge.
+            masks = pasted.mask_map[i].numpy()[inside] - 1
+            shared += len(np.unique(masks)) > 1
+            mean = pasted.confidence[i].numpy()[masks].mean()
+            assert float(panoptic.segment_confidence[i, k]) == pytest.approx(mean, rel=1e-5)
+            expected = mean * mask_probability[i][inside].mean()
+            assert float(panoptic.segment_score[i, k]) == pytest.approx(expected, rel=1e-5)
+    assert shared  # some stuff is of several masks
+
+
+def test_compiled_by_xla_it_is_the_same(prediction):
+    compiled = tf.function(lambda p: SETTINGS(p, SIZE, THINGS), jit_compile=True)
+    for ours, eager in zip(compiled(prediction), SETTINGS(prediction, SIZE, THINGS), strict=True):
+        np.testing.assert_allclose(ours, eager, rtol=1e-5)
+
+
+def test_golden_maps(shared):
+    results = parity.check(str(shared / "golden"), "postprocess")
+    assert len(results) == 4 and all(result.passed for result in results), results

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import checkpoint, evaluate, runtime, train
+from kmax_tf import checkpoint, inference, runtime, train
 from kmax_tf.data import datasets, example, pipeline
 from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion
@@ -145,7 +145,7 @@ def test_overfits_one_image(tiny):
 
     first, *_, last = (float(step(tf.constant([i, 0]))) for i in range(experiment.steps))
     assert last < first / 4
-    panoptic, _ = evaluate.predictor(trainer.model, experiment)(one[0])
+    panoptic, _ = inference.predictor(trainer.model, experiment)(one[0])
     stride = trainer.model.output_stride
     predicted = panoptic.segment_map[0, ::stride, ::stride].numpy()
     truth = one[1].segment[0].numpy()

@@ -3,7 +3,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from kmax_tf.visualize import assignment_picture, contact_sheet, overlay
+from kmax_tf.visualize import assignment_picture, contact_sheet, decode, overlay, webp
 
 RED, BLUE = (220, 20, 60), (30, 60, 200)
 
@@ -121,3 +121,11 @@ def test_contact_sheet():
     assert (sheet[0] == 255).all()
     untitled = contact_sheet([[("", picture) for _, picture in row] for row in rows])
     assert untitled.shape == sheet.shape and (untitled != sheet).any()
+
+
+def test_webp_is_small_and_comes_back():
+    smooth = np.stack(np.broadcast_arrays(*np.ogrid[:1000, :500], 128), -1) * (0.25, 0.5, 1)
+    picture = smooth.astype(np.uint8)
+    restored = decode(webp(picture, 250))
+    assert restored.shape == (250, 125, 3) and len(webp(picture, 250)) < 5000
+    np.testing.assert_allclose(restored[::25, ::25], picture[2::100, 2::100], atol=10)

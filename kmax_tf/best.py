@@ -1,0 +1,45 @@
+"""The best checkpoint of a run by PQ: its weights are kept, and at the end exported."""
+
+import json
+import os
+
+import tensorflow as tf
+
+from kmax_tf import checkpoint
+from kmax_tf import export as saved_model
+from kmax_tf.files import read_json, write_atomic
+
+FOLDER = "best"
+NAME = "ckpt"
+
+
+def keep(run_dir, model, metrics):
+    """Keeps the weights of the model if no evaluated step had a better PQ."""
+    folder, step = os.path.join(run_dir, FOLDER), metrics["step"]
+    before = _noted(folder)
+    if metrics["PQ"] is None or (before and before["PQ"] >= metrics["PQ"]):
+        return
+    tf.train.CheckpointManager(
+        tf.train.Checkpoint(model=model), folder, max_to_keep=1, checkpoint_name=NAME
+    ).save(checkpoint_number=step)
+    note = {"step": step, "PQ": metrics["PQ"]}
+    write_atomic(os.path.join(folder, "best.json"), json.dumps(note))
+
+
+def export(run_dir, experiment, model):
+    """Exports the weights that are kept into RUN_DIR/best/export, unless they are there already.
+
+    The model has other weights afterwards.
+    """
+    folder = os.path.join(run_dir, FOLDER)
+    best, target = _noted(folder), os.path.join(folder, "export")
+    if best is None or best == _noted(target):
+        return
+    checkpoint.restore_model(model, os.path.join(folder, f"{NAME}-{best['step']}"))
+    saved_model.export(experiment, model, target)
+    write_atomic(os.path.join(target, "best.json"), json.dumps(best))
+
+
+def _noted(folder):
+    path = os.path.join(folder, "best.json")
+    return read_json(path) if tf.io.gfile.exists(path) else None

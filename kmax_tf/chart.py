@@ -1,0 +1,102 @@
+"""A chart of curves over steps, as HTML with an SVG in it."""
+
+import html
+import json
+import math
+
+COLORS = ("#3b82f6", "#f97316", "#10b981")  # legible on white and on black
+POINTS = 400  # a curve is drawn with at most this many
+LEFT, RIGHT, TOP, BOTTOM = 44, 348, 10, 172  # of the plot in its 360 x 196 box
+
+
+def chart(title, steps, curves):
+    """A figure with one line a curve over the steps; its caption tells the values pointed at.
+
+    Args:
+        title: str.
+        steps: ints, ascending.
+        curves: {name: values}, as many values as steps; gaps where they are not finite.
+
+    Returns:
+        HTML, empty where there is nothing to draw.
+    """
+    every = -(-len(steps) // POINTS) or 1
+    kept = sorted({*range(0, len(steps), every), len(steps) - 1} - {-1})
+    steps = [steps[i] for i in kept]
+    curves = {name: [_finite(values[i]) for i in kept] for name, values in curves.items()}
+    heights = [v for values in curves.values() for v in values if v is not None]
+    if not heights:
+        return ""
+    x = _scale(steps[0], max(steps[-1], steps[0] + 1), LEFT, RIGHT)
+    y = _scale(min(0, *heights), max(*heights, 0) or 1, BOTTOM, TOP)
+    notes = [
+        f"step {step:,}"
+        + "".join(
+            f' <b style="color:{color}">{html.escape(name)} {number(values[i])}</b>'
+            for color, (name, values) in zip(COLORS, curves.items())
+        )
+        for i, step in enumerate(steps)
+    ]
+    data = html.escape(json.dumps({"x": [x(step) for step in steps], "notes": notes}))
+    lines = "".join(
+        _line(color, [(x(s), y(v)) for s, v in zip(steps, values) if v is not None])
+        for color, values in zip(COLORS, curves.values())
+    )
+    return (
+        f"<figure><figcaption><strong>{html.escape(title)}</strong> <output>{notes[-1]}</output>"
+        f'</figcaption><svg viewBox="0 0 360 196" data-chart="{data}">{_rules(x, y)}{lines}'
+        f'<path class="cursor" d="M0 {TOP}V{BOTTOM}"/></svg></figure>'
+    )
+
+
+def _scale(low, high, start, end):
+    """A function value -> place in the box; its `ticks` are round values."""
+
+    def place(value):
+        return round(start + (end - start) * (value - low) / (high - low), 1)
+
+    place.ticks = _ticks(low, high)
+    return place
+
+
+def _ticks(low, high):
+    """Three to six round numbers in [low, high]."""
+    size = 10 ** math.floor(math.log10((high - low) / 3))
+    size *= max(factor for factor in (1, 2, 5) if factor * size <= (high - low) / 3 * 1.000001)
+    return [i * size for i in range(math.ceil(low / size), math.floor(high / size + 1e-6) + 1)]
+
+
+def _rules(x, y):
+    marks = ""
+    for tick in y.ticks:
+        marks += f'<path class="rule" d="M{LEFT} {y(tick)}H{RIGHT}"/>'
+        marks += f'<text x="{LEFT - 6}" y="{y(tick) + 4}" text-anchor="end">{number(tick)}</text>'
+    for tick in x.ticks:
+        marks += f'<text x="{x(tick)}" y="190" text-anchor="middle">{number(tick)}</text>'
+    return marks
+
+
+def _line(color, points):
+    line = " ".join(f"{a},{b}" for a, b in points)
+    dots = points if len(points) <= 30 else []
+    return f'<polyline points="{line}" stroke="{color}"/>' + "".join(
+        f'<circle cx="{a}" cy="{b}" r="2.5" fill="{color}"/>' for a, b in dots
+    )
+
+
+def _finite(value):
+    return value if value is not None and math.isfinite(value) else None
+
+
+def number(value):
+    """At most two decimal digits, or two significant ones where those would all be 0."""
+    if _finite(value) is None:
+        return "–"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def percent(value):
+    """Two decimal digits, or a dash."""
+    return "–" if _finite(value) is None else f"{value:.2f}"

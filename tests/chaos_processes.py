@@ -1,0 +1,71 @@
+"""The two processes of test_chaos.py: a training that writes checkpoints, and an evaluator."""
+
+import dataclasses
+import os
+import pathlib
+import random
+import time
+
+import tensorflow as tf
+
+from kmax_tf import checkpoint, config, evaluate
+from kmax_tf.experiment import Experiment
+from kmax_tf.model.heads import Prediction
+from kmax_tf.model.kmax import Outputs
+
+STEPS = 24
+TRUNCATED, DELETED, REPAIRED = 5, 7, 3  # every so many checkpoints
+
+
+class Stub(tf.Module):
+    """Two vertical halves; the weights say which class the left one is."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.step = tf.Variable(0.0)
+        self.ballast = tf.Variable(tf.random.stateless_normal([20000], [1, 2]))
+
+    def create_variables(self, height, width):
+        return self
+
+    def __call__(self, image, training):
+        side = tf.cast(tf.range(9) < 4 + tf.cast(self.step, tf.int32) % 3, tf.float32)
+        masks = 20 * tf.broadcast_to(tf.stack([side, 1 - side], -1), [9, 9, 2])
+        classes = [tf.cast(self.step, tf.int32) % self.num_classes, self.num_classes - 1]
+        logits = 20 * tf.one_hot(classes, self.num_classes + 1)
+        batch = image.shape[0]
+        final = Prediction(tf.stack([masks] * batch), tf.stack([logits] * batch), None)
+        return Outputs(final, (), None)
+
+
+def load(gin_file):
+    return dataclasses.replace(config.load(Experiment, gin_file), model=Stub, steps=STEPS)
+
+
+def train(run_dir, seed):
+    """Writes a checkpoint now and then; some it damages, of which it repairs some."""
+    drawn = random.Random(seed)
+    model = Stub(14)
+    folder = os.path.join(run_dir, checkpoint.FOLDER)
+    saver = tf.train.Checkpoint(model=model)
+    manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
+    for step in range(1, STEPS + 1):
+        model.step.assign(step)
+        data = pathlib.Path(f"{manager.save(checkpoint_number=step)}.data-00000-of-00001")
+        whole = data.read_bytes()
+        if step % DELETED == 0:
+            data.unlink()
+        elif step % TRUNCATED == 0 or step % REPAIRED == 0:
+            data.write_bytes(whole[: drawn.randrange(len(whole))])
+        time.sleep(drawn.uniform(0, 1.0))
+        if step % REPAIRED == 0:
+            data.write_bytes(whole)
+
+
+def follow(gin_file, run_dir, log):
+    """Evaluates; appends what it prints to a file."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(fd, 1)
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        evaluate.evaluate_run(load(gin_file), run_dir, wait=20.0)
