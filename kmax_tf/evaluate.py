@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from kmax_tf import checkpoint, postprocess, visualize
 from kmax_tf.coco_writer import PanopticWriter
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data import example, pipeline, records
 from kmax_tf.files import InputError, read_bytes, write_atomic
 from kmax_tf.metrics import panoptic_quality
 from kmax_tf.report import write_report
@@ -56,13 +56,18 @@ def segments_of(segment_map, segment_class, segment_score, categories):
     ]
 
 
+def evaluation_records(experiment):
+    return records.find(experiment.data_dir, experiment.evaluation_split, experiment.dataset)
+
+
 def write_ground_truth(experiment, folder):
     """Writes the labels of the evaluation split in COCO format; returns paths of JSON and PNGs."""
     json_path, png_folder = os.path.join(folder, "truth.json"), os.path.join(folder, "truth")
     writer = PanopticWriter(json_path, png_folder, experiment.dataset.categories)
-    for path in example.shard_paths(experiment.data_dir, experiment.evaluation_split):
+    found = evaluation_records(experiment)
+    for path in found.paths:
         for record in example.read_records(path):
-            item = example.parse(record)
+            item = found.parse(record)
             ids = item.segment_id.numpy()
             table = np.concatenate([[0], ids])
             segments = [
@@ -100,9 +105,9 @@ def evaluate(experiment, predict, folder, truth, step):
     png_folder = os.path.join(folder, "predictions")
     categories = experiment.dataset.categories
     writer = PanopticWriter(json_path, png_folder, categories)
-    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
+    found = evaluation_records(experiment)
     batches = pipeline.evaluation_input(
-        paths, experiment.evaluation_size, experiment.evaluation_batch_size
+        found.paths, experiment.evaluation_size, experiment.evaluation_batch_size, found.parse
     )
     count = 0
     bar = dict(desc=f"evaluating step {step}", unit="batch", leave=False, disable=None)
@@ -167,11 +172,11 @@ def _write_assignments(folder, name, assignments, i, batch, image):
 
 def _write_label_pictures(experiment, folder):
     """Overlays of the labels of the images that `evaluate` keeps pictures of."""
-    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
+    found = evaluation_records(experiment)
     categories = {c.id: c for c in experiment.dataset.categories}
-    records = (record for path in paths for record in example.read_records(path))
-    for _, record in zip(range(PICTURES), records, strict=False):
-        item = example.parse(record)
+    serialized = (record for path in found.paths for record in example.read_records(path))
+    for _, record in zip(range(PICTURES), serialized, strict=False):
+        item = found.parse(record)
         labelled = [
             (k, categories[c].name + (" (crowd)" if crowd else ""), categories[c].color)
             for k, (c, crowd) in enumerate(
@@ -243,8 +248,6 @@ def evaluate_run(experiment, run_dir, *, checkpoint_path=None, wait=0.0):
     Raises InputError for missing records or a checkpoint of another model.
     """
     folder = os.path.join(run_dir, FOLDER)
-    if datasets.load(experiment.data_dir).categories != experiment.dataset.categories:
-        raise InputError(f"{experiment.data_dir}: its classes are not those of the experiment")
     truth = write_ground_truth(experiment, folder)
     _write_label_pictures(experiment, folder)
     model = experiment.build_evaluation_model()

@@ -32,6 +32,8 @@ def read_json(path: str):
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON (not UTF-8 text); give a JSON file") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, a number too long
+        raise InputError(f"{path}: not JSON that can be read ({error}); fix it") from error
 
 
 def field(entry, key: str, kind: type | tuple[type, ...], where: str):

@@ -10,7 +10,7 @@ import tf_keras
 from tqdm import tqdm
 
 from kmax_tf import checkpoint, config, runtime
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data import pipeline, records
 from kmax_tf.files import InputError, write_atomic
 from kmax_tf.loss.criterion import Losses
 from kmax_tf.model.layers import random_seed, random_uniform
@@ -115,26 +115,23 @@ def make_trainer(experiment, strategy):
         return Trainer(experiment, strategy, model, optimizer, step, dataset=None)
 
 
+def training_records(experiment):
+    return records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
+
+
 def training_dataset(experiment, strategy, stride, start_step):
     """The distributed training input from `start_step` on.
 
-    Raises InputError if the records are missing, empty, of other classes, or fewer than a batch.
+    Raises InputError if the records are missing, empty or of other classes.
     """
-    folder, split = experiment.data_dir, experiment.train_split
-    paths = example.shard_paths(folder, split)
-    if datasets.load(folder).categories != experiment.dataset.categories:
-        raise InputError(
-            f"{folder}: its classes are not those of dataset {experiment.dataset.name!r};"
-            " bind datasets.load.source to the dataset of these records"
-        )
-    if datasets.read_split(folder, split).num_examples == 0:
-        raise InputError(f"{folder}: split {split!r} holds no example; convert it again")
+    found = training_records(experiment)
 
     def per_host(context):
         return pipeline.training_input(
-            paths,
+            found.paths,
             experiment.dataset,
             experiment.training_input,
+            parse=found.parse,
             stride=stride,
             batch_size=context.get_per_replica_batch_size(experiment.batch_size),
             seed=experiment.seed,
@@ -152,7 +149,7 @@ def train(experiment, run_dir, strategy):
     Writes config.gin, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
     Raises InputError for records, checkpoints or losses that training cannot go on with.
     """
-    example.shard_paths(experiment.data_dir, experiment.train_split)
+    training_records(experiment)  # before anything that takes long
     trainer = make_trainer(experiment, strategy)
     manager = checkpoint.manager(
         run_dir,
@@ -193,6 +190,6 @@ def train(experiment, run_dir, strategy):
                 summary_dir=os.path.join(run_dir, "train"),
             ).train(experiment.steps)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        example.check_records(experiment.data_dir, experiment.train_split)
+        records.check(training_records(experiment))
         raise
     return trainer.model

@@ -5,6 +5,7 @@ gives what one from the beginning gives after n batches.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -45,6 +46,7 @@ def training_input(
     dataset: Dataset,
     options: TrainingInput,
     *,
+    parse: Callable = parse,
     stride: int,
     batch_size: int,
     seed: int,
@@ -56,6 +58,7 @@ def training_input(
 
     Arguments:
       paths: all shards, of which the host reads every num_hosts-th.
+      parse: of the records, see records.py.
       stride: the model's output stride, at which the targets are.
       batch_size: images a host and step.
       start_step: the number of steps done before.
@@ -111,10 +114,12 @@ def _training_example(example, dataset, options, stride, seed):
     )
 
 
-def evaluation_input(paths: list[str], size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
+def evaluation_input(
+    paths: list[str], size: tuple[int, int], batch_size: int, parse: Callable = parse
+) -> tf.data.Dataset:
     """Every image once, in order: batches of `EvaluationSample`, the last one perhaps smaller.
 
-    `size`: height and width, in pixels, into which each image is fitted.
+    `size`: height and width, in pixels, into which each image is fitted; `parse`: see records.py.
     """
 
     def prepare(record):
