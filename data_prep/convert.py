@@ -90,10 +90,10 @@ def convert(
 
 
 def convert_shard(items: list[Item], path: str) -> None:
-    """Writes one file of records, unless it is there and newer than all that it is made of."""
+    """Writes one file of records, unless it is newer than all that it is made of."""
     sources = [source for item in items for source in (item.image_path, item.label_path) if source]
     made = _modified(path)
-    if made is not None and all((_modified(source) or 0) <= made for source in sources):
+    if made is not None and all((_modified(source) or made) < made for source in sources):
         return
     with tf.io.TFRecordWriter(f"{path}.tmp") as writer:
         for item in items:

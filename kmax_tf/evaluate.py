@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from kmax_tf import checkpoint, postprocess, visualize
 from kmax_tf.coco_writer import PanopticWriter
-from kmax_tf.data import example, pipeline, records
+from kmax_tf.data import pipeline, records
 from kmax_tf.files import InputError, read_bytes, write_atomic
 from kmax_tf.metrics import panoptic_quality
 from kmax_tf.report import write_report
@@ -65,23 +65,22 @@ def write_ground_truth(experiment, folder):
     json_path, png_folder = os.path.join(folder, "truth.json"), os.path.join(folder, "truth")
     writer = PanopticWriter(json_path, png_folder, experiment.dataset.categories)
     found = evaluation_records(experiment)
-    for path in found.paths:
-        for record in example.read_records(path):
-            item = found.parse(record)
-            ids = item.segment_id.numpy()
-            table = np.concatenate([[0], ids])
-            segments = [
-                {"id": int(i), "category_id": int(c), "iscrowd": int(crowd)}
-                for i, c, crowd in zip(
-                    ids, item.category_id.numpy(), item.is_crowd.numpy(), strict=True
-                )
-            ]
-            writer.add(
-                _image_id(item.image_id.numpy()),
-                item.filename.numpy().decode(),
-                table[item.segment_map.numpy()],
-                segments,
+    for record in records.serialized(found):
+        item = found.parse(record)
+        ids = item.segment_id.numpy()
+        table = np.concatenate([[0], ids])
+        segments = [
+            {"id": int(i), "category_id": int(c), "iscrowd": int(crowd)}
+            for i, c, crowd in zip(
+                ids, item.category_id.numpy(), item.is_crowd.numpy(), strict=True
             )
+        ]
+        writer.add(
+            _image_id(item.image_id.numpy()),
+            item.filename.numpy().decode(),
+            table[item.segment_map.numpy()],
+            segments,
+        )
     writer.finish()
     return json_path, png_folder
 
@@ -174,8 +173,7 @@ def _write_label_pictures(experiment, folder):
     """Overlays of the labels of the images that `evaluate` keeps pictures of."""
     found = evaluation_records(experiment)
     categories = {c.id: c for c in experiment.dataset.categories}
-    serialized = (record for path in found.paths for record in example.read_records(path))
-    for _, record in zip(range(PICTURES), serialized, strict=False):
+    for _, record in zip(range(PICTURES), records.serialized(found), strict=False):
         item = found.parse(record)
         labelled = [
             (k, categories[c].name + (" (crowd)" if crowd else ""), categories[c].color)

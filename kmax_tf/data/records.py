@@ -6,7 +6,7 @@ TFDS' `coco/2017_panoptic`. The keys of the first record tell which one it is.
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -55,6 +55,11 @@ def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
         f"{paths[0]}: records of an unknown schema, with {', '.join(sorted(keys)) or 'no keys'};"
         " convert them with data_prep"
     )
+
+
+def serialized(records: Records) -> Iterator[bytes]:
+    """Yields every record, in order."""
+    return itertools.chain.from_iterable(map(example.read_records, records.paths))
 
 
 def check(records: Records) -> None:
