@@ -38,6 +38,7 @@ class Panoptic(NamedTuple):
 
     categories: tuple[datasets.Category, ...]
     annotations: tuple[Annotation, ...]
+    unlabelled: tuple[str, ...]  # names of the images that no annotation names
 
 
 Report = Callable[[files.InputError], None]  # what is done with a problem
@@ -169,7 +170,8 @@ def read_panoptic(
                 _file_name(entry, where),
                 _read_segments(entry, known, where, report),
             )
-    return Panoptic(categories, tuple(annotations.values()))
+    unlabelled = tuple(name for identity, name in names.items() if identity not in annotations)
+    return Panoptic(categories, tuple(annotations.values()), unlabelled)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def serialize(
     Raises:
         InputError: the image is broken, no JPEG or PNG, or not of the size of segment_map.
     """
-    image_format, size = _check_image(image, filename)
+    image_format, size = check_image(image, filename)
     if segment_map is None:
         segment_map = np.zeros(size[::-1], np.uint8)
     height, width = segment_map.shape
@@ -196,7 +196,7 @@ def read_records(path: str) -> Iterator[bytes]:
         ) from error
 
 
-def _check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
+def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
     """Returns format and (width, height) of an image file after reading it to its end."""
     try:
         with Image.open(io.BytesIO(image)) as opened:
