@@ -264,12 +264,13 @@ def _twins(found: list[Facts]) -> Iterator[Problem]:
 
 def _rare_classes(dataset: Dataset, found: list[Facts]) -> Iterator[Problem]:
     images = _images_of_classes(found)
+    whole = sum(fact.void is not None for fact in found)
     for category in dataset.categories:
         count = images[category.id]
         if count == 0:
             yield Problem(WARNING, "classes without any segment", category.name)
-        elif count < FEW <= len(found):
-            text = f"{category.name}: in {count} of {len(found)} images"
+        elif count < FEW <= whole:
+            text = f"{category.name}: in {count} of {whole} images"
             yield Problem(WARNING, f"classes in fewer than {FEW} images", text)
 
 
@@ -317,11 +318,11 @@ def _class_table(dataset: Dataset, found: list[Facts]) -> list[str]:
         _total(found, "pixels"),
     )
     whole = max(1, sum(pixels.values()))
-    lines = [f"{'class':30}{'':7}{'images':>8}{'segments':>10}{'pixels':>9}"]
+    lines = [f"{'class':30}{'':7}{'images':>8}{'segments':>10}{'pixels':>11}"]
     for category in sorted(dataset.categories, key=lambda category: -pixels[category.id]):
         k, kind = category.id, "thing" if category.isthing else "stuff"
         share = f"{100 * pixels[k] / whole:.3f} %"
-        lines.append(f"{category.name:30.30}{kind:7}{images[k]:8}{segments[k]:10}{share:>9}")
+        lines.append(f"{category.name:30.30}{kind:7}{images[k]:8}{segments[k]:10}{share:>11}")
     return lines
 
 
@@ -346,5 +347,5 @@ def _sheet(dataset: Dataset, found: list[Facts]) -> list[list[tuple[str, np.ndar
             picture.image[::step, ::step], picture.segment_map[::step, ::step], segments
         )
         title = f"{picture.name}: {fact.problems[0].kind}" if fact.problems else picture.name
-        pictures.append((title[-50:], overlay))
+        pictures.append((title[:50], overlay))
     return [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
