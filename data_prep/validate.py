@@ -167,10 +167,9 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
 def _read_record(parse, record, place, dataset) -> tuple[Picture | None, list[Problem]]:
     """Reads a record; one that is damaged, or of unknown categories, is a problem."""
     try:
-        item = parse(tf.constant(record))
-    except tf.errors.OpError as error:
-        text = f"{place}: {error.message.splitlines()[0]}"
-        return None, [Problem(ERROR, "records that are damaged", text)]
+        item = records.parse_one(parse, record, place)
+    except files.InputError as error:
+        return None, [Problem(ERROR, "records that are damaged", str(error))]
     categories = item.category_id.numpy().tolist()
     unknown = set(categories) - dataset.class_of_category.keys()
     problems = [

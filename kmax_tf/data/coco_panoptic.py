@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import files
@@ -64,8 +65,8 @@ def decode_ids(png: bytes, name: str) -> np.ndarray:
     """
     try:
         # RGBA puts a pixel in four bytes, so that they are one integer without arithmetic.
-        rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
-    except Exception as error:  # Pillow raises many kinds for a broken file
+        rgba = tf.io.decode_png(png, channels=4).numpy()
+    except tf.errors.OpError as error:
         raise files.InputError(
             f"{name}: not a readable PNG of segment ids; get it again"
         ) from error

@@ -197,18 +197,27 @@ def read_records(path: str) -> Iterator[bytes]:
 
 
 def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
-    """Returns format and (width, height) of an image file after reading it to its end."""
+    """Reads an image file to its end, with what will decode the record.
+
+    Returns:
+        "jpeg" or "png", and (width, height).
+
+    Raises:
+        InputError: it is broken, or of another format.
+    """
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            image_format, size = opened.format, opened.size
-            # A JPEG at an eighth of its size still shows whether its data is whole.
-            opened.draft("L", (size[0] // 8, size[1] // 8))
-            opened.load()
+            kind, size = opened.format, opened.size
+        if kind in ("JPEG", "MPO"):  # MPO is a JPEG with more pictures after it
+            # At an eighth of its size a JPEG still shows whether its data is whole.
+            tf.io.decode_jpeg(image, channels=3, ratio=8)
+        elif kind == "PNG":
+            tf.io.decode_png(image, channels=3)
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise files.InputError(f"{filename}: broken or truncated image; get it again") from error
-    if image_format not in ("JPEG", "PNG"):
-        raise files.InputError(f"{filename}: is {image_format}; convert it to JPEG or PNG")
-    return image_format.lower(), size
+    if kind not in ("JPEG", "MPO", "PNG"):
+        raise files.InputError(f"{filename}: is {kind}; convert it to JPEG or PNG")
+    return "png" if kind == "PNG" else "jpeg", size
 
 
 def _bytes(value: bytes) -> tf.train.Feature:

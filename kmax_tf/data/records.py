@@ -66,13 +66,18 @@ def check(records: Records) -> None:
     """Reads all records; InputError names the file with the first that is damaged."""
     for path in records.paths:
         for number, record in enumerate(example.read_records(path)):
-            try:
-                records.parse(tf.constant(record))
-            except tf.errors.OpError as error:
-                reason = error.message.splitlines()[0]
-                raise files.InputError(
-                    f"{path}: record {number} is damaged ({reason}); convert again"
-                ) from error
+            parse_one(records.parse, record, f"{path}: record {number}")
+
+
+def parse_one(parse: Callable, record: bytes, place: str) -> Example:
+    """Parses one record here and now; InputError, which names the place, if it is damaged."""
+    try:
+        return parse(tf.constant(record))
+    except tf.errors.OpError as error:
+        reason = error.message.splitlines()[0]
+    except UnicodeDecodeError:  # TensorFlow's message, which quotes the record
+        reason = "no tf.train.Example"
+    raise files.InputError(f"{place} is damaged ({reason}); convert again")
 
 
 def parse_deeplab2(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
@@ -103,9 +108,14 @@ def parse_deeplab2(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
     first = 1 if ignore == 0 else 0  # rank of the first class
     ids = tf.constant(sorted(dataset.class_of_category), tf.int64)
     labels = (max(ignore, first + dataset.num_classes - 1) + 1) * divisor
-    tf.debugging.assert_non_negative(label, "labels")
-    tf.debugging.assert_less(label, labels, "labels")
-    is_present = tf.math.bincount(label, minlength=labels, dtype=tf.int32) > 0
+    with tf.control_dependencies(
+        [
+            tf.debugging.assert_non_negative(label, "labels"),
+            tf.debugging.assert_less(label, labels, "labels"),
+        ]
+    ):  # before bincount makes a table up to the largest of them
+        label = tf.identity(label)
+    is_present = tf.math.bincount(label, minlength=labels, maxlength=labels) > 0
     is_void = tf.range(labels) // divisor == ignore
     present = tf.where(is_present & ~is_void)[:, 0]
     count = tf.size(present, tf.int64)
