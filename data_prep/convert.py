@@ -78,15 +78,20 @@ def convert(
         for name, share in zip(names, shares, strict=True)
     ]
     run(convert_shard, list(zip(shares, parts, strict=True)))
-    for old in tf.io.gfile.listdir(out_dir):
-        if re.fullmatch(rf"{split}-\d{{5}}-of-\d{{5}}\.tfrecord", old):
-            tf.io.gfile.remove(os.path.join(out_dir, old))
-    for name, part in zip(names, parts, strict=True):
-        tf.io.gfile.rename(part, os.path.join(out_dir, name))
+    _replace_shards(out_dir, split, dict(zip(names, parts, strict=True)))
     files.write_atomic(os.path.join(out_dir, datasets.FILE_NAME), content)
     tfds_metadata.write(out_dir)
     tf.io.gfile.rmtree(partial)
     return size
+
+
+def _replace_shards(folder: str, split: str, parts: dict[str, str]) -> None:
+    """Removes the shards of a split, and moves others (name -> path) to their place."""
+    for old in tf.io.gfile.listdir(folder):
+        if re.fullmatch(rf"{split}-\d{{5}}-of-\d{{5}}\.tfrecord", old):
+            tf.io.gfile.remove(os.path.join(folder, old))
+    for name, part in parts.items():
+        tf.io.gfile.rename(part, os.path.join(folder, name))
 
 
 def convert_shard(items: list[Item], path: str) -> None:
@@ -162,9 +167,14 @@ def list_unlabelled(folder: str, pattern: str, image_id: Callable[[str], str]) -
         folder: where the images are.
         pattern: of their names below it, as "*.jpg".
         image_id: the stem of a file name -> the id of the image.
+
+    Raises:
+        InputError: there are none.
     """
-    items = []
-    for path in sorted(tf.io.gfile.glob(os.path.join(folder, pattern))):
+    items, paths = [], sorted(tf.io.gfile.glob(os.path.join(folder, pattern)))
+    if not paths:
+        raise files.InputError(f"{folder}: no {pattern} is there; check --source")
+    for path in paths:
         name = os.path.relpath(path, folder)
         identity = image_id(os.path.splitext(os.path.basename(name))[0])
         annotation = coco_panoptic.Annotation(identity, name, "", ())

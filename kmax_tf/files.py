@@ -23,8 +23,9 @@ def read_bytes(path: str) -> bytes:
 
 def read_json(path: str):
     """Returns the parsed content of a JSON file; InputError names the line that is not JSON."""
+    content = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(content)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
         raise InputError(

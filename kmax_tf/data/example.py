@@ -70,9 +70,8 @@ def serialize(
             f"{filename}: the image is {size[0]} x {size[1]} but its label map {width} x {height};"
             " give a label map of the stored (unrotated) image size"
         )
+    segment_map = segment_map.astype(np.uint8 if len(segment_id) <= 255 else np.uint16)
     png = io.BytesIO()
-    dtype = np.uint8 if len(segment_id) <= 255 else np.uint16
-    segment_map = segment_map.astype(dtype)
     Image.fromarray(segment_map).save(png, "PNG", compress_level=1)
     area = np.bincount(segment_map.ravel(), minlength=len(segment_id) + 1)[1:]
     feature = {

@@ -105,35 +105,45 @@ def parse_deeplab2(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
         lambda: tf.reshape(tf.io.decode_raw(raw, tf.int32), shape),
         lambda: tf.fill(shape, ignore * divisor),
     )
+    segment_map, present = _number_labels(label, dataset)
     first = 1 if ignore == 0 else 0  # rank of the first class
     ids = tf.constant(sorted(dataset.class_of_category), tf.int64)
-    labels = (max(ignore, first + dataset.num_classes - 1) + 1) * divisor
-    with tf.control_dependencies(
-        [
-            tf.debugging.assert_non_negative(label, "labels"),
-            tf.debugging.assert_less(label, labels, "labels"),
-        ]
-    ):  # before bincount makes a table up to the largest of them
-        label = tf.identity(label)
-    is_present = tf.math.bincount(label, minlength=labels, maxlength=labels) > 0
-    is_void = tf.range(labels) // divisor == ignore
-    present = tf.where(is_present & ~is_void)[:, 0]
-    count = tf.size(present, tf.int64)
-    number = tf.scatter_nd(present[:, None], tf.range(1, count + 1), [labels])
     category_id = tf.gather(ids, present // divisor - first)
     things = tf.constant([c.id for c in dataset.categories if c.isthing], tf.int64)
     is_thing = tf.reduce_any(category_id[:, None] == things, axis=1)
     return example.checked(
         Example(
             image=image,
-            segment_map=tf.cast(tf.gather(number, label), tf.int32),
-            segment_id=tf.range(1, count + 1),
+            segment_map=segment_map,
+            segment_id=tf.range(1, tf.size(present, tf.int64) + 1),
             category_id=category_id,
             is_crowd=is_thing & (present % divisor == 0),
             filename=record["image/filename"],
             image_id=record["image/filename"],
         )
     )
+
+
+def _number_labels(label: tf.Tensor, dataset: datasets.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds the segments of an official label, int32 [h, w], which may be any number if damaged.
+
+    Returns:
+        int32 [h, w], 0 void, k the k-th segment, from 1; and int64 [s], the labels of the segments.
+    """
+    divisor, ignore = dataset.label_divisor, dataset.ignore_label
+    ranks = max(ignore, dataset.num_classes - (ignore != 0)) + 1
+    with tf.control_dependencies(
+        [
+            tf.debugging.assert_non_negative(label, "labels"),
+            tf.debugging.assert_less(label, ranks * divisor, "labels"),
+        ]
+    ):
+        label = tf.identity(label)
+    count = tf.math.bincount(label, minlength=ranks * divisor, maxlength=ranks * divisor)
+    is_void = tf.range(ranks * divisor) // divisor == ignore
+    present = tf.where((count > 0) & ~is_void)
+    number = tf.scatter_nd(present, tf.range(1, tf.shape(present)[0] + 1), [ranks * divisor])
+    return tf.gather(number, label), present[:, 0]
 
 
 def parse_tfds(serialized: tf.Tensor, category_ids: list[int]) -> Example:

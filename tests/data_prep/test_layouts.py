@@ -75,6 +75,10 @@ def test_cityscapes(tmp_path, alone, read_all, assert_equals_source):
     assert_equals_source(example, image, png, segments)
     assert any(s["iscrowd"] for s in segments)
     assert list(read_all(tmp_path / "out", "test")) == [stem]
+    with pytest.raises(files.InputError, match=r"nowhere.leftImg8bit.test: no .* is there"):
+        cityscapes.read(str(tmp_path / "nowhere"), "test")
+    with pytest.raises(files.InputError, match=r"panoptic_val_trainId\.json: cannot be read \(No"):
+        cityscapes.read(str(tmp_path / "nowhere"), "val")
 
 
 @pytest.fixture

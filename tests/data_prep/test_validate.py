@@ -150,12 +150,11 @@ def test_records_of_other_categories(records, tmp_path):
 def test_command_line(digits):
     folder, flags = digits
     command = [sys.executable, ROOT / "scripts/validate_dataset.py", "--out", folder / "out"]
+    command += ["--workers", "1"]
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
     (folder / "train/000003.jpg").unlink()
     done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "1 errors; all problems" in done.stdout
-    done = subprocess.run([*command, *words[:2]], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "error: give --records and --split" in done.stderr
 
 
 def test_json_that_is_none_is_one_line(tmp_path):
