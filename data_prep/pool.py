@@ -20,7 +20,9 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int | None) -> list:
     Raises:
         Whatever the first failing call raises; calls not begun are dropped.
     """
-    workers = max(1, min(workers or os.cpu_count(), len(jobs)))
+    if not jobs:
+        return []
+    workers = min(workers or os.cpu_count(), len(jobs))
     bar = {"total": len(jobs), "unit": "job"}
     if workers == 1:
         return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))

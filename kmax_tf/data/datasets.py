@@ -120,6 +120,8 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
         identity = files.field(entry, "id", int, where)
         if identity in categories:
             raise files.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
+        if not 0 <= identity < 1 << 31:
+            raise files.InputError(f'{where}: "id" {identity} is not 0 to 2^31 - 1; change it')
         name = files.field(entry, "name", str, where)
         isthing = bool(files.field(entry, "isthing", int, where))
         color = tuple(files.field(entry, "color", list, where)) if "color" in entry else None

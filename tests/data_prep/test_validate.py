@@ -157,6 +157,17 @@ def test_command_line(digits):
     assert done.returncode == 1 and "1 errors; all problems" in done.stdout
 
 
+def test_json_of_which_nothing_can_be_used(tmp_path, write_json):
+    content = {"images": [3], "annotations": [{}], "categories": [{"id": 1, "name": "a"}]}
+    content["categories"][0]["isthing"] = 1
+    path = write_json(tmp_path / "a.json", content)
+    dataset = validate.raw(str(tmp_path), path, str(tmp_path))
+    text, errors = validate.validate(dataset, str(tmp_path / "out"), 1)
+    assert errors == 2 and "images[0]: expected a JSON object" in text
+    assert 'annotations[0]: field "image_id" is missing' in text
+    assert not (tmp_path / "out/contact_sheet.png").exists()
+
+
 def test_json_that_is_none_is_one_line(tmp_path):
     (tmp_path / "a.json").write_text("[")
     with pytest.raises(files.InputError, match=r"a\.json: not valid JSON"):
