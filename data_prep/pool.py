@@ -3,6 +3,7 @@
 import concurrent.futures
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 import tqdm
@@ -19,12 +20,24 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int | None) -> list:
     Raises:
         Whatever the first failing call raises; calls not begun are dropped.
     """
-    workers = max(1, min(workers or os.cpu_count(), len(jobs)))
+    if not jobs:
+        return []
+    workers = min(workers or os.cpu_count(), len(jobs))
     bar = {"total": len(jobs), "unit": "job"}
     if workers == 1:
         return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))
     # The fork server imports TensorFlow once, before any thread, and workers are forks of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kmax_tf", "tensorflow"])  # the first quietens the second
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as executor:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _watch_parent) as executor:
         return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))
+
+
+def _watch_parent() -> None:
+    """Ends this worker when the program is killed; it would wait for its next job for ever."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from kmax_tf import best, checkpoint, follow, inference, statistics, visualize
-from kmax_tf.data import datasets, example
+from kmax_tf.data import records
 from kmax_tf.files import InputError, read_bytes, write_atomic
 from kmax_tf.gallery import Gallery, Scored
 from kmax_tf.metrics import Metrics, Truth, measure
@@ -30,31 +30,31 @@ def evaluate(experiment, predict, step):
     """
     categories = experiment.dataset.categories
     metrics, gallery = Metrics(categories), Gallery(categories)
-    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
+    found = inference.evaluation_records(experiment)
 
     def score(number, segmented, label):
         truth = _truth(experiment.dataset, label)
         return Scored(number, segmented, truth, measure(categories, truth, segmented))
 
-    scored_images = inference.stream(experiment, predict, score, _labels(paths))
+    scored_images = inference.stream(experiment, predict, score, _labels(found))
     bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)
     try:
         for scored in tqdm(scored_images, **bar):
             metrics.add(scored.segmented.image_id, scored.measured)
             gallery.offer(scored)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        example.check_records(experiment.data_dir, experiment.evaluation_split)
+        records.check(found)
         raise
     return _summary(metrics, categories, step), metrics.statistics(), gallery
 
 
-def _labels(paths):
-    """The examples without their images, which tf.data then does not decode."""
+def _labels(found):
+    """The examples without their images."""
 
     def label(record):
-        return example.parse(record)._replace(image=tf.zeros([0, 0, 3], tf.uint8))
+        return found.parse(record)._replace(image=tf.zeros([0, 0, 3], tf.uint8))
 
-    labels = tf.data.TFRecordDataset(paths).map(label, tf.data.AUTOTUNE, deterministic=True)
+    labels = tf.data.TFRecordDataset(found.paths).map(label, tf.data.AUTOTUNE, deterministic=True)
     return labels.prefetch(tf.data.AUTOTUNE)
 
 
@@ -119,9 +119,7 @@ def evaluate_run(
     Returns the metrics of the last checkpoint that it evaluated, None if there was none.
     Raises InputError for missing records or a checkpoint of another model.
     """
-    if datasets.load(experiment.data_dir).categories != experiment.dataset.categories:
-        raise InputError(f"{experiment.data_dir}: its classes are not those of the experiment")
-    example.shard_paths(experiment.data_dir, experiment.evaluation_split)
+    inference.evaluation_records(experiment)  # before anything that takes long
     model = experiment.build_evaluation_model()
     predict = inference.predictor(model, experiment)
     if once:

@@ -23,8 +23,9 @@ def read_bytes(path: str) -> bytes:
 
 def read_json(path: str):
     """Returns the parsed content of a JSON file; InputError names the line that is not JSON."""
+    content = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(content)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
         raise InputError(
@@ -32,6 +33,8 @@ def read_json(path: str):
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON (not UTF-8 text); give a JSON file") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, a number too long
+        raise InputError(f"{path}: not JSON that can be read ({error}); fix it") from error
 
 
 def field(entry, key: str, kind: type | tuple[type, ...], where: str):

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kmax_tf import postprocess
-from kmax_tf.data import example, pipeline
+from kmax_tf.data import pipeline, records
 
 
 class Segmented(NamedTuple):
@@ -69,6 +69,11 @@ def on_all_replicas(predict, image, batch_size):
     return [tf.nest.pack_sequence_as(outputs, tensors) for tensors in zip(*each, strict=True)]
 
 
+def evaluation_records(experiment):
+    """The `Records` of the evaluation split; InputError as of `records.find`."""
+    return records.find(experiment.data_dir, experiment.evaluation_split, experiment.dataset)
+
+
 def stream(experiment, predict, work, *beside):
     """Predicts the evaluation split and yields work(number, `Segmented`, ...) in order.
 
@@ -79,7 +84,7 @@ def stream(experiment, predict, work, *beside):
       predict: what `predictor` returns.
       beside: iterables with one more argument of `work` for each image.
     """
-    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
+    found = evaluation_records(experiment)
     each, workers = experiment.evaluation_batch_size, os.cpu_count()
     together = each * tf.distribute.get_strategy().num_replicas_in_sync
     arguments = zip(itertools.count(), *beside)
@@ -89,7 +94,9 @@ def stream(experiment, predict, work, *beside):
         return work(number, _segmented(batch, i, output.result(), row), *more)
 
     with ThreadPoolExecutor(workers) as pool:
-        for batch in pipeline.evaluation_input(paths, experiment.evaluation_size, together):
+        for batch in pipeline.evaluation_input(
+            found.paths, experiment.evaluation_size, together, found.parse
+        ):
             outputs = on_all_replicas(predict, batch.image, each)
             # First in the queue, so that those who wait for it do not wait in its way.
             outputs = [pool.submit(_to_host, output) for output in outputs]

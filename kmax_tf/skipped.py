@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data import pipeline, records
 from kmax_tf.files import InputError
 
 LIMIT = 10  # skipped steps in a row that end a training
@@ -55,17 +55,17 @@ def check(skipped, step):
 
 def _images(experiment, step):
     """File names of the images of a step: the input's order is known by position."""
-    folder, split = experiment.data_dir, experiment.train_split
-    records = pipeline.ordered_records(
-        example.shard_paths(folder, split),
+    found = records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
+    ordered = pipeline.ordered_records(
+        found.paths,
         experiment.training_input,
-        num_examples=datasets.read_split(folder, split).num_examples,
+        num_examples=found.num_examples,
         seed=experiment.seed,
         start=step * experiment.batch_size,
     )
     names = [
         tf.train.Example.FromString(record).features.feature["image/filename"].bytes_list.value
-        for _, record, *_ in records.take(experiment.batch_size).as_numpy_iterator()
+        for _, record, *_ in ordered.take(experiment.batch_size).as_numpy_iterator()
     ]
     names = [b"".join(name).decode() for name in names]
     return names[:NAMES] + [f"{len(names) - NAMES} more"] * (len(names) > NAMES)

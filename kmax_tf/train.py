@@ -11,7 +11,7 @@ import tf_keras
 from tqdm import tqdm
 
 from kmax_tf import checkpoint, config, runtime, skipped
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data import datasets, pipeline, records
 from kmax_tf.data.targets import count_damaged
 from kmax_tf.files import InputError, write_atomic
 from kmax_tf.loss.criterion import Losses
@@ -140,32 +140,31 @@ def make_trainer(experiment, strategy):
         return Trainer(experiment, strategy, model, optimizer, step, dataset=None)
 
 
+def training_records(experiment):
+    """The `Records` of the training split.
+
+    Raises InputError if they are missing, empty, of an unknown schema or of other classes.
+    """
+    return records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
+
+
 def training_dataset(experiment, strategy, stride, start_step, service=""):
     """The distributed training input from `start_step` on.
 
     `service` is the address of a tf.data service that makes it, "" for the hosts themselves.
-
-    Raises InputError if the records are missing, empty, of other classes, or fewer than a batch.
+    Raises InputError as `training_records` does.
     """
-    folder, split = experiment.data_dir, experiment.train_split
-    paths = example.shard_paths(folder, split)
-    if datasets.load(folder).categories != experiment.dataset.categories:
-        raise InputError(
-            f"{folder}: its classes are not those of dataset {experiment.dataset.name!r};"
-            " bind datasets.load.source to the dataset of these records"
-        )
-    size = datasets.read_split(folder, split)
-    if size.num_examples == 0:
-        raise InputError(f"{folder}: split {split!r} holds no example; convert it again")
+    found = training_records(experiment)
 
     def per_host(context):
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
         return pipeline.training_input(
-            paths,
+            found.paths,
             experiment.dataset,
             experiment.training_input,
+            num_examples=found.num_examples,
+            parse=found.parse,
             stride=stride,
-            num_examples=size.num_examples,
             batch_size=context.get_per_replica_batch_size(experiment.batch_size) * replicas,
             num_replicas=replicas,
             seed=experiment.seed,
@@ -185,7 +184,7 @@ def train(experiment, run_dir, strategy, service=""):
     Writes config.gin, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
     Raises InputError for records, checkpoints or losses that training cannot go on with.
     """
-    example.shard_paths(experiment.data_dir, experiment.train_split)
+    training_records(experiment)  # before anything that takes long
     trainer = make_trainer(experiment, strategy)
     manager = checkpoint.manager(
         run_dir,
@@ -237,7 +236,7 @@ def train(experiment, run_dir, strategy, service=""):
                 summary_dir=os.path.join(run_dir, "train"),
             ).train(experiment.steps)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        example.check_records(experiment.data_dir, experiment.train_split, pipeline.decode)
+        records.check(training_records(experiment))
         raise
     except tf.errors.FailedPreconditionError as error:
         if "expected to contain" not in error.message:

@@ -1,11 +1,12 @@
 """What several tests share: a few images of the embedded dataset, and a toy model on them."""
 
+import functools
 import pathlib
 
 import pytest
 import tensorflow as tf
 
-from data_prep import coco_format, demo
+from data_prep import coco_format, convert, demo, pool
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
 
@@ -57,15 +58,10 @@ def records(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("digits")
     demo.make(str(root), num_train=6, num_val=3, workers=1)
     for split in ("train", "val"):
-        coco_format.convert(
-            str(root / split),
-            str(root / f"panoptic_{split}.json"),
-            str(root / f"panoptic_{split}"),
-            str(root / "records"),
-            split,
-            num_shards=2,
-            workers=1,
-        )
+        labels = str(root / f"panoptic_{split}")
+        source = coco_format.read([str(root / split)], [f"{labels}.json"], [labels])
+        alone = functools.partial(pool.run, workers=1)
+        convert.convert(*source, str(root / "records"), split, num_shards=2, run=alone)
     return str(root / "records")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import tables
+from kmax_tf.data import pixels
 
 
 class Frame(NamedTuple):
@@ -73,7 +73,7 @@ def sharpness(image, factor, frame, table):
     across = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     total = across[:-2] + across[1:-1] + across[2:] + 4 * image
     blurred = tf.floor((total + 0.5) / 13)  # the half keeps multiples of 13 what they are
-    return _blend(tables.choose(frame.within(1), blurred, image), image, factor)
+    return _blend(pixels.choose(frame.within(1), blurred, image), image, factor)
 
 
 def equalize(image, _, frame, table):
@@ -112,7 +112,7 @@ POLICY = (
 )
 
 
-def augment(image, draw, magnitude_scale, frame, table=tables.HOST):
+def augment(image, draw, magnitude_scale, frame, table=pixels.HOST):
     """Applies the sub-policy that was drawn: its first operation, then its second.
 
     Arguments:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import tables
+from kmax_tf.data import pixels
 
 MAX_SEGMENTS = 255  # of one image, so that ids are uint8 and exact in bfloat16
 
@@ -71,7 +71,7 @@ def paste(sample, segments, other, other_segments):
     segment_map = tf.cast(other.segment_map, tf.int32)
     pasted = (segment_map > 0) & (segment_map <= last)
     return (
-        tables.choose(pasted, other.image, sample.image),
+        pixels.choose(pasted, other.image, sample.image),
         tf.where(pasted, segment_map + MAX_SEGMENTS, tf.cast(sample.segment_map, tf.int32)),
         tf.concat([segments.classes, other_segments.classes], axis=-1),
     )

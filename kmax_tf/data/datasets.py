@@ -32,6 +32,11 @@ class Split(NamedTuple):
     num_examples: int
     num_shards: int
 
+    def shard_lengths(self) -> list[int]:
+        """Returns the number of examples of each shard: they are dealt out in turn."""
+        count = self.num_shards
+        return [len(range(index, self.num_examples, count)) for index in range(count)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -43,6 +48,10 @@ class Dataset:
 
     name: str
     categories: tuple[Category, ...]
+    # Of the official records, whose labels are rank * label_divisor + instance, where rank counts
+    # the sorted category ids (from 1 if ignore_label, the rank of void, is 0).
+    label_divisor: int | None = None
+    ignore_label: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -82,7 +91,13 @@ def load(source: str) -> Dataset:
             f' did you mean "{nearest}"?'
         )
     content = files.read_json(path)
-    return Dataset(files.field(content, "name", str, path), parse_categories(content, path))
+    name = files.field(content, "name", str, path)
+    official = {
+        key: files.field(content, key, int, path)
+        for key in ("label_divisor", "ignore_label")
+        if key in content
+    }
+    return Dataset(name, parse_categories(content, path), **official)
 
 
 def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
@@ -105,6 +120,8 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
         identity = files.field(entry, "id", int, where)
         if identity in categories:
             raise files.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
+        if not 0 <= identity < 1 << 31:
+            raise files.InputError(f'{where}: "id" {identity} is not 0 to 2^31 - 1; change it')
         name = files.field(entry, "name", str, where)
         isthing = bool(files.field(entry, "isthing", int, where))
         color = tuple(files.field(entry, "color", list, where)) if "color" in entry else None
@@ -117,6 +134,26 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
     things = [category for category in colored if category.isthing]
     stuff = [category for category in colored if not category.isthing]
     return (*things, *sorted(stuff))
+
+
+def same_classes(first: tuple[Category, ...], second: tuple[Category, ...]) -> bool:
+    """Returns whether two lists of categories are the same but for their colours."""
+    return [category[:3] for category in first] == [category[:3] for category in second]
+
+
+def check_classes(folder: str, dataset: Dataset) -> None:
+    """Raises InputError if the records of `folder` are of other classes than `dataset`."""
+    if not same_classes(load(folder).categories, dataset.categories):
+        raise files.InputError(
+            f"{folder}: its classes are not those of dataset {dataset.name!r};"
+            " bind datasets.load.source to the dataset of these records"
+        )
+
+
+def split_names(folder: str) -> list[str]:
+    """Returns the names of the splits of a folder of records."""
+    path = os.path.join(folder, FILE_NAME)
+    return sorted(files.field(files.read_json(path), "splits", dict, path))
 
 
 def read_split(folder: str, split: str) -> Split:
@@ -144,8 +181,9 @@ def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
     path = os.path.join(folder, FILE_NAME)
     name, splits = dataset.name, {}
     if tf.io.gfile.exists(path):
-        name, splits = load(path).name, files.read_json(path).get("splits", {})
-        if load(path).categories != dataset.categories:
+        known, splits = load(path), files.read_json(path).get("splits", {})
+        name = known.name
+        if not same_classes(known.categories, dataset.categories):
             raise files.InputError(
                 f'{path}: "categories" differ from those of split "{split}";'
                 " convert it into another folder"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, tables
+from kmax_tf.data import augment, colour, copy_paste, pixels
 from kmax_tf.data.targets import Targets, make_targets
 
 ROUNDING = 2.0**-9  # grey levels; what is this little below a whole number is not cut off
@@ -115,7 +115,7 @@ def _coloured(decoded, drawn, rows, columns, magnitude, limit):
         return colour.augment(image, draw, magnitude, frame, table)
 
     def whole():
-        image = window(*(tf.range(side) for side in limit), tables.DEVICE)
+        image = window(*(tf.range(side) for side in limit), pixels.DEVICE)
         image = tf.gather(image, tf.clip_by_value(rows, 0, limit[0] - 1), axis=0)
         return tf.gather(image, tf.clip_by_value(columns, 0, limit[1] - 1), axis=1)
 
@@ -182,7 +182,7 @@ def examples(decoded, options, num_things, stride):
             num_things=num_things,
             stride=stride,
             **options.target_options,
-            table=tables.DEVICE,
+            table=pixels.DEVICE,
         )
 
     grid = [-(-side // stride) for side in options.size]

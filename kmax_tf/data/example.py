@@ -40,7 +40,7 @@ def serialize(
     image: bytes,
     filename: str,
     image_id: str,
-    segment_map: np.ndarray,
+    segment_map: np.ndarray | None,
     segment_id: list[int],
     category_id: list[int],
     is_crowd: list[bool],
@@ -51,7 +51,8 @@ def serialize(
         image: content of a JPEG or PNG file. EXIF orientation is ignored, here and by parse.
         filename: name of that file.
         image_id: id of the image.
-        segment_map: any integer type [h, w], 0 void, k the k-th segment, 1 to s.
+        segment_map: any integer type [h, w], 0 void, k the k-th segment, 1 to s. None for an image
+            without labels, which is an image that is all void.
         segment_id, category_id, is_crowd: one value for each of the s segments.
 
     Returns:
@@ -60,16 +61,18 @@ def serialize(
     Raises:
         InputError: the image is broken, no JPEG or PNG, or not of the size of segment_map.
     """
+    image_format, size = check_image(image, filename)
+    if segment_map is None:
+        segment_map = np.zeros(size[::-1], np.uint8)
     height, width = segment_map.shape
-    image_format, size = _check_image(image, filename)
     if size != (width, height):
         raise files.InputError(
             f"{filename}: the image is {size[0]} x {size[1]} but its label map {width} x {height};"
             " give a label map of the stored (unrotated) image size"
         )
+    segment_map = segment_map.astype(np.uint8 if len(segment_id) <= 255 else np.uint16)
     png = io.BytesIO()
-    dtype = np.uint8 if len(segment_id) <= 255 else np.uint16
-    Image.fromarray(segment_map.astype(dtype)).save(png, "PNG", compress_level=1)
+    Image.fromarray(segment_map).save(png, "PNG", compress_level=1)
     area = np.bincount(segment_map.ravel(), minlength=len(segment_id) + 1)[1:]
     feature = {
         "image/encoded": _bytes(image),
@@ -89,7 +92,10 @@ def serialize(
 
 
 def parse(serialized: tf.Tensor) -> Example:
-    """Reads a record back: scalar string -> Example, with TensorFlow operations only."""
+    """Reads a record back: scalar string -> Example, with TensorFlow operations only.
+
+    A damaged one is an InvalidArgumentError when it is read.
+    """
     text = tf.io.FixedLenFeature([], tf.string)
     segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
     record = tf.io.parse_single_example(
@@ -104,19 +110,46 @@ def parse(serialized: tf.Tensor) -> Example:
             "segment/is_crowd": segments,
         },
     )
-    image = tf.io.decode_image(record["image/encoded"], channels=3, expand_animations=False)
     labels = tf.io.decode_png(record["panoptic/encoded"], channels=1, dtype=tf.uint16)
     # An 8-bit PNG read as 16 bit comes out times 257.
     unit = tf.where(tf.size(record["segment/id"]) > 255, 1, 257)
-    return Example(
-        image=tf.ensure_shape(image, [None, None, 3]),
-        segment_map=tf.cast(labels[..., 0], tf.int32) // unit,
-        segment_id=record["segment/id"],
-        category_id=record["segment/category_id"],
-        is_crowd=record["segment/is_crowd"] != 0,
-        filename=record["image/filename"],
-        image_id=record["image/id"],
+    return checked(
+        Example(
+            image=decode_image(record["image/encoded"]),
+            segment_map=tf.cast(labels[..., 0], tf.int32) // unit,
+            segment_id=record["segment/id"],
+            category_id=record["segment/category_id"],
+            is_crowd=record["segment/is_crowd"] != 0,
+            filename=record["image/filename"],
+            image_id=record["image/id"],
+        )
     )
+
+
+def decode_image(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG or PNG: scalar string -> uint8 [h, w, 3]."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def checked(example: Example) -> Example:
+    """Returns the example, whose use is an InvalidArgumentError unless its parts fit together."""
+    count = tf.size(example.segment_id)
+    checks = [
+        tf.debugging.assert_equal(
+            tf.shape(example.image)[:2], tf.shape(example.segment_map), "sizes of image and labels"
+        ),
+        tf.debugging.assert_equal(
+            [tf.size(example.category_id), tf.size(example.is_crowd)],
+            [count, count],
+            "lengths of the lists of segments",
+        ),
+        tf.debugging.assert_less_equal(
+            tf.reduce_max(example.segment_map), count, "pixels of a segment that is not listed"
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        return Example(*map(tf.identity, example))
 
 
 def shard_name(split: str, index: int, count: int) -> str:
@@ -127,18 +160,24 @@ def shard_name(split: str, index: int, count: int) -> str:
 def shard_paths(folder: str, split: str) -> list[str]:
     """Returns the paths of all shards of a split, in order.
 
+    They are named as by `shard_name` or as TFDS does (coco-train.tfrecord-00000-of-00512).
+
     Raises:
         InputError: there is none, one is missing, or two conversions are mixed.
     """
-    name = re.compile(rf"{re.escape(split)}-\d{{5}}-of-(\d{{5}})\.tfrecord")
+    number = r"(\d{5})-of-(\d{5})"
+    name = re.compile(
+        rf"{re.escape(split)}-{number}\.tfrecord|\w+-{re.escape(split)}\.tfrecord-{number}"
+    )
     present = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
     matches = sorted(filter(None, map(name.fullmatch, present)), key=lambda match: match[0])
     if not matches:
         raise files.InputError(
             f'{folder}: no records of split "{split}"; check the path and the split, or convert'
         )
-    count = int(matches[-1][1])
-    expected = [shard_name(split, index, count) for index in range(count)]
+    last = matches[-1][0]
+    count = int(re.search(r"-of-(\d{5})", last)[1])
+    expected = [re.sub(r"\d{5}-of", f"{index:05d}-of", last) for index in range(count)]
     wrong = sorted(set(expected) ^ {match[0] for match in matches})
     if wrong:
         problem = "is missing" if wrong[0] in expected else f"does not belong to {count} shards"
@@ -156,34 +195,28 @@ def read_records(path: str) -> Iterator[bytes]:
         ) from error
 
 
-def check_records(folder: str, split: str, decode=parse) -> None:
-    """Reads all records of a split; InputError names the file with the first that is damaged.
+def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
+    """Reads an image file to its end, with what will decode the record.
 
-    `decode` takes a record as a scalar string and raises an OpError where it is damaged.
+    Returns:
+        "jpeg" or "png", and (width, height).
+
+    Raises:
+        InputError: it is broken, or of another format.
     """
-    for path in shard_paths(folder, split):
-        for number, record in enumerate(read_records(path)):
-            try:
-                decode(tf.constant(record))
-            except tf.errors.OpError as error:
-                raise files.InputError(
-                    f"{path}: record {number} is damaged ({error.message}); convert again"
-                ) from error
-
-
-def _check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
-    """Returns format and (width, height) of an image file after reading it to its end."""
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            image_format, size = opened.format, opened.size
-            # A JPEG at an eighth of its size still shows whether its data is whole.
-            opened.draft("L", (size[0] // 8, size[1] // 8))
-            opened.load()
+            kind, size = opened.format, opened.size
+        if kind in ("JPEG", "MPO"):  # MPO is a JPEG with more pictures after it
+            # At an eighth of its size a JPEG still shows whether its data is whole.
+            tf.io.decode_jpeg(image, channels=3, ratio=8)
+        elif kind == "PNG":
+            tf.io.decode_png(image, channels=3)
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise files.InputError(f"{filename}: broken or truncated image; get it again") from error
-    if image_format not in ("JPEG", "PNG"):
-        raise files.InputError(f"{filename}: is {image_format}; convert it to JPEG or PNG")
-    return image_format.lower(), size
+    if kind not in ("JPEG", "MPO", "PNG"):
+        raise files.InputError(f"{filename}: is {kind}; convert it to JPEG or PNG")
+    return "png" if kind == "PNG" else "jpeg", size
 
 
 def _bytes(value: bytes) -> tf.train.Feature:

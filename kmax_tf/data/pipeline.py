@@ -6,6 +6,7 @@ it runs in servers without Python.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -85,6 +86,7 @@ def training_input(
     options: TrainingInput,
     *,
     num_examples: int,
+    parse: Callable = parse,
     stride: int,
     batch_size: int,
     seed: int,
@@ -103,6 +105,7 @@ def training_input(
       paths: all shards, all of which every host reads: shards never hold equally many examples,
         and so the epochs of all hosts are one, and its order does not depend on their number.
       num_examples: of the shards together.
+      parse: of the records, see records.py.
       stride: the model's output stride, at which the targets are.
       batch_size: images a host and step, in batches of batch_size / num_replicas.
       start_step: the number of steps done before.
@@ -122,7 +125,7 @@ def training_input(
 
     def example(index, *records):
         return training_example(
-            records, dataset, options, stride=stride, seed=tf.stack([seed, index])
+            records, dataset, options, stride=stride, seed=tf.stack([seed, index]), parse=parse
         )
 
     examples = records.map(example, tf.data.AUTOTUNE, deterministic=True)
@@ -187,23 +190,7 @@ def _exactly(records, number, skip_damaged):
     return records.apply(tf.data.experimental.assert_cardinality(number))
 
 
-def decode(record):
-    """The `Example` of a record; InvalidArgumentError if it contradicts itself."""
-    example = parse(record)
-    count = tf.size(example.category_id)
-    for holds, problem in (
-        (
-            tf.reduce_all(tf.shape(example.image)[:2] == tf.shape(example.segment_map)),
-            "sizes differ",
-        ),
-        (tf.size(example.is_crowd) == count, "segment fields differ in length"),
-        (tf.reduce_max(example.segment_map) <= count, "a pixel's segment is not listed"),
-    ):
-        tf.debugging.Assert(holds, [example.filename, problem])
-    return example
-
-
-def _decode_or_blank(record):
+def _parse_or_blank(record, parse):
     """The `Example` and True, or one black pixel of void and False."""
     blank = Example(
         image=tf.zeros([1, 1, 3], tf.uint8),
@@ -214,7 +201,7 @@ def _decode_or_blank(record):
         filename=tf.constant(""),
         image_id=tf.constant(""),
     )
-    decoded = tf.data.Dataset.from_tensors(record).map(lambda r: (decode(r), True)).ignore_errors()
+    decoded = tf.data.Dataset.from_tensors(record).map(lambda r: (parse(r), True)).ignore_errors()
     return (
         decoded.concatenate(tf.data.Dataset.from_tensors((blank, False)))
         .take(1)
@@ -224,7 +211,9 @@ def _decode_or_blank(record):
 
 def load(record, dataset, options, pasted_stuff):
     """Returns the `Sample`, its `Segments`, and whether the record was intact."""
-    example, intact = _decode_or_blank(record) if options.skip_damaged else (decode(record), True)
+    example, intact = (
+        _parse_or_blank(record, parse) if options.skip_damaged else (parse(record), True)
+    )
     classes = tf.where(example.is_crowd, -1, class_indices(dataset, example.category_id))
     segment_map, segments = copy_paste.number_segments(
         example.segment_map, classes, dataset.num_things, pasted_stuff
@@ -246,12 +235,13 @@ def draw(seed, dataset, options):
     return own, other, copy_paste.draw_stuff(stuff_seed, dataset.num_classes)
 
 
-def training_example(records, dataset, options, *, stride, seed):
+def training_example(records, dataset, options, *, stride, seed, parse=parse):
     """One element of `training_input`, unbatched.
 
     Arguments:
       records: the record, and one more where the host pastes.
       seed: integer [2].
+      parse: of the records, see records.py.
     """
     own, other, stuff = draw(seed, dataset, options)
     sample, segments, intact = load(records[0], dataset, options, stuff)
@@ -339,7 +329,9 @@ def _decoded(sample, segments, draws, intact, options):
     )
 
 
-def evaluation_input(paths: list[str], size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
+def evaluation_input(
+    paths: list[str], size: tuple[int, int], batch_size: int, parse: Callable = parse
+) -> tf.data.Dataset:
     """Every image once, in order: batches of `EvaluationSample`, the last one perhaps smaller.
 
     `size`: height and width, in pixels, into which each image is fitted.

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import tables
+from kmax_tf.data import pixels
 
 
 class Targets(NamedTuple):
@@ -40,7 +40,7 @@ def make_targets(
     max_segments,
     small_thing_area=0,
     small_thing_weight=1.0,
-    table=tables.HOST,
+    table=pixels.HOST,
 ):
     """Targets of one sample, with static shapes.
 
@@ -52,7 +52,7 @@ def make_targets(
       max_segments: rows of the targets; the smallest segments beyond it become void.
       small_thing_area: things of fewer pixels than this, before the stride, are small.
       small_thing_weight: weight of small things in the semantic loss, all else weighing 1.
-      table: tables.HOST or tables.DEVICE.
+      table: pixels.HOST or pixels.DEVICE.
     """
     segments = segment_class.shape[0]
     number = tf.range(segments)

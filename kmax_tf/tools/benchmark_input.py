@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data import datasets, example, pipeline, records
 
 IMAGES, SHARDS, SIZE = 64, 4, (480, 640)  # of the made records; height, width
 THINGS, STUFF = 8, 4  # segments of a made image, about as many as COCO's images have
@@ -72,36 +72,39 @@ def run(experiment, threads: int, batch_size: int, seconds: float) -> Benchmark:
 
 def _stages(experiment, folder, batch_size):
     """Datasets of the input up to each stage, and how many images an element is."""
-    paths = example.shard_paths(folder, experiment.train_split)
-    number = datasets.read_split(folder, experiment.train_split).num_examples
+    found = records.find(folder, experiment.train_split, experiment.dataset)
     options = experiment.training_input
-    records = pipeline.ordered_records(paths, options, num_examples=number, seed=experiment.seed)
+    ordered = pipeline.ordered_records(
+        found.paths, options, num_examples=found.num_examples, seed=experiment.seed
+    )
 
-    def decoded(_, *records):
-        return [pipeline.decode(record).image for record in records]
+    def decoded(_, *serialized):
+        return [found.parse(record).image for record in serialized]
 
-    def augmented(index, *records):
+    def augmented(index, *serialized):
         return pipeline.training_example(
-            records,
+            serialized,
             experiment.dataset,
             options,
             stride=STRIDE,
             seed=tf.stack([experiment.seed, index]),
+            parse=found.parse,
         )
 
     batches = pipeline.training_input(
-        paths,
+        found.paths,
         experiment.dataset,
         options,
-        num_examples=number,
+        num_examples=found.num_examples,
+        parse=found.parse,
         stride=STRIDE,
         batch_size=batch_size,
         seed=experiment.seed,
     )
     return {
-        "read": (records, 1),
-        "decode": (records.map(decoded, tf.data.AUTOTUNE), 1),
-        "augment": (records.map(augmented, tf.data.AUTOTUNE), 1),
+        "read": (ordered, 1),
+        "decode": (ordered.map(decoded, tf.data.AUTOTUNE), 1),
+        "augment": (ordered.map(augmented, tf.data.AUTOTUNE), 1),
         "batch": (batches, batch_size),
     }
 

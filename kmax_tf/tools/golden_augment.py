@@ -6,7 +6,7 @@ Every operation is run twice, eagerly and inside tf.data.
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, datasets, tables
+from kmax_tf.data import augment, colour, copy_paste, datasets, pixels
 from kmax_tf.data.targets import make_targets
 from kmax_tf.importers.classes import channels
 
@@ -42,7 +42,7 @@ def _colour(case, comparison):
             name = f"op/{facts['name']}/{size}"
             for image in _both(
                 lambda image, o=operation, m=facts["magnitude"]: o(
-                    image, colour.argument(o, m), colour.whole(image), tables.HOST
+                    image, colour.argument(o, m), colour.whole(image), pixels.HOST
                 ),
                 case[f"image/{size}"],
             ):

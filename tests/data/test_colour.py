@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from kmax_tf.data import augment, colour, tables
+from kmax_tf.data import augment, colour, pixels
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def image():
     return np.clip(140 + 90 * waves + noise, 20, 255).astype(np.uint8)
 
 
-def apply(operation, image, argument, table=tables.HOST):
+def apply(operation, image, argument, table=pixels.HOST):
     return operation(tf.constant(image), argument, colour.whole(tf.constant(image)), table).numpy()
 
 
@@ -41,7 +41,7 @@ def test_as_in_pillow(image, factor):
 def test_exactly_as_in_pillow(image):
     picture = Image.fromarray(image)
     assert np.array_equal(apply(colour.solarize, image, 179.0), ImageOps.solarize(picture, 179))
-    for table in tables.HOST, tables.DEVICE:
+    for table in pixels.HOST, pixels.DEVICE:
         ours = apply(colour.equalize, image, 0.0, table)
         assert np.array_equal(ours, ImageOps.equalize(picture))
         flat = np.full_like(image, 9)  # one level alone stays as it is
@@ -59,7 +59,7 @@ def test_a_window_is_part_of_the_whole(image):
     frame = colour.Frame(rows, columns, tf.constant(image.shape[:2]))
     window = image[10:30, 82:51:-1]
     for operation in (colour.brightness, colour.color, colour.contrast, colour.sharpness):
-        ours = operation(tf.constant(window), 1.5, frame, tables.HOST).numpy()
+        ours = operation(tf.constant(window), 1.5, frame, pixels.HOST).numpy()
         whole = apply(operation, image, 1.5)[10:30, 82:51:-1]
         # At the window's edge the blur lacks neighbours, but not at the image's.
         inside = np.s_[1:-1, :-1] if operation is colour.sharpness else np.s_[:]

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.data import datasets, tables
+from kmax_tf.data import datasets, pixels
 from kmax_tf.data.targets import class_indices, count_damaged, make_targets
 
 
@@ -13,7 +13,7 @@ def both(segment_map, segment_class, **options):
     options = dict(num_things=3, stride=1, max_segments=3) | options
     host = make_targets(*arguments, **options)
     device = tf.function(
-        lambda: make_targets(*arguments, **options, table=tables.DEVICE), jit_compile=True
+        lambda: make_targets(*arguments, **options, table=pixels.DEVICE), jit_compile=True
     )()
     tf.nest.map_structure(np.testing.assert_array_equal, host, device)
     return host

@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 import pathlib
 
@@ -7,11 +8,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_prep import coco_format
+from data_prep import coco_format, convert, pool
 from kmax_tf import files
 from kmax_tf.data import coco_panoptic, datasets, example
 
 SAMPLE = pathlib.Path(__file__).parents[2].parent / "shared/data/coco_sample/sample_data"
+ALONE = functools.partial(pool.run, workers=1)
 CATEGORIES = [
     {"id": 1, "name": "cat", "isthing": 1, "color": [250, 0, 0]},
     {"id": 5, "name": "sky", "isthing": 0, "color": [0, 0, 250]},
@@ -26,8 +28,10 @@ def read_all(folder, split):
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the COCO sample is not here")
 def test_real_coco_reads_back_equal(tmp_path):
     source = SAMPLE / "panoptic_examples.json"
-    folders = str(SAMPLE / "input_images"), str(source), str(SAMPLE / "panoptic_examples")
-    size = coco_format.convert(*folders, str(tmp_path), "val", workers=1)
+    items, dataset = coco_format.read(
+        [str(SAMPLE / "input_images")], [str(source)], [str(SAMPLE / "panoptic_examples")]
+    )
+    size = convert.convert(items, dataset, str(tmp_path), "val", run=ALONE)
     assert size == datasets.read_split(str(tmp_path), "val") == (2, 2)
     dataset = datasets.load(str(tmp_path))
     assert dataset.name == "panoptic_examples"
@@ -81,28 +85,24 @@ def source(tmp_path):
     return tmp_path, content
 
 
-def convert(source, split="train", **options):
+def run(source, split="train", name=None, **options):
     folder, content = source
     (folder / "own.json").write_text(json.dumps(content))
-    return coco_format.convert(
-        str(folder / "images"),
-        str(folder / "own.json"),
-        str(folder / "labels"),
-        str(folder / "out"),
-        split,
-        **{"workers": 1, **options},
+    read = coco_format.read(
+        [str(folder / "images")], [str(folder / "own.json")], [str(folder / "labels")], name
     )
+    return convert.convert(*read, str(folder / "out"), split, **{"run": ALONE, **options})
 
 
 def listing(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("out/*")}
+    return {path.name: path.read_bytes() for path in folder.glob("out/*") if path.is_file()}
 
 
 def test_segments_are_numbered_in_json_order_and_area_may_be_absent(source):
     _, content = source
     content["annotations"][0]["segments_info"][0]["area"] = None
     del content["annotations"][1]["segments_info"][0]["area"]
-    convert(source, num_shards=1)
+    run(source, num_shards=1)
     for e in read_all(source[0] / "out", "train"):
         expected = np.zeros((6, 8), int)
         expected[:2], expected[2:, 3:] = 2, 1
@@ -110,15 +110,17 @@ def test_segments_are_numbered_in_json_order_and_area_may_be_absent(source):
 
 
 def test_splits_add_up_and_converting_again_replaces(source):
-    convert(source, "train", num_shards=3, name="pets")
-    convert(source, "val", num_shards=1)
-    convert(source, "train", num_shards=2)
+    run(source, "train", num_shards=3, name="pets")
+    run(source, "val", num_shards=1)
+    run(source, "train", num_shards=2)
     out = source[0] / "out"
     assert datasets.load(str(out)).name == "pets"
     assert datasets.read_split(str(out), "train") == (3, 2)
     assert datasets.read_split(str(out), "val") == (3, 1)
     assert sorted(listing(source[0])) == [
         "dataset.json",
+        "dataset_info.json",
+        "features.json",
         "train-00000-of-00002.tfrecord",
         "train-00001-of-00002.tfrecord",
         "val-00000-of-00001.tfrecord",
@@ -127,9 +129,9 @@ def test_splits_add_up_and_converting_again_replaces(source):
 
 
 def test_worker_processes_write_the_same(source):
-    convert(source, num_shards=3)
+    run(source, num_shards=3)
     alone = listing(source[0])
-    convert(source, num_shards=3, workers=2)
+    run(source, num_shards=3, run=functools.partial(pool.run, workers=2))
     assert listing(source[0]) == alone
 
 
@@ -156,8 +158,8 @@ def segments_of_last(content):
             r"own\.json: .*labels/2\.png: segment id 70000 is not in segments_info",
         ),
         (
-            lambda f, c: segments_of_last(c).append({"id": 4, "category_id": 1}),
-            r"own\.json: .*labels/2\.png: segment id 4 has no pixels",
+            lambda f, c: segments_of_last(c).append({"id": 4, "category_id": 1, "area": 3}),
+            r'own\.json: .*labels/2\.png: segment id 4: "area" is 3 but the PNG has no pixels',
         ),
         (
             lambda f, c: segments_of_last(c)[0].update(area=21),
@@ -171,12 +173,12 @@ def segments_of_last(content):
 )
 def test_bad_input_is_one_line_and_leaves_what_was_there(source, spoil, message):
     folder, content = source
-    convert(source, "train", num_shards=2)
+    run(source, "train", num_shards=2)
     before = listing(folder)
     spoil(folder, content)
     for split in ("train", "val"):
         with pytest.raises(files.InputError, match=message) as error:
-            convert(source, split, num_shards=3 if content["annotations"] else None)
+            run(source, split, num_shards=3 if content["annotations"] else None)
         assert "\n" not in str(error.value)
         assert listing(folder) == before
 
@@ -191,7 +193,7 @@ def test_bad_input_is_one_line_and_leaves_what_was_there(source, spoil, message)
 )
 def test_bad_options(source, options, message):
     with pytest.raises(files.InputError, match=message):
-        convert(source, **options)
+        run(source, **options)
     assert not listing(source[0])
 
 
@@ -214,5 +216,5 @@ def test_command_line(source, capsys):
 
 def test_folder_that_cannot_be_made(source):
     (source[0] / "out").write_text("a file")
-    with pytest.raises(files.InputError, match="out: cannot be made"):
-        convert(source)
+    with pytest.raises(files.InputError, match="out.*: cannot be made"):
+        run(source)

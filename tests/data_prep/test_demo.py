@@ -1,10 +1,11 @@
+import functools
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import coco_format, demo
+from data_prep import coco_format, convert, demo, pool
 from kmax_tf import files
 from kmax_tf.data import datasets
 
@@ -96,14 +97,10 @@ def test_converts_as_genuine_coco_panoptic(tmp_path, level):
     demo.make(str(tmp_path), num_train=3, num_val=0, num_holdout=2, level=level, workers=1)
     assert not (tmp_path / "panoptic_val.json").exists()
     for split, count in (("train", 3), ("holdout", 2)):
-        size = coco_format.convert(
-            str(tmp_path / split),
-            str(tmp_path / f"panoptic_{split}.json"),
-            str(tmp_path / f"panoptic_{split}"),
-            str(tmp_path / "records"),
-            split,
-            workers=1,
-        )
+        labels = str(tmp_path / f"panoptic_{split}")
+        source = coco_format.read([str(tmp_path / split)], [f"{labels}.json"], [labels])
+        alone = functools.partial(pool.run, workers=1)
+        size = convert.convert(*source, str(tmp_path / "records"), split, run=alone)
         assert size.num_examples == count
         content = json.loads((tmp_path / f"panoptic_{split}.json").read_text())
         for image in content["images"]:

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, pipeline
+from kmax_tf.data import datasets, example, pipeline
 from kmax_tf.tools import benchmark_input
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def test_made_records_cost_as_much_as_photographs(name):
     record = benchmark_input._record(np.random.default_rng(0), dataset)
     jpeg = tf.train.Example.FromString(record).features.feature["image/encoded"].bytes_list.value[0]
     assert Image.open(io.BytesIO(jpeg)).format == "JPEG" and 80e3 < len(jpeg) < 300e3
-    made = pipeline.decode(tf.constant(record))
+    made = example.parse(tf.constant(record))
     assert made.image.shape == (480, 640, 3)
     assert 8 <= len(made.category_id) <= benchmark_input.THINGS + benchmark_input.STUFF
     assert set(np.unique(made.segment_map)) == set(range(1, len(made.category_id) + 1))

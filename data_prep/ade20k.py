@@ -1,0 +1,55 @@
+"""Converts ADE20K (150 classes: 100 things, 50 stuff) to TFRecord.
+
+    images/{training,validation}/*.jpg
+    ade20k_panoptic_{train,val}.json   made by Mask2Former's prepare_ade20k_pan_seg.py of the
+    ade20k_panoptic_{train,val}/*.png  semantic and the instance release, as for the official code
+
+python -m data_prep.ade20k --source ADEChallengeData2016 --out data/ade20k/records
+
+With --semantic, the semantic release alone does; each class of an image is then one segment:
+
+    annotations/{training,validation}/*.png   0 void, k the k-th class
+"""
+
+import os
+import sys
+
+from data_prep import coco_format, convert
+from kmax_tf.data import coco_panoptic, datasets
+
+SPLITS = ("train", "val")
+FOLDERS = {"train": "training", "val": "validation"}
+
+
+def read(folder: str, split: str, semantic: bool) -> tuple[list[convert.Item], datasets.Dataset]:
+    """Lists the images of a split; InputError if the JSON is wrong or of other classes."""
+    dataset = datasets.load("ade20k")
+    images = os.path.join(folder, "images", FOLDERS[split])
+    if semantic:
+        labels = os.path.join(folder, "annotations", FOLDERS[split])
+        found = convert.list_unlabelled(images, "*.jpg", lambda stem: stem)
+        annotations = [
+            item.annotation._replace(png_name=f"{item.annotation.image_id}.png", segments=None)
+            for item in found
+        ]
+        return coco_format.from_annotations(annotations, images, images, labels), dataset
+    labels = os.path.join(folder, f"ade20k_panoptic_{split}")
+    panoptic = coco_panoptic.read_panoptic(f"{labels}.json", dataset)
+    # The script counts the area of stuff before it puts things over it, so areas tell nothing.
+    annotations = [
+        annotation._replace(segments=tuple(s._replace(area=None) for s in annotation.segments))
+        for annotation in panoptic.annotations
+    ]
+    return coco_format.from_annotations(annotations, f"{labels}.json", images, labels), dataset
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = convert.parser(__doc__, SPLITS)
+    made.add_argument(
+        "--semantic", action="store_true", help="from the semantic release, a class a segment"
+    )
+    return convert.main(made, argv, lambda args, split: read(args.source, split, args.semantic))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

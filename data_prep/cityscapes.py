@@ -1,0 +1,46 @@
+"""Converts Cityscapes (19 training classes) to TFRecord.
+
+    gtFine/cityscapes_panoptic_{train,val}_trainId.json   made by the official script, of
+    gtFine/cityscapes_panoptic_{train,val}_trainId/*.png  `pip install cityscapesscripts`:
+                            CITYSCAPES_DATASET=cityscapes csCreatePanopticImgs --use-train-id
+    leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png  test has no labels
+
+python -m data_prep.cityscapes --source cityscapes --out data/cityscapes/records \
+    [--split train val test]
+"""
+
+import os
+import sys
+
+from data_prep import coco_format, convert
+from kmax_tf.data import coco_panoptic, datasets
+
+SPLITS = ("train", "val", "test")
+SUFFIX = "_leftImg8bit"
+
+
+def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]:
+    """Lists the images of a split; InputError if the JSON is wrong or of other classes."""
+    dataset = datasets.load("cityscapes")
+    images = os.path.join(folder, "leftImg8bit", split)
+    if split == "test":
+        items = convert.list_unlabelled(
+            images, f"*/*{SUFFIX}.png", lambda stem: stem.removesuffix(SUFFIX)
+        )
+        return items, dataset
+    labels = os.path.join(folder, "gtFine", f"cityscapes_panoptic_{split}_trainId")
+    # The names in "images" are not those of the files (aachen_0_0_gtFine_leftImg8bit.png).
+    panoptic = coco_panoptic.read_panoptic(
+        f"{labels}.json", dataset, lambda image: f"{image.split('_')[0]}/{image}{SUFFIX}.png"
+    )
+    items = coco_format.from_annotations(panoptic.annotations, f"{labels}.json", images, labels)
+    return items, dataset
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = convert.parser(__doc__, SPLITS)
+    return convert.main(made, argv, lambda args, split: read(args.source, split))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

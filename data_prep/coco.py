@@ -1,0 +1,37 @@
+"""Converts COCO panoptic 2017 to TFRecord.
+
+    annotations/panoptic_{train,val}2017.json
+    annotations/panoptic_{train,val}2017/*.png   the two zip files in annotations/, unpacked there
+    {train,val,test}2017/*.jpg                   test has no labels
+
+python -m data_prep.coco --source coco --out data/coco/records [--split train val test]
+"""
+
+import os
+import sys
+
+from data_prep import coco_format, convert
+from kmax_tf.data import coco_panoptic, datasets
+
+SPLITS = ("train", "val", "test")
+
+
+def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]:
+    """Lists the images of a split; InputError if the JSON is wrong or of other classes."""
+    dataset = datasets.load("coco")
+    images = os.path.join(folder, f"{split}2017")
+    if split == "test":
+        return convert.list_unlabelled(images, "*.jpg", lambda stem: stem.lstrip("0")), dataset
+    labels = os.path.join(folder, "annotations", f"panoptic_{split}2017")
+    panoptic = coco_panoptic.read_panoptic(f"{labels}.json", dataset)
+    items = coco_format.from_annotations(panoptic.annotations, f"{labels}.json", images, labels)
+    return items, dataset
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = convert.parser(__doc__, SPLITS)
+    return convert.main(made, argv, lambda args, split: read(args.source, split))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""Looks at a dataset before a training does, and says in plain words what is wrong with it.
+
+All problems at once, not the first: errors, which conversion refuses or which give wrong labels,
+and warnings, with which a training runs but may learn less than it could.
+"""
+
+import collections
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from data_prep import coco_format, convert, pool
+from kmax_tf import files, visualize
+from kmax_tf.data import coco_panoptic, datasets, example, records
+
+ERROR, WARNING = "error", "warning"
+PICTURES, COLUMNS = 12, 4  # of the contact sheet
+SHOWN = 3  # problems of a kind that are printed; the report has all
+FEW = 10  # images: a class in fewer is hardly learnt
+JOB = 64  # images that a worker process looks at before it reports
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong."""
+
+    level: str  # ERROR or WARNING
+    kind: str  # the same for all problems of a kind
+    text: str  # where, and what
+
+
+class Picture(NamedTuple):
+    """One image with its labels."""
+
+    name: str
+    image: np.ndarray | bytes  # uint8 [h, w, 3], or the file
+    segment_map: np.ndarray  # int32 [h, w], 0 void, k the k-th segment
+    category_id: list[int]  # of each segment
+
+
+class Facts(NamedTuple):
+    """What is kept of one image; the counts are empty if it cannot be read."""
+
+    handle: tuple  # what loads the image again
+    name: str
+    problems: list[Problem]
+    pixels: dict[int, int]  # category id -> pixels
+    segments: dict[int, int]  # category id -> segments
+    void: float | None  # share of the pixels, 0 to 1
+    digest: bytes  # of the image
+
+
+class Dataset(NamedTuple):
+    """A dataset to look at, in workers: look(handles) of each job gives the facts of its images."""
+
+    name: str
+    categories: tuple[datasets.Category, ...]
+    problems: list[Problem]  # those known without looking at images
+    jobs: list[tuple]
+    look: Callable[..., list[Facts]]
+    load: Callable[[tuple], Picture | None]  # handle -> image, None if it cannot be read
+
+
+def raw(images: str, panoptic_json: str, panoptic_dir: str) -> Dataset:
+    """A dataset in COCO panoptic format: the folder of images, the JSON and the folder of PNGs.
+
+    Raises:
+        InputError: the JSON cannot be read at all.
+    """
+    problems = []
+    panoptic = coco_panoptic.read_panoptic(
+        panoptic_json,
+        report=lambda error: problems.append(Problem(ERROR, "entries of the JSON", str(error))),
+    )
+    for name in panoptic.unlabelled:
+        problems.append(Problem(WARNING, "images without annotation, which are left out", name))
+    items = coco_format.from_annotations(panoptic.annotations, panoptic_json, images, panoptic_dir)
+    jobs = [(items[start : start + JOB],) for start in range(0, len(items), JOB)]
+    return Dataset(panoptic_json, panoptic.categories, problems, jobs, look_at_items, _load_item)
+
+
+def converted(folder: str, split: str, source: str | None = None) -> Dataset:
+    """A split of records.
+
+    Args:
+        folder: of the records.
+        split: its name.
+        source: names the dataset (datasets.load), if the folder holds no dataset.json.
+
+    Raises:
+        InputError: there are no records, or they are of other classes.
+    """
+    dataset = datasets.load(source or folder)
+    found = records.find(folder, split, dataset)
+    jobs = [(folder, split, dataset, path) for path in found.paths]
+    load = functools.partial(_load_record, found.parse, dataset)
+    return Dataset(f"{folder} {split}", dataset.categories, [], jobs, look_at_shard, load)
+
+
+def look_at_items(items: list[convert.Item]) -> list[Facts]:
+    """Returns the facts of raw images."""
+    return [_facts((item,), *_read_item(item)) for item in items]
+
+
+def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str) -> list[Facts]:
+    """Returns the facts of the images of one file of records."""
+    found = []
+    parse = records.find(folder, split, dataset).parse
+    try:
+        for number, record in enumerate(example.read_records(path)):
+            place = f"{path}: record {number}"
+            found.append(_facts((path, number), *_read_record(parse, record, place, dataset)))
+    except files.InputError as error:
+        problem = Problem(ERROR, "files of records that are damaged", str(error))
+        found.append(Facts((path, -1), "", [problem], {}, {}, None, b""))
+    return found
+
+
+def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
+    """Reads a raw image with its labels; what cannot be read is a problem."""
+    problems = []
+
+    def attempt(kind, function):
+        try:
+            return function()
+        except files.InputError as error:
+            problems.append(Problem(ERROR, kind, str(error)))
+
+    _, name, png_name, segments = item.annotation
+    image = attempt("images that cannot be read", lambda: files.read_bytes(item.image_path))
+    size = image and attempt(
+        "images that cannot be read", lambda: example.check_image(image, name)[1]
+    )
+    ids = attempt(
+        "label files that cannot be read",
+        lambda: coco_panoptic.decode_ids(files.read_bytes(item.label_path), item.label_path),
+    )
+    if ids is None:
+        return None, problems
+    segment_map, pixels = coco_panoptic.number_segments(
+        ids,
+        segments,
+        lambda error: problems.append(
+            Problem(ERROR, "labels that do not fit the JSON", f"{png_name}: {error}")
+        ),
+    )
+    for segment, count in zip(segments, pixels.tolist(), strict=True):
+        if not count and segment.area is None:
+            text = f"{png_name}: segment id {segment.id} has no pixels"
+            problems.append(Problem(WARNING, "segments without pixels, which are left out", text))
+    if not size:
+        return None, problems
+    if size != ids.shape[::-1]:
+        text = f"{name}: the image is {size[0]} x {size[1]}, its label map {ids.shape[1]} x"
+        problems.append(
+            Problem(ERROR, "sizes of image and label map differ", f"{text} {ids.shape[0]}")
+        )
+        return None, problems
+    categories = [segment.category_id for segment in segments]
+    return Picture(name, image, segment_map, categories), problems
+
+
+def _read_record(parse, record, place, dataset) -> tuple[Picture | None, list[Problem]]:
+    """Reads a record; one that is damaged, or of unknown categories, is a problem."""
+    try:
+        item = records.parse_one(parse, record, place)
+    except files.InputError as error:
+        return None, [Problem(ERROR, "records that are damaged", str(error))]
+    categories = item.category_id.numpy().tolist()
+    unknown = set(categories) - dataset.class_of_category.keys()
+    problems = [
+        Problem(ERROR, "categories that the dataset does not have", f"{place}: category {k}")
+        for k in sorted(unknown)
+    ]
+    name = item.filename.numpy().decode("utf-8", "replace")
+    return Picture(name, item.image.numpy(), item.segment_map.numpy(), categories), problems
+
+
+def _facts(handle: tuple, picture: Picture | None, problems: list[Problem]) -> Facts:
+    """Counts what an image holds, and adds the problems of its segments."""
+    if picture is None:
+        return Facts(handle, "", problems, {}, {}, None, b"")
+    count = len(picture.category_id)
+    area = np.bincount(picture.segment_map.ravel(), minlength=count + 1).tolist()
+    pixels, segments = collections.Counter(), collections.Counter()
+    for category, size in zip(picture.category_id, area[1:], strict=True):
+        pixels[category] += size
+        segments[category] += size > 0
+    if area[0] == picture.segment_map.size:
+        text = f"{picture.name}: all of it is void"
+        problems = [*problems, Problem(WARNING, "images without a segment", text)]
+    void = area[0] / picture.segment_map.size
+    digest = hashlib.sha1(picture.image).digest()
+    return Facts(handle, picture.name, problems, pixels, segments, void, digest)
+
+
+def _load_item(handle: tuple) -> Picture | None:
+    picture, _ = _read_item(*handle)
+    return picture and picture._replace(image=example.decode_image(picture.image).numpy())
+
+
+def _load_record(parse: Callable, dataset: datasets.Dataset, handle: tuple) -> Picture | None:
+    path, wanted = handle
+    for number, record in enumerate(example.read_records(path)):
+        if number == wanted:
+            return _read_record(parse, record, path, dataset)[0]
+    return None
+
+
+def validate(dataset: Dataset, out_dir: str, workers: int | None = None) -> tuple[str, int]:
+    """Looks at all images, and writes report.txt and contact_sheet.png into `out_dir`.
+
+    Returns:
+        The report, of each kind of problem a few only, and the number of errors.
+    """
+    found = [fact for share in pool.run(dataset.look, dataset.jobs, workers) for fact in share]
+    problems = [*dataset.problems, *(problem for fact in found for problem in fact.problems)]
+    problems += _split_stuff(dataset, found)
+    problems += [*_twins(found), *_rare_classes(dataset, found), *_void(found)]
+    summary = _summary(dataset, found)
+    table = _class_table(dataset, found)
+    files.write_atomic(
+        os.path.join(out_dir, "report.txt"),
+        "\n".join([*summary, *_listed(problems, len(problems)), "", *table, ""]),
+    )
+    rows = _sheet(dataset, found)
+    if rows:
+        sheet = tf.io.encode_png(visualize.contact_sheet(rows)).numpy()
+        files.write_atomic(os.path.join(out_dir, "contact_sheet.png"), sheet)
+    errors = sum(problem.level == ERROR for problem in problems)
+    return "\n".join([*summary, *_listed(problems, SHOWN)]), errors
+
+
+def _total(found: list[Facts], field: str) -> collections.Counter:
+    """Sums a count over all images."""
+    total = collections.Counter()
+    for fact in found:
+        total.update(getattr(fact, field))
+    return total
+
+
+def _split_stuff(dataset: Dataset, found: list[Facts]) -> Iterator[Problem]:
+    stuff = {category.id: category.name for category in dataset.categories if not category.isthing}
+    for fact in found:
+        for category, count in fact.segments.items():
+            if category in stuff and count > 1:
+                text = f"{fact.name}: {count} segments of {stuff[category]}"
+                yield Problem(WARNING, "stuff in several segments, where one is expected", text)
+
+
+def _twins(found: list[Facts]) -> Iterator[Problem]:
+    first = {}
+    for fact in found:
+        other = first.setdefault(fact.digest, fact)
+        if fact.digest and other is not fact:
+            text = f"{fact.name} is the same picture as {other.name}"
+            yield Problem(WARNING, "images that are there twice", text)
+
+
+def _rare_classes(dataset: Dataset, found: list[Facts]) -> Iterator[Problem]:
+    images = _images_of_classes(found)
+    whole = sum(fact.void is not None for fact in found)
+    for category in dataset.categories:
+        count = images[category.id]
+        if count == 0:
+            yield Problem(WARNING, "classes without any segment", category.name)
+        elif count < FEW <= whole:
+            text = f"{category.name}: in {count} of {whole} images"
+            yield Problem(WARNING, f"classes in fewer than {FEW} images", text)
+
+
+def _void(found: list[Facts]) -> Iterator[Problem]:
+    voids = [fact.void for fact in found if fact.void is not None]
+    if voids and max(voids) == 0:
+        text = "unmatched masks learn from void to be empty; let the crop show some padding"
+        yield Problem(WARNING, "no image has void pixels", f"{text} (TrainingInput.scales below 1)")
+
+
+def _images_of_classes(found: list[Facts]) -> collections.Counter:
+    """Returns the number of images that each category is in."""
+    return collections.Counter(
+        category for fact in found for category, count in fact.segments.items() if count
+    )
+
+
+def _summary(dataset: Dataset, found: list[Facts]) -> list[str]:
+    read = [fact for fact in found if fact.void is not None]
+    present = _images_of_classes(found).keys() & {category.id for category in dataset.categories}
+    most = max((sum(fact.segments.values()) for fact in read), default=0)
+    void = np.mean([fact.void for fact in read]) if read else 0
+    return [
+        f"{dataset.name}: {len(read)} images, {len(present)} of {len(dataset.categories)} classes",
+        f"segments of an image: {most} at most; void: {100 * void:.1f} % of the pixels",
+    ]
+
+
+def _listed(problems: list[Problem], limit: int) -> list[str]:
+    """Returns the lines of all problems, errors first, of each kind at most `limit`."""
+    groups = collections.defaultdict(list)
+    for problem in sorted(problems, key=lambda problem: problem.level):
+        groups[problem.level, problem.kind].append(problem.text)
+    lines = [] if groups else ["nothing is wrong"]
+    for (level, kind), texts in groups.items():
+        lines += [f"{level}: {kind} ({len(texts)})", *(f"    {text}" for text in texts[:limit])]
+        lines += [f"    and {len(texts) - limit} more"] if len(texts) > limit else []
+    return lines
+
+
+def _class_table(dataset: Dataset, found: list[Facts]) -> list[str]:
+    images, segments, pixels = (
+        _images_of_classes(found),
+        _total(found, "segments"),
+        _total(found, "pixels"),
+    )
+    whole = max(1, sum(pixels.values()))
+    lines = [f"{'class':30}{'':7}{'images':>8}{'segments':>10}{'pixels':>11}"]
+    for category in sorted(dataset.categories, key=lambda category: -pixels[category.id]):
+        k, kind = category.id, "thing" if category.isthing else "stuff"
+        share = f"{100 * pixels[k] / whole:.3f} %"
+        lines.append(f"{category.name:30.30}{kind:7}{images[k]:8}{segments[k]:10}{share:>11}")
+    return lines
+
+
+def _sheet(dataset: Dataset, found: list[Facts]) -> list[list[tuple[str, np.ndarray]]]:
+    """Returns rows of titled overlays: images with problems first, then some of all others."""
+    readable = [fact for fact in found if fact.void is not None]
+    chosen = [fact for fact in readable if fact.problems][:PICTURES]
+    others = [fact for fact in readable if not fact.problems]
+    wanted = min(PICTURES - len(chosen), len(others))
+    chosen += [others[index * len(others) // wanted] for index in range(wanted)]
+    named = {category.id: category for category in dataset.categories}
+    pictures = []
+    for fact in chosen:
+        picture = dataset.load(fact.handle)
+        step = -(-max(picture.image.shape) // 640)  # large ones are shown smaller
+        segments = [
+            (k, named[c].name, named[c].color)
+            for k, c in enumerate(picture.category_id, start=1)
+            if c in named
+        ]
+        overlay = visualize.overlay(
+            picture.image[::step, ::step], picture.segment_map[::step, ::step], segments
+        )
+        title = f"{picture.name}: {fact.problems[0].kind}" if fact.problems else picture.name
+        pictures.append((title[:50], overlay))
+    return [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]

@@ -1,0 +1,204 @@
+"""Whose records a folder holds, and how those that are not ours are read.
+
+Three schemas give the same `Example`: ours (example.py), that of the official deeplab2, and that of
+TFDS' `coco/2017_panoptic`. The keys of the first record tell which one it is.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from kmax_tf import files
+from kmax_tf.data import datasets, example
+from kmax_tf.data.example import Example
+
+
+class Records(NamedTuple):
+    """All records of a split."""
+
+    paths: list[str]  # the shards, in order
+    parse: Callable[[tf.Tensor], Example]  # scalar string -> Example, in TensorFlow operations
+    num_examples: int
+
+
+def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
+    """Finds the records of a split of `dataset`.
+
+    Raises:
+        InputError: no shard is there or one is missing, they hold no record, the records are of no
+            schema that is known, or of other classes than `dataset`.
+    """
+    paths = example.shard_paths(folder, split)
+    first = next(itertools.chain.from_iterable(map(example.read_records, paths)), None)
+    if first is None:
+        raise files.InputError(f"{folder}: split {split!r} holds no example; convert it again")
+    try:
+        keys = tf.train.Example.FromString(first).features.feature.keys()
+    except Exception as error:  # of protobuf, whose kind depends on its version
+        raise files.InputError(f"{paths[0]}: its records are no tf.train.Example") from error
+    if "panoptic/encoded" in keys:
+        datasets.check_classes(folder, dataset)
+        return Records(paths, example.parse, datasets.read_split(folder, split).num_examples)
+    if "panoptic_image" in keys:
+        ids = _tfds_category_ids(folder, dataset)
+        return Records(paths, lambda record: parse_tfds(record, ids), _count(paths))
+    if "image/channels" in keys:
+        if dataset.label_divisor is None or dataset.ignore_label is None:
+            raise files.InputError(
+                f"{folder}: records of the official schema, but dataset {dataset.name!r} has no"
+                ' "label_divisor" and "ignore_label"; add them to its JSON'
+            )
+        return Records(paths, lambda record: parse_deeplab2(record, dataset), _count(paths))
+    raise files.InputError(
+        f"{paths[0]}: records of an unknown schema, with {', '.join(sorted(keys)) or 'no keys'};"
+        " convert them with data_prep"
+    )
+
+
+def _count(paths):
+    """The number of records, which nothing beside those of others tells."""
+    return int(tf.data.TFRecordDataset(paths).reduce(0, lambda count, _: count + 1))
+
+
+def serialized(records: Records) -> Iterator[bytes]:
+    """Yields every record, in order."""
+    return itertools.chain.from_iterable(map(example.read_records, records.paths))
+
+
+def check(records: Records) -> None:
+    """Reads all records; InputError names the file with the first that is damaged."""
+    for path in records.paths:
+        for number, record in enumerate(example.read_records(path)):
+            parse_one(records.parse, record, f"{path}: record {number}")
+
+
+def parse_one(parse: Callable, record: bytes, place: str) -> Example:
+    """Parses one record here and now; InputError, which names the place, if it is damaged."""
+    try:
+        return parse(tf.constant(record))
+    except tf.errors.OpError as error:
+        reason = error.message.splitlines()[0]
+    except UnicodeDecodeError:  # TensorFlow's message, which quotes the record
+        reason = "no tf.train.Example"
+    raise files.InputError(f"{place} is damaged ({reason}); convert again")
+
+
+def parse_deeplab2(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
+    """Reads a record of the official deeplab2 (reference: its data/data_utils.py).
+
+    Its label is raw int32, rank * label_divisor + instance, see `Dataset`; it is absent in the test
+    split. Instances of things count from 1; instance 0 of a thing is crowd. The record gives no ids
+    of segments, so they are 1 to s, and none of the image, which is its file name.
+    """
+    text = tf.io.FixedLenFeature([], tf.string)
+    record = tf.io.parse_single_example(
+        serialized,
+        {
+            "image/encoded": text,
+            "image/filename": text,
+            "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, ""),
+        },
+    )
+    image = example.decode_image(record["image/encoded"])
+    shape = tf.shape(image)[:2]
+    raw = record["image/segmentation/class/encoded"]
+    divisor, ignore = dataset.label_divisor, dataset.ignore_label
+    label = tf.cond(
+        tf.strings.length(raw) > 0,
+        lambda: tf.reshape(tf.io.decode_raw(raw, tf.int32), shape),
+        lambda: tf.fill(shape, ignore * divisor),
+    )
+    segment_map, present = _number_labels(label, dataset)
+    first = 1 if ignore == 0 else 0  # rank of the first class
+    ids = tf.constant(sorted(dataset.class_of_category), tf.int64)
+    category_id = tf.gather(ids, present // divisor - first)
+    things = tf.constant([c.id for c in dataset.categories if c.isthing], tf.int64)
+    is_thing = tf.reduce_any(category_id[:, None] == things, axis=1)
+    return example.checked(
+        Example(
+            image=image,
+            segment_map=segment_map,
+            segment_id=tf.range(1, tf.size(present, tf.int64) + 1),
+            category_id=category_id,
+            is_crowd=is_thing & (present % divisor == 0),
+            filename=record["image/filename"],
+            image_id=record["image/filename"],
+        )
+    )
+
+
+def _number_labels(label: tf.Tensor, dataset: datasets.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds the segments of an official label, int32 [h, w], which may be any number if damaged.
+
+    Returns:
+        int32 [h, w], 0 void, k the k-th segment, from 1; and int64 [s], the labels of the segments.
+    """
+    divisor, ignore = dataset.label_divisor, dataset.ignore_label
+    ranks = max(ignore, dataset.num_classes - (ignore != 0)) + 1
+    with tf.control_dependencies(
+        [
+            tf.debugging.assert_non_negative(label, "labels"),
+            tf.debugging.assert_less(label, ranks * divisor, "labels"),
+        ]
+    ):
+        label = tf.identity(label)
+    count = tf.math.bincount(label, minlength=ranks * divisor, maxlength=ranks * divisor)
+    is_void = tf.range(ranks * divisor) // divisor == ignore
+    present = tf.where((count > 0) & ~is_void)
+    number = tf.scatter_nd(present, tf.range(1, tf.shape(present)[0] + 1), [ranks * divisor])
+    return tf.gather(number, label), present[:, 0]
+
+
+def parse_tfds(serialized: tf.Tensor, category_ids: list[int]) -> Example:
+    """Reads a record of TFDS' `coco/2017_panoptic`; `category_ids` are those of its labels."""
+    text = tf.io.FixedLenFeature([], tf.string)
+    segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+    record = tf.io.parse_single_example(
+        serialized,
+        {
+            "image": text,
+            "image/filename": text,
+            "image/id": tf.io.FixedLenFeature([], tf.int64),
+            "panoptic_image": text,
+            "panoptic_objects/id": segments,
+            "panoptic_objects/label": segments,
+            "panoptic_objects/is_crowd": segments,
+        },
+    )
+    rgb = tf.cast(tf.io.decode_png(record["panoptic_image"], channels=3), tf.int64)
+    pixel_id = tf.linalg.matvec(rgb, tf.constant([1, 256, 65536], tf.int64))
+    # Void is a segment of id 0 too, at place 0 of this list.
+    known = tf.concat([[0], record["panoptic_objects/id"]], 0)
+    order = tf.argsort(known)
+    place = tf.searchsorted(tf.gather(known, order), tf.reshape(pixel_id, [-1]))
+    number = tf.reshape(tf.gather(order, tf.minimum(place, tf.size(known) - 1)), tf.shape(pixel_id))
+    tf.debugging.assert_equal(tf.gather(known, number), pixel_id, "ids of pixels and segments")
+    return example.checked(
+        Example(
+            image=example.decode_image(record["image"]),
+            segment_map=number,
+            segment_id=record["panoptic_objects/id"],
+            category_id=tf.gather(
+                tf.constant(category_ids, tf.int64), record["panoptic_objects/label"]
+            ),
+            is_crowd=record["panoptic_objects/is_crowd"] != 0,
+            filename=record["image/filename"],
+            image_id=tf.strings.as_string(record["image/id"]),
+        )
+    )
+
+
+def _tfds_category_ids(folder: str, dataset: datasets.Dataset) -> list[int]:
+    """Returns the category id of each label, by the names that TFDS keeps beside its records."""
+    path = os.path.join(folder, "panoptic_objects-label.labels.txt")
+    names = files.read_bytes(path).decode("utf-8", "replace").splitlines()
+    ids = {category.name: category.id for category in dataset.categories}
+    if sorted(names) != sorted(ids):
+        raise files.InputError(
+            f"{path}: its classes are not those of dataset {dataset.name!r};"
+            " bind datasets.load.source to the dataset of these records"
+        )
+    return [ids[name] for name in names]

@@ -1,0 +1,60 @@
+"""What tests of converters share: reading records back, and what the source says by itself."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data_prep import pool
+from kmax_tf.data import datasets, records
+
+
+@pytest.fixture
+def alone():
+    """Runs the jobs in this process."""
+    return functools.partial(pool.run, workers=1)
+
+
+@pytest.fixture
+def read_all():
+    """A function: folder of records, split -> its examples, by image id."""
+
+    def read(folder, split):
+        found = records.find(str(folder), split, datasets.load(str(folder)))
+        examples = map(found.parse, records.serialized(found))
+        return {e.image_id.numpy().decode(): e for e in examples}
+
+    return read
+
+
+@pytest.fixture
+def assert_equals_source():
+    """A function: asserts that an example says what an image, an id PNG and a JSON entry say."""
+
+    def check(example, image_path, png_path, segments):
+        with open(image_path, "rb") as image:
+            np.testing.assert_array_equal(example.image, tf.io.decode_image(image.read()))
+        rgb = np.asarray(Image.open(png_path), int)
+        lookup = np.array([0, *(s["id"] for s in segments)])
+        ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+        np.testing.assert_array_equal(lookup[example.segment_map.numpy()], ids)
+        assert example.segment_id.numpy().tolist() == [s["id"] for s in segments]
+        assert example.category_id.numpy().tolist() == [s["category_id"] for s in segments]
+        assert example.is_crowd.numpy().tolist() == [bool(s["iscrowd"]) for s in segments]
+
+    return check
+
+
+@pytest.fixture
+def write_json():
+    """A function: path, content -> the path, with the JSON written to it."""
+
+    def write(path, content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return write

@@ -1,0 +1,174 @@
+"""Every kind of problem, planted once in a dataset, is told, all of them in one run."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import coco_format, convert, demo, validate
+from kmax_tf import files
+from kmax_tf.data import coco_panoptic, datasets, example
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A folder of twelve images of the embedded dataset, and its paths as flags."""
+    demo.make(str(tmp_path), num_train=12, num_val=0, workers=1)
+    return tmp_path, {
+        "images": str(tmp_path / "train"),
+        "panoptic_json": str(tmp_path / "panoptic_train.json"),
+        "panoptic_dir": str(tmp_path / "panoptic_train"),
+    }
+
+
+def spoil(folder):
+    """Plants one problem of each kind in images 1 to 10; returns what must be said of each."""
+    path = folder / "panoptic_train.json"
+    content = json.loads(path.read_text())
+    entries = {entry["image_id"]: entry for entry in content["annotations"]}
+    segments = {k: entry["segments_info"] for k, entry in entries.items()}
+    stuff = {c["id"] for c in content["categories"] if not c["isthing"]}
+
+    gone = segments[1].pop()["id"]
+    segments[2][0]["area"] += 5
+    segments[3].append({"id": 99, "category_id": 1, "area": 7, "iscrowd": 0})
+    segments[4].append({"id": 98, "category_id": 1, "area": None, "iscrowd": 0})
+    segments[5][0]["category_id"] = 777
+    (folder / "train/000006.jpg").unlink()
+    jpeg = (folder / "train/000007.jpg").read_bytes()
+    (folder / "train/000007.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "panoptic_train/000008.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (40, 30)).save(folder / "train/000009.jpg")
+    (folder / "train/000010.jpg").write_bytes((folder / "train/000011.jpg").read_bytes())
+    content["annotations"].remove(entries[12])
+    whole = np.asarray(Image.open(folder / "panoptic_train/000011.png"), int)
+    ids = whole[..., 0] + 256 * whole[..., 1] + 65536 * whole[..., 2]
+    ids[ids == 0] = segments[11][0]["id"]
+    for k, entry in enumerate(s for s in segments[11] if s["category_id"] not in stuff):
+        entry["category_id"] = 11 if k < 2 else entry["category_id"]
+    (folder / "panoptic_train/000011.png").write_bytes(coco_panoptic.encode_ids(ids))
+    for entry in segments[11]:
+        entry["area"] = int((ids == entry["id"]).sum())
+    path.write_text(json.dumps(content))
+    return [
+        ("error", "labels that do not fit the JSON", f"000001.png: segment id {gone} is not in"),
+        ("error", "labels that do not fit the JSON", '000002.png: segment id .* "area" is '),
+        ("error", "labels that do not fit the JSON", "000003.png: segment id 99: .* no pixels"),
+        ("warning", "segments without pixels", "000004.png: segment id 98 has no pixels"),
+        ("error", "entries of the JSON", r"segments_info\[0\]: \"category_id\" 777 is not in"),
+        ("error", "images that cannot be read", "000006.jpg: cannot be read"),
+        ("error", "images that cannot be read", "000007.jpg: broken or truncated"),
+        ("error", "label files that cannot be read", "000008.png: not a readable PNG"),
+        ("error", "sizes of image and label map", "000009.jpg: the image is 40 x 30, .* 97 x 97"),
+        ("warning", "images that are there twice", "000011.jpg is the same .* 000010.jpg"),
+        ("warning", "images without annotation", "000012.jpg"),
+        ("warning", "stuff in several segments", "000011.jpg: [23] segments of grass"),
+    ]
+
+
+def test_all_problems_are_told_at_once(digits, capsys):
+    folder, flags = digits
+    expected = spoil(folder)
+    text, errors = validate.validate(validate.raw(**flags), str(folder / "out"), workers=1)
+    report = (folder / "out/report.txt").read_text()
+    for level, kind, words in expected:
+        lines = report.split(f"{level}: {kind}")[1].split("\n    ")
+        assert any(re.search(words, line) for line in lines), words
+    # The segment that lost its category is missing among those of image 5, too.
+    assert errors == 9 and "of 14 classes" in text
+    sheet = np.asarray(Image.open(folder / "out/contact_sheet.png"))
+    assert sheet.shape[1] > 4 * 97 and sheet.std() > 20
+
+
+def test_good_dataset_and_its_records_have_no_error(digits, alone):
+    folder, flags = digits
+    _, errors = validate.validate(validate.raw(**flags), str(folder / "out"), workers=1)
+    assert errors == 0
+    read = coco_format.read(*([flags[k]] for k in ("images", "panoptic_json", "panoptic_dir")))
+    convert.convert(*read, str(folder / "records"), "train", 2, alone)
+    dataset = validate.converted(str(folder / "records"), "train")
+    _, errors = validate.validate(dataset, str(folder / "out2"), workers=1)
+    assert errors == 0
+    raw, converted = ((folder / f"{out}/report.txt").read_text() for out in ("out", "out2"))
+    assert raw.splitlines()[1:] == converted.splitlines()[1:]
+
+
+def test_class_table_counts_by_hand(tmp_path, write_json, alone):
+    ids = np.zeros((4, 5), int)
+    ids[0], ids[1] = 1, 2
+    (tmp_path / "a.png").write_bytes(coco_panoptic.encode_ids(ids))
+    Image.new("RGB", (5, 4)).save(tmp_path / "image.png")
+    segments = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 1}]
+    content = {
+        "images": [{"id": 1, "file_name": "image.png"}],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": segments}],
+        "categories": [{"id": k, "name": "xyz"[k], "isthing": 1} for k in (1, 2)],
+    }
+    path = write_json(tmp_path / "a.json", content)
+    dataset = validate.raw(str(tmp_path), path, str(tmp_path))
+    text, errors = validate.validate(dataset, str(tmp_path / "out"), 1)
+    assert errors == 0 and "1 images, 1 of 2 classes" in text and "void: 50.0 %" in text
+    table = (tmp_path / "out/report.txt").read_text().splitlines()
+    row = next(line for line in table if line.startswith("y "))
+    assert row.split() == ["y", "thing", "1", "2", "100.000", "%"]
+    assert "classes without any segment (1)\n    z" in text
+
+
+def test_damaged_records_are_told_and_the_others_read(records, tmp_path):
+    paths = example.shard_paths(records, "train")
+    for path in [*paths, f"{records}/dataset.json"]:
+        (tmp_path / pathlib.Path(path).name).write_bytes(pathlib.Path(path).read_bytes())
+    damaged = tmp_path / pathlib.Path(paths[1]).name
+    data = bytearray(damaged.read_bytes())
+    data[-100] ^= 1  # in the last record of the second shard
+    damaged.write_bytes(data)
+    text, errors = validate.validate(
+        validate.converted(str(tmp_path), "train"), str(tmp_path / "out"), 1
+    )
+    assert errors == 1 and "train: 5 images" in text
+    assert "files of records that are damaged (1)" in text and damaged.name in text
+
+
+def test_records_of_other_categories(records, tmp_path):
+    digits = datasets.load(records)
+    fewer = datasets.Dataset("fewer", digits.categories[:5])
+    path = example.shard_paths(records, "train")[0]
+    facts = validate.look_at_shard(records, "train", digits, path)
+    assert not any(fact.problems for fact in facts)
+    record = next(example.read_records(path))
+    _, problems = validate._read_record(example.parse, record, "a", fewer)
+    assert problems and all(p.text.startswith("a: category ") for p in problems)
+
+
+def test_command_line(digits):
+    folder, flags = digits
+    command = [sys.executable, ROOT / "scripts/validate_dataset.py", "--out", folder / "out"]
+    command += ["--workers", "1"]
+    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    (folder / "train/000003.jpg").unlink()
+    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "1 errors; all problems" in done.stdout
+
+
+def test_json_of_which_nothing_can_be_used(tmp_path, write_json):
+    content = {"images": [3], "annotations": [{}], "categories": [{"id": 1, "name": "a"}]}
+    content["categories"][0]["isthing"] = 1
+    path = write_json(tmp_path / "a.json", content)
+    dataset = validate.raw(str(tmp_path), path, str(tmp_path))
+    text, errors = validate.validate(dataset, str(tmp_path / "out"), 1)
+    assert errors == 2 and "images[0]: expected a JSON object" in text
+    assert 'annotations[0]: field "image_id" is missing' in text
+    assert not (tmp_path / "out/contact_sheet.png").exists()
+
+
+def test_json_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "a.json").write_text("[")
+    with pytest.raises(files.InputError, match=r"a\.json: not valid JSON"):
+        validate.raw(str(tmp_path), str(tmp_path / "a.json"), str(tmp_path))
