@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import checkpoint, comparison, evaluate
+from kmax_tf import checkpoint, comparison, evaluate, inference
 from kmax_tf.files import InputError
 from kmax_tf.postprocess import Panoptic
 
@@ -41,8 +41,8 @@ def predictor(experiment, labels, model):
 def runs(tiny, tmp_path, monkeypatch):
     """Two run folders: the first is off by 4 pixels at step 1, 2 at step 2; the second by 0."""
     experiment = dataclasses.replace(tiny(), model=Shifted, steps=2, evaluation_batch_size=3)
-    paths = evaluate.example.shard_paths(experiment.data_dir, experiment.evaluation_split)
-    labels = [evaluate._truth(experiment.dataset, label) for label in evaluate._labels(paths)]
+    found = inference.evaluation_records(experiment)
+    labels = [evaluate._truth(experiment.dataset, label) for label in evaluate._labels(found)]
     labels = [(truth.segment_map, truth.segment_class) for truth in labels]
     monkeypatch.setattr(
         evaluate.inference, "predictor", lambda model, e: predictor(e, labels, model)

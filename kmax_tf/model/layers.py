@@ -141,9 +141,19 @@ class BatchNorm(tf_keras.layers.Layer):
         return tf.reshape(y, shape), mean, variance * (n - 1) / n
 
 
+@tf.custom_gradient
 def gelu(x):
-    """The exact gelu; tf.nn.gelu computes it by erfc, which takes a CPU twice as long."""
-    return x * (0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5)))
+    """The exact gelu; tf.nn.gelu computes it by erfc, which takes a CPU twice as long.
+
+    Its gradient starts from `x` again, in another form, so that XLA keeps nothing else for it.
+    """
+
+    def gradient(upstream):
+        below = 0.5 * tf.math.erfc(x * -math.sqrt(0.5))
+        density = tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi))
+        return upstream * (below + x * density)
+
+    return x * (0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))), gradient
 
 
 def get_activation(name):

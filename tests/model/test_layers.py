@@ -45,3 +45,14 @@ def test_resize_under_xla_is_that_of_tensorflow(size):
         resize = tf.function(resize_bilinear, jit_compile=jit_compile)
         np.testing.assert_allclose(resize(image, size), expected, atol=2e-6)
         assert resize(image, size).shape == (2, *size, 5)
+
+
+def test_gradient_of_gelu():
+    x = tf.constant(np.linspace(-8, 8, 1001), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = gelu(x)
+    slope = tape.gradient(y, x)
+    x = x.numpy().astype(np.float64)
+    expected = scipy.special.ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(slope, expected, atol=2e-6)
