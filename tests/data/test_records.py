@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep import convert, pool
 from kmax_tf import files
-from kmax_tf.data import datasets, example, pipeline, records
+from kmax_tf.data import copy_paste, datasets, example, pipeline, records
 from kmax_tf.data.coco_panoptic import Annotation, Segment, encode_ids
 from kmax_tf.data.targets import class_indices, make_targets
 
@@ -105,14 +105,19 @@ def targets_of(folder, dataset):
 
     def prepare(record):
         e = found.parse(record)
+        classes = tf.where(e.is_crowd, -1, class_indices(dataset, e.category_id))
+        nothing = tf.zeros([dataset.num_classes], tf.bool)
+        segment_map, segments = copy_paste.number_segments(
+            e.segment_map, classes, dataset.num_things, nothing
+        )
         return e.image, make_targets(
-            e.segment_map,
-            class_indices(dataset, e.category_id),
-            e.is_crowd,
+            segment_map,
+            segments.classes,
             num_things=dataset.num_things,
             stride=4,
             max_segments=64,
-            thing_weight=2.0,
+            small_thing_area=400,
+            small_thing_weight=2.0,
         )
 
     return list(tf.data.TFRecordDataset(found.paths).map(prepare).as_numpy_iterator())
