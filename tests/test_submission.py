@@ -226,3 +226,14 @@ def test_coco_zip_is_what_the_official_reader_takes(cityscapes, tmp_path):
     assert not list(pathlib.Path(path.parent).glob("*.tmp"))
     with pytest.raises(InputError, match="ends in .zip"):
         submission.write_coco(experiment, noisy_predictor(labels), str(tmp_path / "folder"))
+    evaluation = pytest.importorskip("panopticapi.evaluation")
+    found = json.loads(pathlib.Path(f"{unpacked}.json").read_text())["annotations"]
+    truth = json.loads((gt / "truth.json").read_text())
+    categories = {c["id"]: c for c in truth["categories"]}
+    pairs = list(zip(truth["annotations"], found, strict=True))
+    with contextlib.redirect_stdout(io.StringIO()):
+        counts = evaluation.pq_compute_single_core(
+            0, pairs, str(gt / "truth"), str(unpacked), categories
+        )
+    official, _ = counts.pq_average(categories, None)
+    assert official["pq"] == pytest.approx(quality["All"]["pq"], abs=1e-12)
