@@ -94,9 +94,7 @@ def stream(experiment, predict, work, *beside):
         return work(number, _segmented(batch, i, output.result(), row), *more)
 
     with ThreadPoolExecutor(workers) as pool:
-        for batch in pipeline.evaluation_input(
-            found.paths, experiment.evaluation_size, together, found.parse
-        ):
+        for batch in pipeline.evaluation_input(found, experiment.evaluation_size, together):
             outputs = on_all_replicas(predict, batch.image, each)
             # First in the queue, so that those who wait for it do not wait in its way.
             outputs = [pool.submit(_to_host, output) for output in outputs]

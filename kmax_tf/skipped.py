@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kmax_tf.data import pipeline, records
+from kmax_tf.data import pipeline
 from kmax_tf.files import InputError
 
 LIMIT = 10  # skipped steps in a row that end a training
@@ -34,11 +34,11 @@ class SkippedSteps:
         return steps[-1] >= 0 and steps[0] - steps[-1] == LIMIT - 1
 
 
-def report(experiment, steps):
-    """One line for each of `steps`: that it was skipped, and which images it had."""
+def report(experiment, found, steps):
+    """One line for each of `steps`: that it was skipped, and which images of `found` it had."""
     return [
         f"step {step} was skipped, its loss or gradient is not finite; images: "
-        + ", ".join(_images(experiment, step))
+        + ", ".join(_images(experiment, found, step))
         for step in steps
     ]
 
@@ -53,13 +53,11 @@ def check(skipped, step):
         )
 
 
-def _images(experiment, step):
+def _images(experiment, found, step):
     """File names of the images of a step: the input's order is known by position."""
-    found = records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
     ordered = pipeline.ordered_records(
-        found.paths,
+        found,
         experiment.training_input,
-        num_examples=found.num_examples,
         seed=experiment.seed,
         start=step * experiment.batch_size,
     )

@@ -25,6 +25,14 @@ NO_VOID = (
 )
 
 
+def training_losses(model, criterion, image, targets):
+    """The `Losses` of a batch in training mode; call it within `random_seed`."""
+    outputs = model(image, training=True)
+    batch, height, width, _ = outputs.final.mask_logits.shape
+    noise = random_uniform([1 + len(outputs.auxiliary), batch, height * width])
+    return criterion(outputs, targets, noise)
+
+
 def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
     """One step on one replica; call it in a replica context.
 
@@ -37,10 +45,7 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
     """
     replica = tf.distribute.get_replica_context()
     with tf.GradientTape() as tape, random_seed(seed):
-        outputs = model(image, training=True)
-        batch, height, width, _ = outputs.final.mask_logits.shape
-        noise = random_uniform([1 + len(outputs.auxiliary), batch, height * width])
-        losses = criterion(outputs, targets, noise)
+        losses = training_losses(model, criterion, image, targets)
         loss = tf.reduce_mean(losses.total) / replica.num_replicas_in_sync
     gradients = tape.gradient(loss, model.trainable_variables)
     gradients = [tf.convert_to_tensor(g) for g in gradients]  # those of looked-up rows are sparse
@@ -148,22 +153,18 @@ def training_records(experiment):
     return records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
 
 
-def training_dataset(experiment, strategy, stride, start_step, service=""):
-    """The distributed training input from `start_step` on.
+def training_dataset(experiment, found, strategy, stride, start_step, service=""):
+    """The distributed training input of the `Records` found, from `start_step` on.
 
     `service` is the address of a tf.data service that makes it, "" for the hosts themselves.
-    Raises InputError as `training_records` does.
     """
-    found = training_records(experiment)
 
     def per_host(context):
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
         return pipeline.training_input(
-            found.paths,
+            found,
             experiment.dataset,
             experiment.training_input,
-            num_examples=found.num_examples,
-            parse=found.parse,
             stride=stride,
             batch_size=context.get_per_replica_batch_size(experiment.batch_size) * replicas,
             num_replicas=replicas,
@@ -184,7 +185,7 @@ def train(experiment, run_dir, strategy, service=""):
     Writes config.gin, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
     Raises InputError for records, checkpoints or losses that training cannot go on with.
     """
-    training_records(experiment)  # before anything that takes long
+    found = training_records(experiment)  # before anything that takes long
     trainer = make_trainer(experiment, strategy)
     manager = checkpoint.manager(
         run_dir,
@@ -201,13 +202,13 @@ def train(experiment, run_dir, strategy, service=""):
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     write_atomic(os.path.join(run_dir, "config.gin"), config.resolved())
     trainer.train_dataset = training_dataset(
-        experiment, strategy, trainer.model.output_stride, start, service
+        experiment, found, strategy, trainer.model.output_stride, start, service
     )
     progress = tqdm(total=experiment.steps, initial=start, desc="training", unit="step")
 
     def after_loop(scalars):
         step = int(trainer.step)
-        for line in skipped.report(experiment, trainer.skipped.since(progress.n)):
+        for line in skipped.report(experiment, found, trainer.skipped.since(progress.n)):
             progress.write(line, sys.stderr)
         skipped.check(trainer.skipped, step)
         if (
@@ -236,7 +237,7 @@ def train(experiment, run_dir, strategy, service=""):
                 summary_dir=os.path.join(run_dir, "train"),
             ).train(experiment.steps)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        records.check(training_records(experiment))
+        records.check(found)
         raise
     except tf.errors.FailedPreconditionError as error:
         if "expected to contain" not in error.message:

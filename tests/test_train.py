@@ -25,7 +25,9 @@ ONE_DEVICE = "/cpu:0"
 def batch(experiment, stride, size):
     """The first `size` training examples as one batch (image, targets)."""
     strategy = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
-    dataset = train.training_dataset(experiment, strategy, stride, start_step=0)
+    dataset = train.training_dataset(
+        experiment, train.training_records(experiment), strategy, stride, start_step=0
+    )
     parts = [part for part, _ in zip(dataset, range(size // experiment.batch_size), strict=False)]
     return tf.nest.map_structure(lambda *values: tf.concat(values, axis=0), *parts)
 
@@ -214,10 +216,7 @@ def test_a_step_without_finite_loss_is_skipped_counted_and_named(tiny, poisoned,
     assert np.isfinite(values["loss/total"]) and values["loss/total"] > 0
     # Images of step 1 are the third and fourth that the input gives.
     records = pipeline.ordered_records(
-        example.shard_paths(experiment.data_dir, "train"),
-        experiment.training_input,
-        num_examples=6,
-        seed=0,
+        train.training_records(experiment), experiment.training_input, seed=0
     )
     names = [example.parse(record).filename.numpy().decode() for _, record in records.take(4)]
     assert lines == [

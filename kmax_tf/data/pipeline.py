@@ -6,14 +6,14 @@ it runs in servers without Python.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from kmax_tf.data import augment, colour, copy_paste, device
 from kmax_tf.data.datasets import Dataset
-from kmax_tf.data.example import Example, parse
+from kmax_tf.data.example import Example
+from kmax_tf.data.records import Records, count
 from kmax_tf.data.targets import class_indices, make_targets
 from kmax_tf.files import InputError
 
@@ -81,12 +81,10 @@ class EvaluationSample(NamedTuple):
 
 
 def training_input(
-    paths: list[str],
+    found: Records,
     dataset: Dataset,
     options: TrainingInput,
     *,
-    num_examples: int,
-    parse: Callable = parse,
     stride: int,
     batch_size: int,
     seed: int,
@@ -102,10 +100,8 @@ def training_input(
     `device.Decoded`, of which `device.examples` makes the same.
 
     Arguments:
-      paths: all shards, all of which every host reads: shards never hold equally many examples,
+      found: the records, all of which every host reads: shards never hold equally many examples,
         and so the epochs of all hosts are one, and its order does not depend on their number.
-      num_examples: of the shards together.
-      parse: of the records, see records.py.
       stride: the model's output stride, at which the targets are.
       batch_size: images a host and step, in batches of batch_size / num_replicas.
       start_step: the number of steps done before.
@@ -114,18 +110,12 @@ def training_input(
     """
     start = start_step * batch_size * num_hosts
     records = ordered_records(
-        paths,
-        options,
-        num_examples=num_examples,
-        seed=seed,
-        start=start,
-        host=host,
-        num_hosts=num_hosts,
+        found, options, seed=seed, start=start, host=host, num_hosts=num_hosts
     )
 
     def example(index, *records):
         return training_example(
-            records, dataset, options, stride=stride, seed=tf.stack([seed, index]), parse=parse
+            records, found.parse, dataset, options, stride=stride, seed=tf.stack([seed, index])
         )
 
     examples = records.map(example, tf.data.AUTOTUNE, deterministic=True)
@@ -136,14 +126,15 @@ def training_input(
     return batches.prefetch(1)
 
 
-def ordered_records(paths, options, *, num_examples, seed, start=0, host=0, num_hosts=1):
-    """The host's records from position `start` of the endless order of all hosts.
+def ordered_records(found, options, *, seed, start=0, host=0, num_hosts=1):
+    """The host's `Records` from position `start` of the endless order of all hosts.
 
     Yields (position int64, record), and where the host pastes one more record, of another order.
     """
+    num_examples = count(found)
 
     def ordered(number):
-        order = tf.random.experimental.stateless_shuffle(tf.constant(paths), [seed, number])
+        order = tf.random.experimental.stateless_shuffle(tf.constant(found.paths), [seed, number])
         records = tf.data.Dataset.from_tensor_slices(order).interleave(
             lambda path: _file(path, options.skip_damaged), cycle_length=FILES_AT_ONCE
         )
@@ -209,7 +200,7 @@ def _parse_or_blank(record, parse):
     )
 
 
-def load(record, dataset, options, pasted_stuff):
+def load(record, parse, dataset, options, pasted_stuff):
     """Returns the `Sample`, its `Segments`, and whether the record was intact."""
     example, intact = (
         _parse_or_blank(record, parse) if options.skip_damaged else (parse(record), True)
@@ -235,16 +226,16 @@ def draw(seed, dataset, options):
     return own, other, copy_paste.draw_stuff(stuff_seed, dataset.num_classes)
 
 
-def training_example(records, dataset, options, *, stride, seed, parse=parse):
+def training_example(records, parse, dataset, options, *, stride, seed):
     """One element of `training_input`, unbatched.
 
     Arguments:
       records: the record, and one more where the host pastes.
-      seed: integer [2].
       parse: of the records, see records.py.
+      seed: integer [2].
     """
     own, other, stuff = draw(seed, dataset, options)
-    sample, segments, intact = load(records[0], dataset, options, stuff)
+    sample, segments, intact = load(records[0], parse, dataset, options, stuff)
     if options.placement == "device":
         draws = (own, other) if options.paste_scales else (own,)
         return _decoded(sample, segments, draws, intact, options)
@@ -255,7 +246,7 @@ def training_example(records, dataset, options, *, stride, seed, parse=parse):
         sample = augment.fit_and_pad(sample, options.size)
     image, segment_map, classes = (*sample, segments.classes)
     if options.pairs:
-        pasted, pasted_segments, _ = load(records[1], dataset, options, stuff)
+        pasted, pasted_segments, _ = load(records[1], parse, dataset, options, stuff)
         pasted = augmented(pasted, other, options)
         image, segment_map, classes = copy_paste.paste(sample, segments, pasted, pasted_segments)
     targets = make_targets(
@@ -329,16 +320,14 @@ def _decoded(sample, segments, draws, intact, options):
     )
 
 
-def evaluation_input(
-    paths: list[str], size: tuple[int, int], batch_size: int, parse: Callable = parse
-) -> tf.data.Dataset:
+def evaluation_input(found: Records, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
     """Every image once, in order: batches of `EvaluationSample`, the last one perhaps smaller.
 
     `size`: height and width, in pixels, into which each image is fitted.
     """
 
     def prepare(record):
-        example = parse(record)
+        example = found.parse(record)
         sample = augment.Sample(example.image, example.segment_map)
         return EvaluationSample(
             image=augment.fit_and_pad(sample, size).image,
@@ -348,6 +337,6 @@ def evaluation_input(
             image_id=example.image_id,
         )
 
-    records = tf.data.TFRecordDataset(paths)
+    records = tf.data.TFRecordDataset(found.paths)
     batches = records.map(prepare, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
     return batches.prefetch(tf.data.AUTOTUNE)

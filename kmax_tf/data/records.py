@@ -21,7 +21,7 @@ class Records(NamedTuple):
 
     paths: list[str]  # the shards, in order
     parse: Callable[[tf.Tensor], Example]  # scalar string -> Example, in TensorFlow operations
-    num_examples: int
+    num_examples: int | None  # None where only counting tells, see `count`
 
 
 def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
@@ -44,23 +44,25 @@ def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
         return Records(paths, example.parse, datasets.read_split(folder, split).num_examples)
     if "panoptic_image" in keys:
         ids = _tfds_category_ids(folder, dataset)
-        return Records(paths, lambda record: parse_tfds(record, ids), _count(paths))
+        return Records(paths, lambda record: parse_tfds(record, ids), None)
     if "image/channels" in keys:
         if dataset.label_divisor is None or dataset.ignore_label is None:
             raise files.InputError(
                 f"{folder}: records of the official schema, but dataset {dataset.name!r} has no"
                 ' "label_divisor" and "ignore_label"; add them to its JSON'
             )
-        return Records(paths, lambda record: parse_deeplab2(record, dataset), _count(paths))
+        return Records(paths, lambda record: parse_deeplab2(record, dataset), None)
     raise files.InputError(
         f"{paths[0]}: records of an unknown schema, with {', '.join(sorted(keys)) or 'no keys'};"
         " convert them with data_prep"
     )
 
 
-def _count(paths):
-    """The number of records, which nothing beside those of others tells."""
-    return int(tf.data.TFRecordDataset(paths).reduce(0, lambda count, _: count + 1))
+def count(records: Records) -> int:
+    """Returns the number of examples; those of others are read to the end for it."""
+    if records.num_examples is not None:
+        return records.num_examples
+    return int(tf.data.TFRecordDataset(records.paths).reduce(0, lambda number, _: number + 1))
 
 
 def serialized(records: Records) -> Iterator[bytes]:

@@ -104,8 +104,12 @@ class BatchNorm(tf_keras.layers.Layer):
 
     def affine(self, dtype):
         """Scale and offset of inference, of the parameters' shape, to be merged with neighbours."""
-        scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
-        return tf.cast(scale, dtype), tf.cast(self.beta - self.moving_mean * scale, dtype)
+        parameters = (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        return [tf.cast(v, dtype) for v in self._affine(*parameters)]
+
+    def _affine(self, gamma, beta, mean, variance):
+        scale = gamma * tf.math.rsqrt(variance + self.epsilon)
+        return scale, beta - mean * scale
 
     def _infer(self, x, gamma, beta):
         statistics = [tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)]
@@ -117,8 +121,8 @@ class BatchNorm(tf_keras.layers.Layer):
         return self._normalise(x, gamma, beta, *statistics)
 
     def _normalise(self, x, gamma, beta, mean, variance):
-        scale = gamma * tf.math.rsqrt(variance + self.epsilon)
-        return tf.cast(tf.cast(x, tf.float32) * scale + (beta - mean * scale), x.dtype)
+        scale, offset = self._affine(gamma, beta, mean, variance)
+        return tf.cast(tf.cast(x, tf.float32) * scale + offset, x.dtype)
 
     def _statistics(self, x, replicas):
         x = tf.cast(x, tf.float32)

@@ -74,9 +74,7 @@ def _stages(experiment, folder, batch_size):
     """Datasets of the input up to each stage, and how many images an element is."""
     found = records.find(folder, experiment.train_split, experiment.dataset)
     options = experiment.training_input
-    ordered = pipeline.ordered_records(
-        found.paths, options, num_examples=found.num_examples, seed=experiment.seed
-    )
+    ordered = pipeline.ordered_records(found, options, seed=experiment.seed)
 
     def decoded(_, *serialized):
         return [found.parse(record).image for record in serialized]
@@ -84,19 +82,17 @@ def _stages(experiment, folder, batch_size):
     def augmented(index, *serialized):
         return pipeline.training_example(
             serialized,
+            found.parse,
             experiment.dataset,
             options,
             stride=STRIDE,
             seed=tf.stack([experiment.seed, index]),
-            parse=found.parse,
         )
 
     batches = pipeline.training_input(
-        found.paths,
+        found,
         experiment.dataset,
         options,
-        num_examples=found.num_examples,
-        parse=found.parse,
         stride=STRIDE,
         batch_size=batch_size,
         seed=experiment.seed,

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from kmax_tf.data.targets import Targets
 from kmax_tf.files import InputError
-from kmax_tf.model.layers import random_seed, random_uniform
+from kmax_tf.model.layers import random_seed
+from kmax_tf.train import training_losses
 
 TOPOLOGIES = {"v3-8": "v3:2x2x1", "v3-32": "v3:4x4"}  # accelerator type -> libtpu's name
 
@@ -39,9 +40,7 @@ def step_function(experiment, batch_size):
 
     def step(image, *targets):
         with tf.GradientTape() as tape, random_seed(tf.constant([0, 0])):
-            outputs = model(image, training=True)
-            noise = random_uniform([model.num_predictions, batch_size, height * width])
-            losses = experiment.criterion(outputs, Targets(*targets), noise)
+            losses = training_losses(model, experiment.criterion, image, Targets(*targets))
             loss = tf.reduce_mean(losses.total)
         gradients = tape.gradient(loss, model.trainable_variables)
         return [loss, *map(tf.convert_to_tensor, gradients)]

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf.data import device, example, pipeline, targets
+from kmax_tf.data.records import Records
 
 OPTIONS = dict(size=(33, 41), max_segments=16, shuffle_buffer=1)
 NUMBER = 6
@@ -12,12 +13,11 @@ NUMBER = 6
 
 def input_of(paths, made, placement="host", skip_damaged=True, **options):
     return pipeline.training_input(
-        paths,
+        Records(paths, example.parse, NUMBER),
         made.dataset,
         pipeline.TrainingInput(
             **OPTIONS | options, placement=placement, skip_damaged=skip_damaged, paste_scales=(0.5,)
         ),
-        num_examples=NUMBER,
         stride=4,
         batch_size=NUMBER,
         seed=0,
@@ -105,7 +105,12 @@ def test_thousand_mutations(made):
         mutated.append(data.tobytes())
     examples = tf.data.Dataset.from_tensor_slices(mutated).map(
         lambda record: pipeline.training_example(
-            (record,), made.dataset, options, stride=4, seed=tf.constant([0, 0], tf.int64)
+            (record,),
+            example.parse,
+            made.dataset,
+            options,
+            stride=4,
+            seed=tf.constant([0, 0], tf.int64),
         )
     )
     intact = 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, device, pipeline
+from kmax_tf.data import augment, colour, copy_paste, device, example, pipeline
 from kmax_tf.data.targets import make_targets
 
 OPTIONS = pipeline.TrainingInput(
@@ -46,7 +46,7 @@ def on_host(batch, dataset, options):
     samples = []
     for record, seed in batch:
         own, other, stuff = pipeline.draw(seed, dataset, options)
-        sample, segments, _ = pipeline.load(record, dataset, options, stuff)
+        sample, segments, _ = pipeline.load(record, example.parse, dataset, options, stuff)
         roles = [pipeline.augmented(sample, draw, options) for draw in (own, other)]
         samples.append((*roles, segments))
     for number, (sample, _, segments) in enumerate(samples):
@@ -66,7 +66,9 @@ def on_host(batch, dataset, options):
 
 def test_host_and_device_agree(batch, made):
     decoded = [
-        pipeline.training_example((record,), made.dataset, OPTIONS, stride=STRIDE, seed=seed)
+        pipeline.training_example(
+            (record,), example.parse, made.dataset, OPTIONS, stride=STRIDE, seed=seed
+        )
         for record, seed in batch
     ]
     decoded = tf.nest.map_structure(lambda *parts: tf.stack(parts), *decoded)
@@ -98,14 +100,14 @@ def test_without_colour_and_paste(batch, made):
     elements = []
     for record, seed in batch[:4]:
         element = pipeline.training_example(
-            (record,), made.dataset, options, stride=STRIDE, seed=seed
+            (record,), example.parse, made.dataset, options, stride=STRIDE, seed=seed
         )
         elements.append(element)
     decoded = tf.nest.map_structure(lambda *parts: tf.stack(parts), *elements)
     images, targets = pipeline.step_examples(options, made.dataset, STRIDE, True)(*decoded)
     for number, (record, seed) in enumerate(batch[:4]):
         own, _, stuff = pipeline.draw(seed, made.dataset, options)
-        sample, segments, _ = pipeline.load(record, made.dataset, options, stuff)
+        sample, segments, _ = pipeline.load(record, example.parse, made.dataset, options, stuff)
         image, ids = pipeline.augmented(sample, own, options)
         np.testing.assert_allclose(images[number], image, atol=0.05)
         expected = make_targets(

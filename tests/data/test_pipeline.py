@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kmax_tf import config
 from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data.records import Records
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 
@@ -31,13 +32,17 @@ def paths(made, tmp_path_factory):
     return made.write(folder, list(range(NUMBER)), shards=3)
 
 
-def batches(paths, count, options=None, **arguments):
+def found(paths, number=NUMBER):
+    return Records(paths, example.parse, number)
+
+
+def batches(paths, count, options=None, number=NUMBER, **arguments):
     """The first batches, as arrays."""
     dataset = pipeline.training_input(
-        paths,
+        found(paths, number),
         datasets.load("panoptic_digits"),
         pipeline.TrainingInput(**options or EVERYTHING),
-        **{"num_examples": NUMBER, "stride": 4, "batch_size": 2, "seed": 3} | arguments,
+        **{"stride": 4, "batch_size": 2, "seed": 3} | arguments,
     )
     return [tf.nest.map_structure(np.asarray, b) for b, _ in zip(dataset, range(count))]
 
@@ -45,9 +50,7 @@ def batches(paths, count, options=None, **arguments):
 def ids(paths, count, placement="host", **arguments):
     """The ids of the first records of a host's order: of both, where it takes pairs."""
     options = pipeline.TrainingInput(**EVERYTHING, placement=placement)
-    records = pipeline.ordered_records(
-        paths, options, num_examples=NUMBER, **{"seed": 3} | arguments
-    )
+    records = pipeline.ordered_records(found(paths), options, **{"seed": 3} | arguments)
     records = records.map(lambda i, *r: (i, *(example.parse(x).image_id for x in r)))
     return [tuple(map(int, r)) for r in records.take(count).as_numpy_iterator()]
 
@@ -114,7 +117,7 @@ def test_replicas_share_the_images_of_a_step(paths):
 def test_without_augmentation_examples_are_as_in_evaluation(paths):
     options = dict(size=(65, 65), augment=False, shuffle_buffer=1, max_segments=16)
     (image, _), *_ = batches(paths, 1, options, batch_size=NUMBER)
-    seen = next(iter(pipeline.evaluation_input(paths, (65, 65), NUMBER))).image.numpy()
+    seen = next(iter(pipeline.evaluation_input(found(paths), (65, 65), NUMBER))).image.numpy()
     order = [int(i) for _, i in ids(paths, NUMBER, "device")]
     assert sorted(order) == list(range(NUMBER))
     key = lambda images: sorted(float(x.sum()) for x in images.astype(np.float64))  # noqa: E731
@@ -124,7 +127,7 @@ def test_without_augmentation_examples_are_as_in_evaluation(paths):
 def test_wrong_number_of_examples(paths):
     for number in (NUMBER - 1, NUMBER + 1):
         with pytest.raises(tf.errors.FailedPreconditionError, match="was expected to contain"):
-            batches(paths, NUMBER, num_examples=number)
+            batches(paths, NUMBER, number=number)
 
 
 def test_options_are_checked():
@@ -159,10 +162,9 @@ def test_no_python_operation_in_any_training_input(paths, path, placement):
         bindings.append("pipeline.TrainingInput.augment = True")
     experiment = config.load(Experiment, path, bindings)
     dataset = pipeline.training_input(
-        paths,
+        found(paths),
         experiment.dataset,
         experiment.training_input,
-        num_examples=NUMBER,
         stride=4,
         batch_size=2,
         seed=0,

@@ -276,11 +276,35 @@ def test_tfds_records_give_our_targets(tmp_path):
 
 
 @needs_samples
+def test_training_takes_official_records(tmp_path):
+    dataset = datasets.load("coco")
+    for folder, write_split in (("official", write_official), ("ours", write_ours)):
+        (tmp_path / folder).mkdir()
+        write_split(tmp_path / folder, dataset)
+    options = pipeline.TrainingInput(size=(65, 97), augment=False, max_segments=64)
+    batches = []
+    for folder in ("official", "ours"):
+        found = records.find(str(tmp_path / folder), "val", dataset)
+        assert records.count(found) == 2
+        batches.append(
+            next(
+                iter(
+                    pipeline.training_input(found, dataset, options, stride=4, batch_size=2, seed=0)
+                )
+            )
+        )
+    (image, targets), (our_image, our_targets) = batches
+    np.testing.assert_array_equal(image, our_image)
+    np.testing.assert_array_equal(targets.semantic, our_targets.semantic)
+    assert (targets.segment_class.numpy() >= 0).sum() > 10
+
+
+@needs_samples
 def test_evaluation_input_takes_them_all(tmp_path):
     dataset = datasets.load("coco")
     write_official(tmp_path, dataset)
     found = records.find(str(tmp_path), "val", dataset)
-    (batch,) = pipeline.evaluation_input(found.paths, (65, 97), 2, found.parse)
+    (batch,) = pipeline.evaluation_input(found, (65, 97), 2)
     assert batch.image.shape == (2, 65, 97, 3)
     assert batch.original_size.numpy().tolist() == [[427, 640], [360, 640]]
 

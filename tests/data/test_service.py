@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import runtime
-from kmax_tf.data import pipeline
+from kmax_tf.data import example, pipeline
+from kmax_tf.data.records import Records
 from kmax_tf.files import InputError
 
 NUMBER = 12
@@ -50,10 +51,9 @@ def add_worker():
 
 def batches(paths, made, count, service=""):
     dataset = pipeline.training_input(
-        paths,
+        Records(paths, example.parse, NUMBER),
         made.dataset,
         OPTIONS,
-        num_examples=NUMBER,
         stride=4,
         batch_size=2,
         seed=0,
