@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from kmax_tf.data import pixels
+
 GREY = 127.5  # becomes 0 in the model
 
 
@@ -37,6 +39,14 @@ class Geometry(NamedTuple):
     scaled: tf.Tensor  # and after it
     offset: tf.Tensor  # row and column of its corner in the crop, negative where it is cropped
     flip: tf.Tensor  # bool: the crop is mirrored left to right
+
+
+class Window(NamedTuple):
+    """What the crop shows of the scaled image, and where; int32 [2] each."""
+
+    begin: tf.Tensor  # its first row and column
+    end: tf.Tensor  # and after its last ones
+    corner: tf.Tensor  # row and column of its corner in the crop, which may be mirrored
 
 
 def scale_set(low, high, step=0.1):
@@ -90,6 +100,15 @@ def locate(fitted, draw, size):
     return Geometry(fitted, scaled, pad - crop, draw.flip)
 
 
+def window(geometry, size):
+    """The `Window` of an image in a crop of `size`."""
+    begin = tf.maximum(-geometry.offset, 0)
+    end = tf.minimum(geometry.scaled, size - geometry.offset)
+    top, left = tf.unstack(tf.maximum(geometry.offset, 0))
+    mirrored = size[1] - left - (end - begin)[1]
+    return Window(begin, end, tf.stack([top, tf.where(geometry.flip, mirrored, left)]))
+
+
 def step(size, original):
     """How many pixels of the original side one of the scaled side is, corners aligned: float32."""
     return tf.math.divide_no_nan(tf.cast(original - 1, tf.float32), tf.cast(size - 1, tf.float32))
@@ -106,12 +125,9 @@ def nearest(pixels, *sides):
     return tf.cast(pixels, tf.int32)
 
 
-def resize(sample, *sizes):
-    """Scales to each size, int32 [2], in turn; the image becomes float32.
-
-    Bilinear for the image, nearest for the segments, corners aligned.
-    """
-    image, shape = tf.cast(sample.image, tf.float32), tf.shape(sample.segment_map)
+def resize_image(image, *sizes):
+    """Scales [h, w, 3] to each size, int32 [2], in turn: float32, bilinear, corners aligned."""
+    image = tf.cast(image, tf.float32)
     for size in sizes:
         image = tf.cond(
             tf.reduce_all(tf.shape(image)[:2] == size),
@@ -120,31 +136,49 @@ def resize(sample, *sizes):
                 image[None], size, align_corners=True
             )[0],
         )
+    return image
+
+
+def resize_map(segment_map, begin, end, *sizes):
+    """From `begin` to `end`, int32 [2], the map [h, w] scaled to each size in turn.
+
+    To the nearest pixel, corners aligned.
+    """
+    ways = tf.unstack(tf.stack([*reversed(sizes), tf.shape(segment_map)]), axis=1, num=2)
     rows, columns = (
-        nearest(tf.range(sides[0]), *sides)
-        for sides in zip(*(tf.unstack(size, num=2) for size in (*reversed(sizes), shape)))
+        nearest(tf.range(first, after), *tf.unstack(way))
+        for first, after, way in zip(tf.unstack(begin), tf.unstack(end), ways, strict=True)
     )
     # Columns first, which are the slower ones: there are fewer of them before the rows.
-    return Sample(image, tf.gather(tf.gather(sample.segment_map, columns, axis=1), rows, axis=0))
+    return tf.gather(tf.gather(segment_map, columns, axis=1), rows, axis=0)
+
+
+def resize(sample, size):
+    """Scales a sample to `size`, int32 [2]; the image becomes float32."""
+    return Sample(
+        resize_image(sample.image, size),
+        resize_map(sample.segment_map, tf.zeros([2], tf.int32), size, size),
+    )
+
+
+def mirror(sample, flip):
+    """The sample, mirrored left to right where `flip`."""
+    return tf.nest.map_structure(
+        lambda x: tf.cond(flip, lambda: tf.reverse(x, axis=[1]), lambda: x), sample
+    )
+
+
+def pad(sample, corner, size):
+    """Puts the sample into `size`, its corner at `corner`; the image becomes float32."""
+    image = pixels.pad(tf.cast(sample.image, tf.float32), corner, size, GREY)
+    return Sample(image, pixels.pad(sample.segment_map, corner, size, 0))
 
 
 def place(sample, geometry, size):
     """Crops and pads the scaled sample into `size`, and mirrors it; the image becomes float32."""
-    crop = tf.maximum(-geometry.offset, 0)
-
-    def cropped(x):
-        x = x[crop[0] : crop[0] + size[0], crop[1] : crop[1] + size[1]]
-        return tf.cond(geometry.flip, lambda: tf.reverse(x, axis=[1]), lambda: x)
-
-    image, segment_map = cropped(sample.image), cropped(sample.segment_map)
-    before = tf.maximum(geometry.offset, 0)
-    after = tf.constant(size) - before - tf.shape(segment_map)
-    (top, left), (bottom, right) = tf.unstack(before), tf.unstack(after)
-    left, right = tf.cond(geometry.flip, lambda: (right, left), lambda: (left, right))
-    margins = [[top, bottom], [left, right]]
-    image = tf.pad(tf.cast(image, tf.float32), [*margins, [0, 0]], constant_values=GREY)
-    segment_map = tf.pad(segment_map, margins)
-    return Sample(tf.ensure_shape(image, [*size, 3]), tf.ensure_shape(segment_map, size))
+    shown = window(geometry, size)
+    sample = tf.nest.map_structure(lambda x: pixels.cut(x, shown.begin, shown.end), sample)
+    return pad(mirror(sample, geometry.flip), shown.corner, size)
 
 
 def fit_and_pad(sample, size):

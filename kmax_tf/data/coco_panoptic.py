@@ -70,7 +70,9 @@ def decode_ids(png: bytes, name: str) -> np.ndarray:
         raise files.InputError(
             f"{name}: not a readable PNG of segment ids; get it again"
         ) from error
-    return rgba.view("<i4")[..., 0] & 0xFFFFFF
+    ids = rgba.view("<i4")[..., 0]
+    ids &= 0xFFFFFF
+    return ids
 
 
 def encode_ids(ids: np.ndarray) -> bytes:

@@ -5,6 +5,7 @@ An operation takes uint8 [h, w, 3], its argument, a `Frame` and `Tables`, and gi
 (Cityscapes) they do not weaken the operations: 0.14 to 0.46, far from 1.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -19,6 +20,7 @@ class Frame(NamedTuple):
     columns: tf.Tensor  # int32 [w]
     size: tf.Tensor  # int32 [2], of the whole image
     is_whole: bool = False  # nothing is outside
+    shown: Callable = lambda image: image  # what of the image is wanted once it is equalized
 
     def within(self, margin):
         """bool [h, w]: the pixels at least `margin` away from the outside."""
@@ -27,10 +29,10 @@ class Frame(NamedTuple):
         return rows[:, None] & (self.columns >= margin) & (self.columns <= last[1])
 
 
-def whole(image):
+def whole(image, **options):
     """The frame of an image that is its own window."""
     size = tf.shape(image)[:2]
-    return Frame(tf.range(size[0]), tf.range(size[1]), size, is_whole=True)
+    return Frame(tf.range(size[0]), tf.range(size[1]), size, is_whole=True, **options)
 
 
 def _blend(degenerate, image, factor):
@@ -63,23 +65,25 @@ def contrast(image, factor, frame, table):
 
 def solarize(image, threshold, frame, table):
     """Inverts what is at least as bright as the threshold."""
-    return tf.where(image < tf.cast(threshold, tf.uint8), image, 255 - image)
+    bright = tf.cast(image >= tf.cast(threshold, tf.uint8), tf.uint8)
+    return tf.bitwise.bitwise_xor(image, 255 * bright)
 
 
 def sharpness(image, factor, frame, table):
     """Blurs below factor 1, sharpens above; the outermost pixels stay."""
     image = tf.cast(image, tf.float32)
-    padded = tf.pad(image, [[1, 1], [1, 1], [0, 0]])
-    across = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
-    total = across[:-2] + across[1:-1] + across[2:] + 4 * image
+    # As rows of numbers, in which a pixel is 3 from the next: faster on a CPU than as pixels.
+    padded = tf.pad(tf.reshape(image, [tf.shape(image)[0], -1]), [[1, 1], [3, 3]])
+    down = padded[:-2] + padded[1:-1] + padded[2:]
+    total = tf.reshape(down[:, :-6] + down[:, 3:-3] + down[:, 6:], tf.shape(image)) + 4 * image
     blurred = tf.floor((total + 0.5) / 13)  # the half keeps multiples of 13 what they are
     return _blend(pixels.choose(frame.within(1), blurred, image), image, factor)
 
 
 def equalize(image, _, frame, table):
-    """Makes all levels of each channel about equally frequent."""
+    """Makes all levels of each channel about equally frequent; gives what `frame` shows of it."""
 
-    def channel(values):
+    def levels(values):
         counted = tf.cast(values, tf.int32)
         if not frame.is_whole:
             counted = tf.where(frame.within(0), counted, 256)
@@ -90,9 +94,10 @@ def equalize(image, _, frame, table):
         equal = (tf.cumsum(count, exclusive=True) + step // 2) // tf.maximum(step, 1)
         # The official table begins with 0, whatever half a step makes of it.
         equal = tf.where(level > 0, tf.minimum(equal, 255), 0)
-        return table.lookup(tf.cast(tf.where(step == 0, level, equal), tf.uint8), values)
+        return tf.cast(tf.where(step == 0, level, equal), tf.uint8)
 
-    return tf.stack([channel(values) for values in tf.unstack(image, axis=-1)], axis=-1)
+    levels = tf.stack([levels(values) for values in tf.unstack(image, axis=-1)])
+    return table.recolour(levels, frame.shown(image))
 
 
 def argument(operation, magnitude):

@@ -71,7 +71,19 @@ def paste(sample, segments, other, other_segments):
     segment_map = tf.cast(other.segment_map, tf.int32)
     pasted = (segment_map > 0) & (segment_map <= last)
     return (
-        pixels.choose(pasted, other.image, sample.image),
+        pixels.choose(pasted, tf.cast(other.image, sample.image.dtype), sample.image),
         tf.where(pasted, segment_map + MAX_SEGMENTS, tf.cast(sample.segment_map, tf.int32)),
         tf.concat([segments.classes, other_segments.classes], axis=-1),
+    )
+
+
+def paste_part(sample, segments, part, part_segments, corner):
+    """As `paste`, unbatched, of a smaller sample, whose corner comes to `corner`, int32 [2]."""
+    end = corner + tf.shape(part.segment_map)
+    under = tf.nest.map_structure(lambda x: pixels.cut(x, corner, end), sample)
+    image, segment_map, classes = paste(under, segments, part, part_segments)
+    return (
+        pixels.insert(sample.image, image, corner),
+        pixels.insert(tf.cast(sample.segment_map, segment_map.dtype), segment_map, corner),
+        classes,
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, device
+from kmax_tf.data import augment, colour, copy_paste, device, pixels
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.example import Example
 from kmax_tf.data.records import Records, count
@@ -247,8 +247,10 @@ def training_example(records, parse, dataset, options, *, stride, seed):
     image, segment_map, classes = (*sample, segments.classes)
     if options.pairs:
         pasted, pasted_segments, _ = load(records[1], parse, dataset, options, stuff)
-        pasted = augmented(pasted, other, options)
-        image, segment_map, classes = copy_paste.paste(sample, segments, pasted, pasted_segments)
+        pasted, corner = shown(pasted, other, options)
+        image, segment_map, classes = copy_paste.paste_part(
+            sample, segments, pasted, pasted_segments, corner
+        )
     targets = make_targets(
         segment_map, classes, num_things=dataset.num_things, stride=stride, **options.target_options
     )
@@ -258,40 +260,43 @@ def training_example(records, parse, dataset, options, *, stride, seed):
 
 def augmented(sample, draw, options):
     """The augmentations of one image on the host, to the pixel those of the official code."""
+    return augment.pad(*shown(sample, draw, options), options.size)
+
+
+def shown(sample, draw, options):
+    """What the crop shows of the augmented image: the `Sample`, and its corner in the crop."""
     fitted = _fitted(tf.shape(sample.segment_map), options)
     geometry = augment.locate(fitted, draw, options.size)
-    sample = augment.resize(sample, fitted, geometry.scaled)
-    if options.colour is not None:
-        sample, geometry = _coloured(sample, geometry, draw, options)
-    return augment.place(sample, geometry, options.size)
+    begin, end, corner = augment.window(geometry, options.size)
+    image = augment.resize_image(sample.image, fitted, geometry.scaled)
+    if options.colour is None:
+        image = pixels.cut(image, begin, end)
+    else:
+        image = _coloured(tf.cast(image, tf.uint8), begin, end, draw, options.colour)
+    segment_map = augment.resize_map(sample.segment_map, begin, end, fitted, geometry.scaled)
+    return augment.mirror(augment.Sample(image, segment_map), geometry.flip), corner
 
 
-def _coloured(sample, geometry, draw, options):
-    """The part of the scaled sample that the crop shows, coloured, and its `Geometry`.
+def _coloured(image, begin, end, draw, magnitude):
+    """The image, uint8, coloured, from `begin` to `end`.
 
     The official code colours before it crops; most operations give the same pixels afterwards.
     """
-    # One pixel more on each side, for the sharpness of the outermost.
-    begin = tf.maximum(-geometry.offset - 1, 0)
-    end = options.size - geometry.offset + 1
 
-    def cropped(x):
-        return x[begin[0] : end[0], begin[1] : end[1]]
+    def whole():
+        frame = colour.whole(image, shown=lambda x: pixels.cut(x, begin, end))
+        return colour.augment(image, draw, magnitude, frame)
 
-    image = tf.cast(sample.image, tf.uint8)
-    segment_map = cropped(sample.segment_map)
-    rows, columns = (
-        b + tf.range(n) for b, n in zip(tf.unstack(begin), tf.unstack(tf.shape(segment_map)))
-    )
-    image = tf.cond(
-        colour.needs_whole(draw),
-        lambda: cropped(colour.augment(image, draw, options.colour, colour.whole(image))),
-        lambda: colour.augment(
-            cropped(image), draw, options.colour, colour.Frame(rows, columns, geometry.scaled), None
-        ),
-    )
-    shown = geometry._replace(offset=geometry.offset + begin)
-    return augment.Sample(image, segment_map), shown
+    def window():
+        # One pixel more on each side, for the sharpness of the outermost.
+        size = tf.shape(image)[:2]
+        first, after = tf.maximum(begin - 1, 0), tf.minimum(end + 1, size)
+        rows, columns = (tf.range(*side) for side in zip(tf.unstack(first), tf.unstack(after)))
+        frame = colour.Frame(rows, columns, size)
+        coloured = colour.augment(pixels.cut(image, first, after), draw, magnitude, frame, None)
+        return pixels.cut(coloured, begin - first, end - first)
+
+    return tf.cond(colour.needs_whole(draw), whole, window)
 
 
 def _fitted(shape, options):

@@ -1,9 +1,10 @@
-"""Many pixels at once: counted, looked up in small tables, chosen from one of two images.
+"""Many pixels at once: counted, looked up in small tables, cut out, put in, chosen from images.
 
 Gather and scatter of single numbers are fast on a CPU and slow on a TPU; there the comparison
 of each pixel with each row is one fused loop, of which nothing is stored.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ import tensorflow as tf
 
 
 class Tables(NamedTuple):
-    """The two operations."""
+    """What is done differently."""
 
     count: Callable  # integers of any shape, rows -> int32 [rows], how often each occurs
     lookup: Callable  # table [rows], integers of any shape -> that shape, of the table's dtype
+    recolour: Callable  # uint8 [3, 256], uint8 [h, w, 3] -> of each channel its new levels
 
 
 def _bincount(index, rows):
@@ -35,8 +37,51 @@ def _compared_lookup(table, index):
     return tf.reduce_sum(chosen, axis=-1)
 
 
-HOST = Tables(_bincount, lambda table, index: tf.gather(table, tf.cast(index, tf.int32)))
-DEVICE = Tables(_compared_count, _compared_lookup)
+def _recolour(levels, image):
+    """Two values at once, as one of 16 bits: a gather takes as long for both as for one."""
+    levels = tf.cast(levels, tf.int32)
+    # The channels of the first and the second, as they follow each other.
+    first, second = tf.gather(levels, [0, 2, 1]), tf.gather(levels, [1, 0, 2])
+    table = tf.cast(first[:, None, :] + 256 * second[:, :, None], tf.uint16)
+    height, width = tf.unstack(tf.shape(image)[:2])
+    even = tf.pad(image, [[0, 0], [0, width % 2], [0, 0]])
+    pairs = tf.cast(tf.bitcast(tf.reshape(even, [height, -1, 2]), tf.uint16), tf.int32)
+    which = tf.range(tf.shape(pairs)[1]) % 3
+    found = tf.gather(tf.reshape(table, [-1]), pairs + 65536 * which)
+    return tf.reshape(tf.bitcast(found, tf.uint8), tf.shape(even))[:, :width]
+
+
+def _compared_recolour(levels, image):
+    channels = zip(tf.unstack(levels), tf.unstack(image, axis=-1), strict=True)
+    return tf.stack([_compared_lookup(*channel) for channel in channels], axis=-1)
+
+
+HOST = Tables(_bincount, lambda table, index: tf.gather(table, tf.cast(index, tf.int32)), _recolour)
+DEVICE = Tables(_compared_count, _compared_lookup, _compared_recolour)
+
+
+def cut(image, begin, end):
+    """The rows and columns from `begin` to `end`, int32 [2], of [h, w, ...]."""
+    return image[begin[0] : end[0], begin[1] : end[1]]
+
+
+def insert(image, part, corner):
+    """`image` [height, width, ...] with `part` [h, w, ...] in it, its corner at `corner`."""
+    (top, left), (bottom, right) = tf.unstack(corner), tf.unstack(corner + tf.shape(part)[:2])
+    rows = image[top:bottom]
+    rows = tf.concat([rows[:, :left], part, rows[:, right:]], axis=1)
+    return tf.ensure_shape(tf.concat([image[:top], rows, image[bottom:]], axis=0), image.shape)
+
+
+def pad(part, corner, size, value):
+    """`part` [h, w, ...] in `size` (height, width) of `value`, its corner at `corner`, int32 [2]."""
+    shape = tf.shape(part)
+    after = size - corner - shape[:2]
+    # As rows of numbers, which on a CPU are padded twice as fast as pixels.
+    numbers = math.prod(part.shape[2:])
+    margins = tf.stack([corner, after], axis=1) * [[1], [numbers]]
+    rows = tf.reshape(part, [shape[0], shape[1] * numbers])
+    return tf.reshape(tf.pad(rows, margins, constant_values=value), [*size, *part.shape[2:]])
 
 
 def choose(mask, image, other):

@@ -72,18 +72,19 @@ def make_targets(
     )
     row = tf.gather(row, first)
 
-    weight = tf.ones([segments])
-    if small_thing_weight != 1.0:
-        small = table.count(segment_map, segments + 1)[1:] < small_thing_area
-        weight = tf.where(thing & (row >= 0) & small, float(small_thing_weight), 1.0)
-
     def at_pixels(values, void):
         return table.lookup(tf.concat([tf.constant([void], values.dtype), values], 0), grid)
+
+    weight = tf.ones(tf.shape(grid))
+    if small_thing_weight != 1.0:
+        small = table.count(segment_map, segments + 1)[1:] < small_thing_area
+        small &= thing & (row >= 0)
+        weight = at_pixels(tf.where(small, float(small_thing_weight), 1.0), 1.0)
 
     classes = tf.where(exists, tf.gather(segment_class, by_area), -1)
     return Targets(
         segment=at_pixels(row, -1),
         segment_class=tf.pad(classes, [[0, max_segments - classes.shape[0]]], constant_values=-1),
         semantic=at_pixels(tf.where(row >= 0, segment_class, -1), -1),
-        semantic_weight=at_pixels(weight, 1.0),
+        semantic_weight=weight,
     )

@@ -58,3 +58,26 @@ def test_how_many_classes_of_stuff_is_uniform():
     share = np.bincount(kept.sum(axis=1), minlength=6) / len(kept)
     np.testing.assert_allclose(share, 1 / 6, atol=0.02)  # four standard deviations
     np.testing.assert_allclose(kept.mean(axis=0), 1 / 2, atol=0.03)
+
+
+def test_a_part_is_pasted_as_if_it_were_padded():
+    random = np.random.default_rng(0)
+
+    def sample(height, width):
+        image = tf.constant(random.integers(0, 256, [height, width, 3]), tf.uint8)
+        segment_map = tf.constant(random.integers(0, 4, [height, width]), tf.uint8)
+        classes = tf.constant([5, 6, 7] + [-1] * (MAX_SEGMENTS - 3))
+        return augment.Sample(image, segment_map), copy_paste.Segments(classes, tf.constant(2))
+
+    size = (9, 11)
+    for (height, width), corner in (((4, 5), (2, 3)), (size, (0, 0)), ((1, 11), (8, 0))):
+        (below, segments), (part, pasted) = sample(*size), sample(height, width)
+        below = augment.pad(below, tf.constant([0, 0]), size)
+        ours = copy_paste.paste_part(below, segments, part, pasted, tf.constant(corner))
+        margins = [(c, s - c - n) for c, s, n in zip(corner, size, (height, width), strict=True)]
+        other = augment.Sample(
+            tf.constant(np.pad(part.image, [*margins, (0, 0)], constant_values=99), tf.float32),
+            tf.constant(np.pad(part.segment_map, margins)),
+        )
+        for a, b in zip(ours, copy_paste.paste(below, segments, other, pasted), strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -126,3 +126,11 @@ def test_shard_paths(tmp_path):
         example.shard_paths(str(tmp_path), "train")
     with pytest.raises(files.InputError, match='no records of split "train"'):
         example.shard_paths(str(tmp_path / "nowhere"), "train")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_labels_are_a_png_for_everyone(dtype):
+    labels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, [7, 13]).astype(dtype)
+    encoded = example.encode_labels(labels)
+    np.testing.assert_array_equal(Image.open(io.BytesIO(encoded)), labels)
+    np.testing.assert_array_equal(tf.io.decode_png(encoded, 1, dtype)[..., 0], labels)
