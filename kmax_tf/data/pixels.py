@@ -74,7 +74,7 @@ def insert(image, part, corner):
 
 
 def pad(part, corner, size, value):
-    """`part` [h, w, ...] in `size` (height, width) of `value`, its corner at `corner`, int32 [2]."""
+    """`part` [h, w, ...] in `size` (height, width) of `value`, its corner at int32 [2] `corner`."""
     shape = tf.shape(part)
     after = size - corner - shape[:2]
     # As rows of numbers, which on a CPU are padded twice as fast as pixels.
