@@ -122,8 +122,8 @@ create_slice() {
     begun+=(slice)
     call gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
         --accelerator-type="$accelerator" --runtime-version="$runtime" \
-        --scopes=https://www.googleapis.com/auth/cloud-platform ${spot:+--spot}
-    dry_slice=ACTIVE
+        --scopes=https://www.googleapis.com/auth/cloud-platform ${spot:+--spot} &&
+        dry_slice=ACTIVE
 }
 
 create_evaluator() {
@@ -132,8 +132,8 @@ create_evaluator() {
     # A VM with a GPU cannot be moved during maintenance.
     call gcloud compute instances create "$name-eval" "${where[@]}" --machine-type="$evaluator" \
         --image-family=ubuntu-2204-lts --image-project=ubuntu-os-cloud --boot-disk-size=100GB \
-        --maintenance-policy=TERMINATE --scopes=cloud-platform
-    dry_evaluator=RUNNING
+        --maintenance-policy=TERMINATE --scopes=cloud-platform &&
+        dry_evaluator=RUNNING
 }
 
 deletion() {
@@ -225,7 +225,7 @@ install() {
 sudo apt-get -o DPkg::Lock::Timeout=300 update -q
 sudo apt-get -o DPkg::Lock::Timeout=300 install -q -y git python3-venv
 rm -rf kmax_tf
-git clone --quiet kmax_tf.bundle kmax_tf
+git -c advice.detachedHead=false clone --quiet kmax_tf.bundle kmax_tf
 kmax_tf/scripts/setup_venv $minor"
 }
 
@@ -244,7 +244,7 @@ follow() {
     local job=$1 text
     text=$(on "$job" "if pgrep -F $job.pid -f scripts/$job.py > /dev/null 2>&1; then echo running
 elif grep -qsx 0 $job.exit; then echo finished
-elif tail -n 1 $job.log 2> /dev/null | grep -q '^error:'; then echo failed
+elif tail -n 1 $job.log 2> /dev/null | tr '\\r' '\\n' | tail -n 1 | grep -q '^error:'; then echo failed
 elif [ -e $job.pid ]; then
     end=\$(stat -c %Y $job.exit 2> /dev/null || date +%s)
     echo stopped \$((end - \$(stat -c %Y $job.pid)))
