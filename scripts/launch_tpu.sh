@@ -16,8 +16,8 @@
 #   --data_dir, --run_dir  records and run folder, on gs:// in the region of the zone
 #   --spot                 cheaper, and may be preempted
 #   --accelerator          v3-32 if not given; more than one host
-#   --evaluator            machine type of the evaluator's VM, n2-standard-16 if not given; one with a
-#                          GPU, as g2-standard-8, is many times faster; none for no evaluator
+#   --evaluator            machine type of the evaluator's VM, n2-standard-16 if not given; one
+#                          with a GPU, as g2-standard-8, is faster; none for no evaluator
 #   --tensorflow           2.18.0 if not given: of the client, the workers and the evaluator
 #   --runtime              software version of the slice, tpu-vm-tf-2.18.0-pod-se if not given
 #   --dry-run              print each command and run none
@@ -31,21 +31,19 @@ evaluator=n2-standard-16
 name="" zone="" gin_file="" data_dir="" run_dir="" spot="" dry_run=""
 bindings=()
 
-poll=${KMAX_POLL_SECONDS:-30}      # between two looks at a machine
+poll=${KMAX_POLL_SECONDS:-30}        # between two looks at a machine
 settled=${KMAX_SETTLED_SECONDS:-600} # a training that ends sooner is not started again
-patience=20                        # looks in a row that a machine may leave unanswered
-temporary=$(mktemp -d)
-bundle="" # the code, packed
-exec 3>&1 # the commands of a dry run, also from within $(...)
+patience=20                          # looks in a row that a machine may leave unanswered
 
+temporary=$(mktemp -d)
+exec 3>&1 # for the commands of a dry run, also from within $(...)
+bundle="" # the code, packed
+begun=()  # what may exist because of us: slice, evaluator
+state=""  # of a job: running, finished, failed, stopped SECONDS, absent, unknown
+working="" # set while a job runs: an interruption then leaves the machines alone
+leave=""   # set when they are to be left alone
 exit_status=0
-state=""          # of a job: running, finished, failed, stopped SECONDS, absent, unknown
-working=""        # set while a job runs: an interruption then leaves the machines alone
-leave=""          # set when they are to be left alone
-begun=()          # what may exist because of us: slice, evaluator
-dry_slice=absent # what a dry run takes to be there
-dry_evaluator=absent
-dry_job=absent
+dry_slice=absent dry_evaluator=absent dry_job=absent # what a dry run takes to be there
 
 fail() {
     echo "error: $*" >&2
@@ -136,31 +134,29 @@ create_evaluator() {
         dry_evaluator=RUNNING
 }
 
-deletion() {
+# delete MACHINE HOW: calls its deletion, or prints it.
+delete() {
     case $1 in
-        slice) command=(gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force) ;;
-        evaluator) command=(gcloud compute instances delete "$name-eval" "${where[@]}") ;;
+        slice) "$2" gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force ;;
+        evaluator) "$2" gcloud compute instances delete "$name-eval" "${where[@]}" ;;
     esac
 }
 
 # Deletes a machine; if it may still be there, says so, and how to delete it.
 remove() {
-    local machine=$1 command attempt
-    deletion "$machine"
+    local attempt
     for attempt in 1 2 3; do
-        say "deleting the $machine"
-        if call "${command[@]}"; then printf -v "dry_$machine" absent; else sleep "$poll"; fi
-        if [ "$("${machine}_state")" = absent ]; then return 0; fi
+        say "deleting the $1"
+        if delete "$1" call; then printf -v "dry_$1" absent; else sleep "$poll"; fi
+        if [ "$("${1}_state")" = absent ]; then return 0; fi
     done
-    warn_of "$machine"
+    warn_of "$1"
     return 1
 }
 
 warn_of() {
-    local command
-    deletion "$1"
     echo "The $1 may STILL RUN, AND COST. Delete it with:" >&2
-    echo "    $(quoted "${command[@]}")" >&2
+    echo "    $(delete "$1" quoted)" >&2
 }
 
 # Runs at every exit. What runs is deleted, or named.
@@ -236,25 +232,38 @@ start() {
     command=$(quoted "cd kmax_tf && $(quoted "$@") >> ~/$job.log 2>&1; echo \$? > ~/$job.exit")
     say "starting: $(quoted "${@:2}")"
     on "$job" "rm -f $job.exit
-setsid nohup bash -c $command < /dev/null > /dev/null 2>&1 & echo \$! > $job.pid" && dry_job=finished
+setsid nohup bash -c $command < /dev/null > /dev/null 2>&1 & echo \$! > $job.pid" &&
+        dry_job=finished
 }
 
-# Prints what is new in the log of a job and sets state. Stopped comes with the seconds that it ran.
+# What a machine is asked about a job: how it is (stopped: after how many seconds), and its new log.
+question() {
+    cat << END
+if grep -qsa scripts/$1.py "/proc/\$(cat $1.pid 2> /dev/null)/cmdline"; then
+    echo running
+elif grep -qsx 0 $1.exit; then
+    echo finished
+elif tail -n 1 $1.log 2> /dev/null | tr '\r' '\n' | tail -n 1 | grep -q '^error:'; then
+    echo failed
+elif [ -e $1.pid ]; then
+    end=\$(stat -c %Y $1.exit 2> /dev/null || date +%s)
+    echo stopped \$((end - \$(stat -c %Y $1.pid)))
+else
+    echo absent
+fi
+if [ -e $1.log ]; then
+    seen=\$(cat $1.seen 2> /dev/null || echo 0)
+    size=\$(stat -c %s $1.log)
+    tail -c +\$((seen + 1)) $1.log | head -c \$((size - seen)) | tr '\r' '\n'
+    echo \$size > $1.seen
+fi
+END
+}
+
+# Sets state to that of a job, and prints what is new in its log.
 follow() {
     local job=$1 text
-    text=$(on "$job" "if pgrep -F $job.pid -f scripts/$job.py > /dev/null 2>&1; then echo running
-elif grep -qsx 0 $job.exit; then echo finished
-elif tail -n 1 $job.log 2> /dev/null | tr '\\r' '\\n' | tail -n 1 | grep -q '^error:'; then echo failed
-elif [ -e $job.pid ]; then
-    end=\$(stat -c %Y $job.exit 2> /dev/null || date +%s)
-    echo stopped \$((end - \$(stat -c %Y $job.pid)))
-else echo absent; fi
-if [ -e $job.log ]; then
-    seen=\$(cat $job.seen 2> /dev/null || echo 0)
-    size=\$(stat -c %s $job.log)
-    tail -c +\$((seen + 1)) $job.log | head -c \$((size - seen)) | tr '\\r' '\\n'
-    echo \$size > $job.seen
-fi") || text=unknown
+    text=$(on "$job" "$(question "$job")") || text=unknown
     if [ "$dry_run" ]; then text=$dry_job; fi
     state=${text%%$'\n'*}
     if [[ $text == *$'\n'* ]]; then sed -n "s/^..*/$job: &/p" <<< "${text#*$'\n'}"; fi
@@ -285,7 +294,7 @@ rent_slice() {
                 fail "the request for $accelerator failed; look at quota, zone and --runtime (the" \
                     "versions: gcloud compute tpus versions list --zone=$zone)"
                 ;;
-            SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED | STOPPED)
+            SUSPENDED | PREEMPTED | TERMINATED | STOPPED)
                 begun+=(slice)
                 say "slice $name was preempted"
                 remove slice || fail "the preempted slice cannot be deleted"
@@ -356,7 +365,7 @@ watch_training() {
         case $state in
             running) missed=0 ;;
             finished) return ;;
-            failed) fail "training ended with the error above; the run folder keeps what it saved" ;;
+            failed) fail "training ended with the error above; the run folder has what it saved" ;;
             unknown) ((++missed)) ;;
         esac
         if [ "$state" != running ]; then
@@ -390,7 +399,9 @@ train() {
     while [ "$state" != finished ]; do
         rent_slice
         follow train
-        if [[ $state == absent || $state == failed || $state == unknown ]]; then set_up_slice; fi
+        if [[ $state == absent || $state == failed || $state == unknown ]]; then
+            set_up_slice
+        fi
         if [[ $state != running && $state != finished ]]; then
             start train "${client[@]}" scripts/train.py "${experiment[@]}" \
                 --run_dir="$run_dir" --device="tpu:$name"
@@ -416,8 +427,8 @@ wait_for_evaluator() {
         follow evaluate
     done
     if [ "$state" != finished ]; then
-        fail "the evaluator ended with the error above; scripts/evaluate.py --run_dir=$run_dir can" \
-            "run anywhere"
+        fail "the evaluator ended with the error above; it can run anywhere:" \
+            "scripts/evaluate.py --run_dir=$run_dir"
     fi
 }
 
@@ -442,7 +453,7 @@ parse() {
             *) fail "$word is no flag; scripts/launch_tpu.sh --help lists them" ;;
         esac
     done
-    [[ $name =~ ^[a-z][-a-z0-9]{0,50}$ ]] || fail "--name=$name: give lower-case letters and digits"
+    [[ $name =~ ^[a-z][-a-z0-9]{0,50}$ ]] || fail "--name=$name: give small letters and digits"
     [[ $zone =~ ^[a-z]+-[a-z0-9]+-[a-z]$ ]] || fail "--zone=$zone: give a zone, as europe-west4-a"
 }
 
@@ -488,16 +499,16 @@ check_cloud() {
     call gcloud storage ls "$data_dir" > "$temporary/listing" || fail "$data_dir: no such records"
     bucket=gs://$(cut -d / -f 3 <<< "$run_dir")
     location=$(call gcloud storage buckets describe "$bucket" --format="value(location)") ||
-        fail "$bucket: no such bucket; gcloud storage buckets create $bucket --location=${zone%-*}"
+        fail "$bucket: no such bucket; docs/train.md, 'Bucket, rights, data'"
     if [ "${location,,}" != "${zone%-*}" ] && [ ! "$dry_run" ]; then
-        say "warning: $bucket is in $location, the slice in ${zone%-*}; reading it is slow and costs"
+        say "warning: $bucket is in $location, the slice in ${zone%-*}: reading costs"
     fi
 }
 
 announce() {
     echo "Rents, until it is deleted:"
-    echo "    $accelerator slice $name in $zone ${spot:+(spot)}: hours x $((${accelerator#*-} / 2))" \
-        "chips x price of a chip-hour (cloud.google.com/tpu/pricing)"
+    echo "    $accelerator slice $name in $zone${spot:+, spot}:" \
+        "hours x $((${accelerator#*-} / 2)) chips x price (cloud.google.com/tpu/pricing)"
     if [ "$evaluator" != none ]; then
         echo "    $evaluator VM $name-eval: hours x price (cloud.google.com/compute/all-pricing)"
     fi
