@@ -328,7 +328,7 @@ set_up_slice() {
     install train
     retry 2 on train "set -e
 cd kmax_tf
-$python -m pip install --quiet libtpu==$libtpu \\
+$python -m pip install --quiet $(quoted "${pins[@]}") \\
     --find-links=https://storage.googleapis.com/libtpu-tf-releases/index.html
 $python -m pip install --quiet --force-reinstall --no-deps tensorflow-tpu==$tensorflow"
     on train "cd kmax_tf && $(quoted "${client[@]}" scripts/doctor.py "${experiment[@]}" \
@@ -472,10 +472,10 @@ check() {
     [[ $accelerator =~ ^v[234]-[0-9]+$ ]] || fail "--accelerator=$accelerator: give one as v3-32"
     hosts=$((${accelerator#*-} / 8))
     ((hosts > 1)) || fail "--accelerator=$accelerator has one host; docs/train.md, 'One host'"
-    case $tensorflow in # what each wheel was built for
-        2.18.0) libtpu=2.18.0 ;;
-        2.19.1) libtpu=0.0.10 ;;
-        2.20.0) libtpu=0.0.14 ;;
+    case $tensorflow in # what the wheel asks for and the stock one does not
+        2.18.0) pins=("libtpu==2.18.0" "ml-dtypes<0.5") ;;
+        2.19.1) pins=("libtpu==0.0.10") ;;
+        2.20.0) pins=("libtpu==0.0.14") ;;
         *) fail "--tensorflow=$tensorflow is none of 2.18.0, 2.19.1, 2.20.0" ;;
     esac
     minor=${tensorflow%.*}

@@ -23,6 +23,8 @@ SHOWN = ("tensorflow", "tensorflow-tpu", "tf_keras", "tf-models-official", "nump
 SAME_MINOR = ("tf_keras", "tf-models-official")  # as TensorFlow
 # The newest libtpu that a TPU wheel was seen to import with, where its own requirement allows more.
 NEWEST_LIBTPU = {"2.20": "0.0.30"}
+# Where those are that the wheels before 2.19 ask for.
+LIBTPU_PAGE = " -f https://storage.googleapis.com/libtpu-tf-releases/index.html"
 
 
 class Problem(NamedTuple):
@@ -97,6 +99,7 @@ def check_conflicts(
             if version and applies and not requirement.specifier.contains(version):
                 what = f"{name} asks for {requirement}, installed is {version}"
                 line = f'pip install "{requirement.name}{requirement.specifier}"'
+                line += LIBTPU_PAGE if requirement.name == "libtpu" else ""
                 problems.append(Problem(what, line))
     return problems
 
@@ -175,19 +178,28 @@ def is_tpu(device: str) -> bool:
     return device == "local" or device.startswith("tpu:")
 
 
-def check_environment(device: str, environment: Mapping[str, str]) -> list[Problem]:
-    """Checks the variables that TensorFlow reads when it is imported on worker 0 of a slice."""
-    if not device.startswith("tpu:"):
-        return []
-    reasons = {
-        "TPU_LOAD_LIBRARY": ("0", "TensorFlow would take the chips that the worker's server holds"),
-        "TF_USE_LEGACY_KERAS": ("1", "tf.keras would be Keras 3, which trains no tf_keras layer"),
-        "TPU_NAME": (device.removeprefix("tpu:"), "the slice would not be found"),
-    }
+def check_environment(
+    device: str, environment: Mapping[str, str], versions: Mapping[str, str]
+) -> list[Problem]:
+    """Checks the variables that TensorFlow reads when it is imported.
+
+    Args:
+        device: the --device of training.
+        environment: os.environ.
+        versions: what is installed.
+    """
+    wanted = {}
+    if device.startswith("tpu:") or (device != "local" and versions.get("tensorflow-tpu")):
+        reason = "TensorFlow looks for chips, which the server of a slice's worker holds"
+        wanted["TPU_LOAD_LIBRARY"] = "0", reason
+    if device.startswith("tpu:"):
+        reason = "tf.keras is Keras 3, which trains no tf_keras layer"
+        wanted["TF_USE_LEGACY_KERAS"] = "1", reason
+        wanted["TPU_NAME"] = device.removeprefix("tpu:"), "the slice is not found"
     return [
-        Problem(f"{name} is not {wanted}: {reason}", f"export {name}={wanted}")
-        for name, (wanted, reason) in reasons.items()
-        if environment.get(name) != wanted
+        Problem(f"{name} is not {value}: {reason}", f"export {name}={value}")
+        for name, (value, reason) in wanted.items()
+        if environment.get(name) != value
     ]
 
 
@@ -270,13 +282,15 @@ def look(options) -> tuple[list[tuple[str, str]], list[Problem]]:
         for name in ("tensorflow", "tensorflow-tpu", *SAME_MINOR)
         if canonical(name) in versions
     }
-    tpu_problems = check_tpu_wheel(versions, changed_files("tensorflow-tpu"))
+    tpu_problems = [
+        *check_tpu_wheel(versions, changed_files("tensorflow-tpu")),
+        *check_environment(options.device, os.environ, versions),
+    ]
     problems = [
         *check_python(platform.python_version(), python),
         *check_versions(versions, requirements),
         *check_conflicts(versions, asks),
         *tpu_problems,
-        *check_environment(options.device, os.environ),
         *check_paths(options.device, {"run_dir": options.run_dir}),
     ]
     rows = [("Python", f"{platform.python_version()} ({sys.executable})")]
@@ -291,7 +305,7 @@ def look(options) -> tuple[list[tuple[str, str]], list[Problem]]:
         ("cores, memory", _cores_and_memory()),
     ]
     if tpu_problems or not ({"tensorflow", "tensorflow-tpu"} & versions.keys()):
-        return rows, problems  # importing TensorFlow would fail or abort
+        return rows, problems  # importing TensorFlow would fail, abort or wait for minutes
     for row, found in (_devices(options.device, versions), *_folders(options)):
         rows += row
         problems += found

@@ -142,11 +142,19 @@ def test_a_slice_reads_and_writes_on_gs_alone():
 
 def test_the_environment_of_a_slice():
     environment = {"TPU_NAME": "coco", "TPU_LOAD_LIBRARY": "0", "TF_USE_LEGACY_KERAS": "1"}
-    assert not doctor.check_environment("tpu:coco", environment)
-    assert not doctor.check_environment("gpu", {})
+    assert not doctor.check_environment("tpu:coco", environment, SLICE)
     for name in environment:
-        (problem,) = doctor.check_environment("tpu:coco", environment | {name: "x"})
+        (problem,) = doctor.check_environment("tpu:coco", environment | {name: "x"}, SLICE)
         assert problem.remedy == f"export {name}={environment[name]}"
+
+
+def test_the_tpu_wheel_on_a_machine_without_tpu():
+    """Imported there, it asks the metadata server of a TPU VM for minutes."""
+    (problem,) = doctor.check_environment("auto", {}, SLICE)
+    assert problem.remedy == "export TPU_LOAD_LIBRARY=0"
+    assert not doctor.check_environment("auto", {"TPU_LOAD_LIBRARY": "0"}, SLICE)
+    assert not doctor.check_environment("local", {}, SLICE)
+    assert not doctor.check_environment("auto", {}, GOOD)
 
 
 def test_run_dir(tmp_path):
