@@ -123,7 +123,7 @@ class Cloud:
 
     def launch(self, *words):
         process = self.start(*words)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=600)[0]
         return process.returncode, output
 
     def calls(self):
@@ -151,7 +151,7 @@ def cloud(tmp_path):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -348,7 +348,7 @@ def test_an_interruption_deletes_or_names_what_runs(cloud, moment, kind):
     wait_for(cloud.path / "hanging")
     cloud.plan()
     os.killpg(process.pid, kind)
-    output = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode != 0
     if keeps:
         assert cloud.machines()
@@ -364,7 +364,7 @@ def test_the_same_command_follows_a_training_that_was_left(cloud):
     wait_for(cloud.path / "hanging")
     cloud.plan()
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     write(cloud.clone / "notes.txt", "what is not committed does not matter for following")
     status, output = cloud.launch("run", *RUN, "--evaluator=none")
     assert status == 0, output
