@@ -1,0 +1,431 @@
+"""scripts/launch_tpu.sh from end to end, against a cloud of folders (fake_gcloud)."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+GIN = "gin/experiments/small.gin"
+RUN = [
+    "--name=coco",
+    "--zone=europe-west4-a",
+    f"--gin_file={GIN}",
+    "--data_dir=gs://bucket/records",
+    "--run_dir=gs://bucket/runs/coco",
+]
+# The bucket is a file that counts the steps of which a checkpoint is kept.
+TRAIN = """
+import os, pathlib, sys, time
+cloud = pathlib.Path(os.environ["FAKE"])
+steps = cloud / "steps"
+with (cloud / "trainings").open("a") as file:
+    name, load = os.environ["TPU_NAME"], os.environ["TPU_LOAD_LIBRARY"]
+    file.write(f"{os.getcwd()} {name} {load} {sys.argv}\\n")
+start = int(steps.read_text()) if steps.exists() else 0
+print("starts at step", start, flush=True)
+with (cloud / "starts").open("a") as file:
+    file.write(f"{start}\\n")
+for step in range(start + 1, 7):
+    time.sleep(0.03)
+    steps.write_text(str(step))
+    print("step", step, end="\\r", flush=True)
+    if step == 3 and (cloud / "train_error").exists():
+        sys.exit("error: loss is not finite")
+print("trained")
+"""
+EVALUATE = """
+import os, pathlib, sys, time
+cloud = pathlib.Path(os.environ["FAKE"])
+if (cloud / "evaluate_error").exists():
+    sys.exit("error: no records")
+while not (cloud / "steps").exists() or (cloud / "steps").read_text() != "6":
+    time.sleep(0.05)
+print("PQ 53.0")
+"""
+SETUP = """#!/bin/bash
+set -e
+cd "$(dirname "$0")/.."
+mkdir -p ".venv-$1/bin"
+cat > ".venv-$1/bin/python" <<'END'
+#!/bin/bash
+echo "$(basename "$(dirname "$HOME")")/$(basename "$HOME") $*" >> "$FAKE/python"
+if [ "$1" != -m ]; then exec {python} -S -E "$@"; fi
+END
+chmod +x ".venv-$1/bin/python"
+echo "$(basename "$(dirname "$HOME")")/$(basename "$HOME") stock $1" >> "$FAKE/python"
+"""
+
+
+def write(path, text, executable=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    if executable:
+        path.chmod(0o755)
+
+
+class Cloud:
+    """A clone of the project, whose programs are stand-ins, and the cloud that it sees."""
+
+    def __init__(self, folder):
+        self.clone, self.path = folder / "clone", folder / "cloud"
+        script = (ROOT / "scripts/launch_tpu.sh").read_text()
+        write(self.clone / "scripts/launch_tpu.sh", script, executable=True)
+        write(
+            self.clone / "scripts/setup_venv",
+            SETUP.replace("{python}", sys.executable),
+            executable=True,
+        )
+        write(self.clone / "scripts/train.py", TRAIN)
+        write(self.clone / "scripts/evaluate.py", EVALUATE)
+        write(self.clone / "scripts/doctor.py", "print('all fits')")
+        write(self.clone / GIN, "")
+        self.commit()
+        (folder / "bin").mkdir()
+        (folder / "bin/gcloud").symlink_to(ROOT / "tests/fake_gcloud")
+        write(self.path / "stand_ins/sudo", '#!/bin/bash\nexec "$@"\n', executable=True)
+        for name in ("apt-get", "systemctl"):
+            record = f'echo "$PWD {name} $* $(cat etc/systemd/system/*)" >> "$FAKE/root"'
+            write(self.path / "stand_ins" / name, f"#!/bin/bash\n{record}\n", executable=True)
+        self.plan()
+        self.environment = os.environ | {
+            "FAKE": str(self.path),
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "KMAX_POLL_SECONDS": "0.05",
+            "KMAX_SETTLED_SECONDS": "0",
+        }
+
+    def commit(self):
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "m"]):
+            subprocess.run(["git", *words], cwd=self.clone, check=True)
+
+    def plan(self, **plan):
+        lines = [f"{key}={shlex.quote(str(value))}\n" for key, value in plan.items()]
+        write(self.path / "plan", "".join(lines))
+
+    def start(self, *words):
+        return subprocess.Popen(
+            [self.clone / "scripts/launch_tpu.sh", *words],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def launch(self, *words):
+        process = self.start(*words)
+        output = process.communicate(timeout=600)[0]
+        return process.returncode, output
+
+    def calls(self):
+        path = self.path / "calls"
+        calls = path.read_text().split("\x1e")[:-1] if path.exists() else []
+        return [call.split("\x1f")[:-1] for call in calls]
+
+    def read(self, name):
+        path = self.path / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def machines(self):
+        """What costs money: a request costs as soon as it is granted."""
+        found = {"slice": "request", "evaluator": "evaluator"}
+        return {name for name, path in found.items() if (self.path / path).exists()}
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    cloud = Cloud(tmp_path)
+    yield cloud
+    for path in cloud.path.glob("**/*.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(path.read_text()), signal.SIGKILL)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 600
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def deletions(output):
+    """The commands that the output gives for deleting what still runs."""
+    return [
+        line.strip() for line in output.splitlines() if re.match(r" {4}gcloud .* delete ", line)
+    ]
+
+
+def assert_nothing_hidden(cloud, output):
+    """Each machine that runs is named with a command, and that command deletes it."""
+    cloud.plan()
+    named = deletions(output)
+    assert len(named) >= len(cloud.machines())
+    for command in named:
+        subprocess.run(command, shell=True, env=cloud.environment, stderr=subprocess.DEVNULL)
+    assert not cloud.machines()
+
+
+def test_a_run_from_creation_to_deletion(cloud):
+    status, output = cloud.launch("run", *RUN, "--spot", '--gin=a.B.c = "it\'s"')
+    assert status == 0, output
+    assert not cloud.machines()
+    assert not deletions(output)
+    created = next(c for c in cloud.calls() if c[1:4] == ["tpus", "queued-resources", "create"])
+    assert {"--accelerator-type=v3-32", "--spot", "--zone=europe-west4-a"} < set(created)
+    assert "--runtime-version=tpu-vm-tf-2.18.0-pod-se" in created
+    # Training ran once, on worker 0 alone, with every word as it was given.
+    (training,) = cloud.read("trainings")
+    words = [
+        "scripts/train.py",
+        f"--gin_file={GIN}",
+        '--gin=experiment.Experiment.data_dir = "gs://bucket/records"',
+        '--gin=a.B.c = "it\'s"',
+        "--run_dir=gs://bucket/runs/coco",
+        "--device=tpu:coco",
+    ]
+    assert training == f"{cloud.path}/slice/0/kmax_tf coco 0 {words}"
+    # Its log and the evaluator's were shown, each line once.
+    lines = output.splitlines()
+    assert [line for line in lines if line.startswith("train: ")] == [
+        "train: starts at step 0",
+        *(f"train: step {step}" for step in range(1, 7)),
+        "train: trained",
+    ]
+    assert lines.count("evaluate: PQ 53.0") == 1
+
+
+@pytest.mark.parametrize("version, libtpu", [("2.18.0", "2.18.0"), ("2.19.1", "0.0.10")])
+def test_one_tensorflow_everywhere_and_the_tpu_wheel_last(cloud, version, libtpu):
+    status, output = cloud.launch("run", *RUN, f"--tensorflow={version}")
+    assert status == 0, output
+    minor = version.rsplit(".", 1)[0]
+    done = {"slice/0": [], "cloud/evaluator": []}
+    for line in cloud.read("python"):
+        machine, _, words = line.partition(" ")
+        done[machine].append(words)
+    stock, libtpu_wheel, tpu_wheel, doctor, train = done["slice/0"]
+    assert stock == f"stock {minor}"
+    assert f"libtpu=={libtpu}" in libtpu_wheel
+    assert f"--force-reinstall --no-deps tensorflow-tpu=={version}" in tpu_wheel
+    assert doctor.startswith("scripts/doctor.py") and "--device=tpu:coco" in doctor
+    assert train.startswith("scripts/train.py")
+    stock, evaluate = done["cloud/evaluator"]
+    assert stock == f"stock {minor}"
+    assert evaluate.startswith("scripts/evaluate.py --run_dir=gs://bucket/runs/coco")
+    # All workers serve with the same, and were restarted with it.
+    restarted = [line for line in cloud.read("root") if "systemctl restart tpu-runtime" in line]
+    assert [line.split()[0] for line in restarted] == [f"{cloud.path}/slice/{i}" for i in range(4)]
+    for line in restarted:
+        assert line.endswith(f'"TF_DOCKER_URL=registry/images/grpc_tpu_worker:tf-{version}-se"')
+
+
+def test_goes_on_after_a_preemption(cloud):
+    cloud.plan(preempted_at_step=3)
+    status, output = cloud.launch("run", *RUN, "--spot")
+    assert status == 0, output
+    assert not cloud.machines()
+    calls = [" ".join(words) for words in cloud.calls()]
+    assert sum("queued-resources create" in call for call in calls) == 2
+    assert sum("instances create" in call for call in calls) == 1
+    first, second = cloud.read("starts")
+    assert first == "0" and int(second) >= 3
+    assert "slice coco was preempted" in output
+
+
+def test_starts_again_what_stopped_without_an_error_of_its_own(cloud):
+    """As a training does that got SIGTERM: it saves, and ends with a status that is not 0."""
+    stopping = TRAIN.replace(
+        "if step == 3 and", "if step == 3 and start == 0: sys.exit(75)\n    if"
+    )
+    stopping = stopping.replace("if (cloud", "if step == 3 and (cloud")
+    write(cloud.clone / "scripts/train.py", stopping)
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 0, output
+    assert re.findall(r"train: starts at step (\d)", output) == ["0", "3"]
+    creations = [c for c in cloud.calls() if c[2:4] == ["queued-resources", "create"]]
+    assert len(creations) == 1
+    assert sum("stock" in line for line in cloud.read("python")) == 2  # installed once a machine
+
+
+def test_what_keeps_stopping_is_not_started_for_ever(cloud):
+    cloud.environment["KMAX_SETTLED_SECONDS"] = "60"
+    write(cloud.clone / "scripts/train.py", "raise ValueError('a bug')")
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert "train: ValueError: a bug" in output
+    assert "error: training ended" in output
+    assert not cloud.machines()
+
+
+STEPS = {
+    "records": "storage ls",
+    "bucket": "buckets describe",
+    "request": "queued-resources create",
+    "queue": "queued-resources describe",
+    "node": "tpu-vm describe",
+    "last worker's version": "tpu-vm ssh .*--worker=3",
+    "code": "tpu-vm scp",
+    "packages": "tpu-vm ssh .*setup_venv",
+    "TPU wheel": "tpu-vm ssh .*tensorflow-tpu",
+    "doctor": "tpu-vm ssh .*doctor.py",
+    "start": "tpu-vm ssh .*setsid nohup",
+    "looking at training": "tpu-vm ssh .*train.seen",
+    "evaluator": "instances create",
+    "evaluator's code": "compute scp",
+    "evaluator's packages": "compute ssh .*setup_venv",
+    "evaluator's start": "compute ssh .*setsid nohup",
+    "looking at evaluation": "compute ssh .*evaluate.seen",
+    "deleting the slice": "queued-resources delete",
+    "deleting the evaluator": "instances delete",
+}
+
+
+@pytest.mark.parametrize(
+    "late", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "after its effect"]
+)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failing_step_leaves_no_machine_unmentioned(cloud, step, late):
+    cloud.plan(fails=STEPS[step], fails_late=late or "")
+    status, output = cloud.launch("run", *RUN)
+    if not (late and step.startswith("deleting")):
+        assert status != 0, output
+    assert_nothing_hidden(cloud, output)
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate"])
+def test_a_job_that_ends_with_an_error_costs_nothing_more(cloud, job):
+    (cloud.path / f"{job}_error").touch()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    error = {"train": "error: loss is not finite", "evaluate": "error: no records"}[job]
+    assert f"{job}: {error}" in output
+    assert not cloud.machines()
+
+
+def test_a_refused_request_is_deleted_and_explained(cloud):
+    cloud.plan(request_ends_as="FAILED")
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert "quota" in output and "gcloud compute tpus versions list" in output
+    assert not cloud.machines()
+
+
+INTERRUPTIONS = {
+    "in the queue": ("queued-resources describe", False),
+    "installing": ("tpu-vm ssh .*setup_venv", False),
+    "training": ("tpu-vm ssh .*train.seen", True),
+    "evaluating": ("compute ssh .*evaluate.seen", True),
+    "deleting": ("queued-resources delete", False),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        signal.SIGINT,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGHUP, signal.SIGTERM)),
+    ],
+)
+@pytest.mark.parametrize("moment", INTERRUPTIONS)
+def test_an_interruption_deletes_or_names_what_runs(cloud, moment, kind):
+    pattern, keeps = INTERRUPTIONS[moment]
+    if keeps:  # the first look at a job comes before it is started
+        cloud.plan(hangs=pattern if moment != "training" else "instances describe")
+    else:
+        cloud.plan(hangs=pattern)
+    process = cloud.start("run", *RUN)
+    wait_for(cloud.path / "hanging")
+    cloud.plan()
+    os.killpg(process.pid, kind)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode != 0
+    if keeps:
+        assert cloud.machines()
+        assert "the same command follows it again" in output
+    else:
+        assert not cloud.machines(), output
+    assert_nothing_hidden(cloud, output)
+
+
+def test_the_same_command_follows_a_training_that_was_left(cloud):
+    cloud.plan(hangs="instances describe")
+    process = cloud.start("run", *RUN)
+    wait_for(cloud.path / "hanging")
+    cloud.plan()
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=600)
+    write(cloud.clone / "notes.txt", "what is not committed does not matter for following")
+    status, output = cloud.launch("run", *RUN, "--evaluator=none")
+    assert status == 0, output
+    assert len(cloud.read("trainings")) == 1
+    assert "train: trained" in output
+
+
+def test_delete_deletes_all(cloud):
+    (cloud.path / "request").write_text("ACTIVE")
+    (cloud.path / "evaluator").mkdir()
+    status, output = cloud.launch("delete", "--name=coco", "--zone=europe-west4-a")
+    assert status == 0, output
+    assert not cloud.machines()
+
+
+def commands(output):
+    """The gcloud commands that a dry run printed, as lists of words."""
+    text = re.sub(r"^(?!gcloud )(\[\d|Rents|git bundle|    v3|    n2).*$", "\0", output, flags=re.M)
+    found = re.split(r"\0|^(?=gcloud )", text, flags=re.M)
+    return [shlex.split(part) for part in found if part.startswith("gcloud ")]
+
+
+def test_a_dry_run_prints_what_a_run_does_and_does_nothing(cloud):
+    status, output = cloud.launch("run", *RUN, "--spot", "--dry-run")
+    assert status == 0, output
+    assert not cloud.calls()
+
+    def known(words):
+        line = re.sub(r"/\S*/kmax_tf.bundle", "BUNDLE", " ".join(words))
+        return line.replace("--project=my-project", "--project=PROJECT")
+
+    printed = {known(words[1:]) for words in commands(output)}
+    cloud.launch("run", *RUN, "--spot")
+    ran = {known(words) for words in cloud.calls() if words[0] != "config"}
+    assert printed == ran
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--data_dir=data/records", "gs://"),
+        ("--run_dir=/mnt/runs", "gs://"),
+        ('--gin=x.Experiment.initial_checkpoint = "ckpt/r50"', "checkpoint"),
+        ("--gin_file=gin/experiments/none.gin", "committed"),
+        ("--accelerator=v3-8", "one host"),
+        ("--tensorflow=2.17.0", "2.18.0"),
+        ("--steps=5", "no flag"),
+        ("--name=Co co", "--name"),
+        ("--zone=europe", "--zone"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_before_anything_is_asked(cloud, flag, message):
+    status, output = cloud.launch("run", *RUN, flag)
+    assert status == 1
+    assert output.splitlines()[-1].startswith("error: ") and message in output
+    assert not cloud.calls()
+
+
+def test_what_is_not_committed_is_not_trained(cloud):
+    write(cloud.clone / GIN, "changed")
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert GIN in output and "commit it" in output
+    assert not cloud.machines() and not any("create" in call for call in cloud.calls())
