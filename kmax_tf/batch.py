@@ -33,7 +33,7 @@ def deal(experiment, replicas):
     """
     parts = replicas * experiment.accumulation
     if experiment.batch_size % parts:
-        fitting = max(1, round(experiment.batch_size / parts)) * parts
+        fitting = max(parts, experiment.batch_size // parts * parts)
         raise InputError(
             f"Experiment.batch_size {experiment.batch_size} cannot be dealt to {replicas} replicas"
             f" in {experiment.accumulation} micro-batches each; give a multiple of {parts},"

@@ -66,7 +66,7 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm, 
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         return gradients, loss, Losses(*(tf.reduce_mean(v, -1) / accumulation for v in losses))
 
-    shapes = [v.shape for v in model.trainable_variables], [], mean_shapes(model)
+    shapes = [v.shape for v in model.trainable_variables], tf.TensorShape([]), mean_shapes(model)
     gradients, loss, means = _sum(part, accumulation, shapes)
     *gradients, loss = replica.all_reduce("SUM", [*gradients, loss])
     gradients, norm = clip(gradients, clip_norm)

@@ -139,13 +139,13 @@ def without_batch_statistics(monkeypatch):
     monkeypatch.setattr(BatchNorm, "call", call)
 
 
-def accumulated(experiment, strategy, parts, accumulation):
-    """The gradients, means and norm of `train_step` in so many micro-batches, compiled by XLA."""
+def accumulated(experiment, strategy, parts, accumulation, compiled=False):
+    """The gradients, means, norm and finiteness of `train_step` in so many micro-batches."""
     trainer = train.make_trainer(experiment, strategy)
 
     def step(image, targets):
         keeper = GradientOnly()
-        means, norm, finite = train.train_step(
+        results = train.train_step(
             trainer.model,
             experiment.criterion,
             keeper,
@@ -155,38 +155,41 @@ def accumulated(experiment, strategy, parts, accumulation):
             clip_norm=1e9,
             accumulation=accumulation,
         )
-        return keeper.gradients, means, norm, finite
+        return keeper.gradients, *results
 
     if len(parts) > 1:
         return on_replicas(strategy, step, parts)
-    return tf.function(lambda: step(*parts[0]), jit_compile=True)()
+    return tf.function(lambda: step(*parts[0]), jit_compile=compiled)()
+
+
+def assert_same_gradients(first, second):
+    assert first[2] > 0.1 and first[3]  # norm and finiteness
+    np.testing.assert_allclose(second[2], first[2], rtol=1e-5)
+    largest = max(float(tf.reduce_max(tf.abs(g))) for g in first[0])
+    for a, b in zip(first[0], second[0], strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-6 * largest)
 
 
 def test_micro_batches_have_the_gradient_of_the_batch(tiny, without_batch_statistics):
     experiment = tiny("criterion.Criterion.contrast_pixels = 169")
-    image, targets = batch(experiment, 8, size=4)
     one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
-    two = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-    halves = [
-        tf.nest.map_structure(lambda v, h=h: v[2 * h : 2 * h + 2], (image, targets)) for h in (0, 1)
-    ]
-    whole, looped, mirrored = (
-        accumulated(experiment, strategy, parts, count)
-        for strategy, parts, count in (
-            (one, [(image, targets)], 1),
-            (one, [(image, targets)], 4),
-            (two, halves, 2),
-        )
-    )
-    *_, norm, finite = whole
-    assert norm > 1 and finite
-    largest = max(float(tf.reduce_max(tf.abs(g))) for g in whole[0])
-    for other in looped, mirrored:
-        np.testing.assert_allclose(other[2], norm, rtol=1e-5)
-        for a, b in zip(whole[0], other[0], strict=True):
-            np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-6 * largest)
+    images = [batch(experiment, 8, size=2)]
+    whole, looped = (accumulated(experiment, one, images, count) for count in (1, 2))
+    assert_same_gradients(whole, looped)
     for a, b in zip(whole[1], looped[1], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_micro_batches_of_replicas_and_under_xla(tiny, without_batch_statistics):
+    experiment = tiny("criterion.Criterion.contrast_pixels = 169")
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    two = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    images = batch(experiment, 8, size=4)
+    halves = [tf.nest.map_structure(lambda v, h=h: v[2 * h : 2 * h + 2], images) for h in (0, 1)]
+    whole = accumulated(experiment, one, [images], 1)
+    assert_same_gradients(whole, accumulated(experiment, two, halves, 2))
+    assert_same_gradients(whole, accumulated(experiment, one, [images], 2, compiled=True))
 
 
 def test_a_micro_batch_that_is_not_finite_skips_the_step(tiny, without_batch_statistics):
