@@ -12,21 +12,24 @@ FOLDER = "checkpoints"
 UNREADABLE = (tf.errors.OpError, IndexError)  # the latter from a truncated file
 
 
-def manager(run_dir, *, model, optimizer, step, keep):
-    """A CheckpointManager of the last `keep` training states in RUN_DIR/checkpoints."""
+def manager(run_dir, *, keep, **state):
+    """A CheckpointManager of the last `keep` training states in RUN_DIR/checkpoints.
+
+    `state`: what is kept, by name: `model`, and for training what it needs to go on.
+    """
     return tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model, optimizer=optimizer, step=step),
+        tf.train.Checkpoint(**state),
         os.path.join(run_dir, FOLDER),
         max_to_keep=keep,
     )
 
 
-def resume(checkpoint_manager):
-    """Restores the newest checkpoint that can be read; returns its path, None if there is none.
+def resume(checkpoint_manager, run_dir):
+    """Restores the newest checkpoint of a run that can be read; its path, None if there is none.
 
     Raises InputError if there are checkpoints and none of them can be read.
     """
-    paths = checkpoint_manager.checkpoints[::-1]
+    paths = completed(run_dir)[::-1]
     for path in paths:
         try:
             checkpoint_manager.checkpoint.restore(path).assert_existing_objects_matched()

@@ -24,7 +24,8 @@ def match(cost, exists):
     each step is one vector operation over the columns of all images, so it compiles with XLA.
 
     Arguments:
-      cost: float32 [batch, rows, columns], finite.
+      cost: float32 [batch, rows, columns]. Numbers that are not finite count as 0: the search would
+        not end with them, and the step that made them, which is skipped for it, neither.
       exists: bool [batch, rows], which rows are to be assigned.
     Returns int32 [batch, rows]: the column of each row, -1 where the row does not exist.
     Raises ValueError if there are more rows than columns.
@@ -32,6 +33,7 @@ def match(cost, exists):
     batch, rows, columns = cost.shape[0] or tf.shape(cost)[0], cost.shape[1], cost.shape[2]
     if rows > columns:
         raise ValueError(f"{rows} rows cannot be assigned to {columns} columns, one to one")
+    cost = tf.where(tf.math.is_finite(cost), cost, 0.0)
     order = tf.argsort(tf.cast(exists, tf.int32), direction="DESCENDING", stable=True)
     todo = tf.reduce_sum(tf.cast(exists, tf.int32), axis=1)
     every_column = tf.range(columns)[None]

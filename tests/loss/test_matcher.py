@@ -58,3 +58,9 @@ def test_no_row():
 def test_more_rows_than_columns_are_refused():
     with pytest.raises(ValueError, match="5 rows cannot be assigned to 4 columns"):
         match(tf.zeros([1, 5, 4]), tf.ones([1, 5], tf.bool))
+
+
+def test_costs_that_are_not_finite_end_too():
+    cost = tf.fill([1, 3, 5], float("nan"))
+    columns = match(cost, tf.constant([[True, True, False]]))[0].numpy()
+    assert len({*columns[:2]}) == 2 and (columns[:2] >= 0).all() and columns[2] == -1
