@@ -1,5 +1,7 @@
 """kMaX-DeepLab panoptic segmentation in TensorFlow."""
 
+# Before TensorFlow: its wheel for TPU holds an OpenSSL of its own, over which Python's crashes.
+import hashlib  # noqa: F401
 import os
 
 # Read when TensorFlow is imported: its C++ code reports errors, not what it found on the way;
