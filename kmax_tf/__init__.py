@@ -1,7 +1,13 @@
 """kMaX-DeepLab panoptic segmentation in TensorFlow."""
 
+# Before TensorFlow: its wheel for TPU holds an OpenSSL of its own, over which Python's crashes.
+import hashlib  # noqa: F401
 import os
+import warnings
 
 # Read when TensorFlow is imported: its C++ code reports errors, not what it found on the way;
 # on a machine without GPU not even errors, for the search for one ends in a line of its own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists("/dev/nvidia0") else "3")
+
+# Of google.api_core, which the Model Garden imports, on a slice's Python; nobody can act on it.
+warnings.filterwarnings("ignore", "You are using a non-supported Python version", FutureWarning)

@@ -68,7 +68,7 @@ def predict(export_dir, paths, out_dir):
         os.path.join(out_dir, "predictions.json"), os.path.join(out_dir, "predictions"), categories
     )
     done = 0
-    for number, path in enumerate(tqdm(find_images(paths), desc="predicting", unit="image")):
+    for path in tqdm(find_images(paths), desc="predicting", unit="image"):
         try:
             image = read_image(path)
         except InputError as error:
@@ -80,12 +80,14 @@ def predict(export_dir, paths, out_dir):
             for i, c, s, t in zip(*(result[key] for key in SEGMENT_KEYS), strict=True)
         ]
         name = os.path.basename(path)
-        writer.add(number, name, result["panoptic_map"], segments)
+        stem = os.path.splitext(name)[0]
+        image_id = int(stem) if stem.isdecimal() else stem  # COCO's own, so that labels join these
+        writer.add(image_id, name, result["panoptic_map"], segments)
         labelled = [
             (s["id"], by_id[s["category_id"]].name, by_id[s["category_id"]].color) for s in segments
         ]
         overlay = visualize.overlay(image.numpy(), result["panoptic_map"], labelled)
-        target = os.path.join(out_dir, "overlays", os.path.splitext(name)[0] + ".png")
+        target = os.path.join(out_dir, "overlays", f"{stem}.png")
         write_atomic(target, tf.io.encode_png(overlay).numpy())
         done += 1
     writer.finish()

@@ -1,6 +1,7 @@
 """What several tests share: a few images of the embedded dataset, and a toy model on them."""
 
 import functools
+import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
 import pathlib
 
 import pytest

@@ -56,18 +56,19 @@ def test_predict_writes_coco_format_and_skips_what_is_no_image(experiment, image
     export.export(experiment, experiment.build_model(), str(tmp_path / "export"))
     folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "a.png").write_bytes(tf.io.encode_png(image).numpy())
+    (folder / "0012.png").write_bytes(tf.io.encode_png(image).numpy())
     (folder / "b.jpg").write_bytes(b"no image")
     out = tmp_path / "out"
     assert predict.predict(str(tmp_path / "export"), [str(folder)], str(out)) == 1
     assert "b.jpg" in "".join(capsys.readouterr())
     content = json.loads((out / "predictions.json").read_text())
     [annotation] = content["annotations"]
+    assert annotation["image_id"] == 12  # as COCO names its images
     png = tf.io.decode_png((out / "predictions" / annotation["file_name"]).read_bytes()).numpy()
     ids = png[..., 0] + 256 * png[..., 1].astype(int)
     listed = {s["id"]: s["area"] for s in annotation["segments_info"]}
     assert listed == {i: (ids == i).sum() for i in np.unique(ids) if i}
-    assert (out / "overlays" / "a.png").exists()
+    assert (out / "overlays" / "0012.png").exists()
 
 
 def test_missing_export_and_image_are_named(tmp_path):

@@ -118,6 +118,7 @@ def test_scores_and_semantic_map(prediction):
     assert shared  # some stuff is of several masks
 
 
+@pytest.mark.xla
 def test_compiled_by_xla_it_is_the_same(prediction):
     compiled = tf.function(lambda p: SETTINGS(p, SIZE, THINGS), jit_compile=True)
     for ours, eager in zip(compiled(prediction), SETTINGS(prediction, SIZE, THINGS), strict=True):

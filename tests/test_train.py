@@ -98,6 +98,7 @@ def test_two_replicas_equal_one_with_the_joined_batch(tiny):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6, err_msg=a.name)
 
 
+@pytest.mark.xla
 def test_step_compiles_with_xla_to_the_same_numbers(tiny):
     experiment = tiny()
     strategy = tf.distribute.OneDeviceStrategy(ONE_DEVICE)

@@ -64,6 +64,7 @@ def on_host(batch, dataset, options):
         )
 
 
+@pytest.mark.xla
 def test_host_and_device_agree(batch, made):
     decoded = [
         pipeline.training_example(
@@ -93,6 +94,7 @@ def test_host_and_device_agree(batch, made):
     assert max(grey) > 0.2 and min(grey) < 0.05  # padded and cropped ones
 
 
+@pytest.mark.xla
 def test_without_colour_and_paste(batch, made):
     options = pipeline.TrainingInput(
         size=(45, 61), scales=(0.7, 1.3), fit=False, placement="device", canvas=(72, 72)

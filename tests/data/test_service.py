@@ -20,6 +20,7 @@ OPTIONS = pipeline.TrainingInput(
 
 # Stopped within the process that used it, a server can wait for itself for ever.
 SERVERS = """
+import hashlib  # before TensorFlow, see kmax_tf/__init__.py
 import sys
 import tensorflow as tf
 

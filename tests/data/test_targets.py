@@ -1,10 +1,13 @@
 """Training targets as worked by hand."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from kmax_tf.data import datasets, pixels
 from kmax_tf.data.targets import class_indices, count_damaged, make_targets
+
+pytestmark = pytest.mark.xla
 
 
 def both(segment_map, segment_class, **options):

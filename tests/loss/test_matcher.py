@@ -25,7 +25,7 @@ def kinds_of_costs(rng):
     yield np.where(rng.random(shape) < 0.3, -1.0, 0.0)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.xla)])
 def test_equals_scipy(jit):
     rng = np.random.default_rng(0)
     solve = tf.function(match, jit_compile=jit)

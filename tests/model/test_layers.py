@@ -37,6 +37,7 @@ def test_gelu_is_the_exact_one():
     )
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize("size", [(9, 13), (33, 49), (17, 13), (6, 20)])
 def test_resize_under_xla_is_that_of_tensorflow(size):
     image = tf.constant(np.random.default_rng(0).normal(size=[2, 9, 13, 5]), tf.float32)

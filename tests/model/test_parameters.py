@@ -1,5 +1,8 @@
 """Every experiment file gives a model of the official size, part by part."""
 
+import pathlib
+import re
+
 import pytest
 import tensorflow as tf
 
@@ -7,6 +10,7 @@ from kmax_tf import config
 from kmax_tf.experiment import Experiment
 from kmax_tf.tools import describe
 
+ROOT = pathlib.Path(__file__).parents[2]
 DECODERS = {"coco": 11_747_472, "cityscapes": 11_604_452, "ade20k": 11_773_686}
 HEADS = {"coco": 173_576, "cityscapes": 108_054, "ade20k": 177_945}
 # Encoder, pixel decoder, semantic branch: trainable parameters of the official code's models.
@@ -28,7 +32,22 @@ OFFICIAL = {
 }
 # Millions that the paper's table 4 prints, for ResNet-50 and MaX-S.
 PRINTED = {"cross_attention": (56, 73), "dual_path": (58, 75), "dual_path_kmeans": (59, 76)}
-MAX_S_MORE = OFFICIAL["coco_max_s"][0] - OFFICIAL["coco_resnet50"][0]
+# Experiments whose model is that of another one.
+SAME = {
+    "ade20k_convnext_large_1281": "ade20k_convnext_large",
+    "ade20k_resnet50_1281": "ade20k_resnet50",
+    "coco_convnext_large_pseudo_labels": "coco_convnext_large",
+    "coco_resnet50_25k": "coco_resnet50",
+    "coco_resnet50_50k": "coco_resnet50",
+    "coco_resnet50_100k": "coco_resnet50",
+    "coco_sample": "coco_resnet50",
+    "own_dataset": "coco_resnet50",  # with COCO's classes in place of one's own
+}
+MODEL = re.compile(
+    r"# Parameters for (?:\w+/)*(convnext|heads|kmax|kmax_decoder|pixel_decoder|resnet)\."
+)
+# What changes no parameter.
+RATES = re.compile(r".*\.(axial_keep|batch_norm_momentum|drop_query|dropout|keep) = .*\n")
 
 
 def _zeros(next_creator, **arguments):
@@ -39,10 +58,20 @@ def _zeros(next_creator, **arguments):
     return next_creator(**arguments)
 
 
+_built = {}  # by what the model is made of
+
+
 def _parameters(name, *bindings):
+    if name == "own_dataset":
+        bindings = (*bindings, "datasets.load.source = 'coco'")
     experiment = config.load(Experiment, f"gin/experiments/{name}.gin", bindings)
-    with tf.variable_creator_scope(_zeros):
-        return describe.parameters(experiment.build_model())
+    sections = re.split(r"(?=^# Parameters for )", config.resolved(), flags=re.MULTILINE)
+    model = [RATES.sub("", section) for section in sections if MODEL.match(section)]
+    key = experiment.dataset.num_classes, *model
+    if key not in _built:
+        with tf.variable_creator_scope(_zeros):
+            _built[key] = describe.parameters(experiment.build_model())
+    return _built[key]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -66,21 +95,39 @@ def test_official_models(name):
 
 @pytest.mark.parametrize("variant", PRINTED)
 def test_ablations(variant):
-    resnet50 = _parameters(f"coco_resnet50_{variant}")["without_semantic_branch"]
-    millions = round(resnet50 / 1e6), round((resnet50 + MAX_S_MORE) / 1e6)
-    assert millions == PRINTED[variant]
+    encoders = "resnet50", "max_s"
+    sizes = [_parameters(f"coco_{e}_{variant}")["without_semantic_branch"] for e in encoders]
+    assert tuple(round(size / 1e6) for size in sizes) == PRINTED[variant]
 
 
-def test_decoder_counts():
+@pytest.mark.parametrize("encoder", ["resnet50", "max_s"])
+def test_decoder_counts(encoder):
     # The paper prints 52, 57, 63 M for ResNet-50 and 68, 74, 80 M for MaX-S, which no count gives:
     # the two differ by the encoder alone, 17.8 M. Its multiply-adds agree (test_describe.py).
-    sizes = [
-        _parameters(f"coco_resnet50_decoders_{n}{n}{n}")["without_semantic_branch"] for n in (1, 3)
-    ]
-    step = (sizes[1] - sizes[0]) // 2
-    assert sizes == [56_580_120 - step, 56_580_120 + step]
-    assert step == 5_791_304
-    assert round(MAX_S_MORE / 1e5) == 178
+    names = f"coco_{encoder}_decoders_111", f"coco_{encoder}", f"coco_{encoder}_decoders_333"
+    fewer, usual, more = (_parameters(name)["without_semantic_branch"] for name in names)
+    assert usual - fewer == more - usual == 5_791_304
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_experiments_with_the_model_of_another(name):
+    assert _parameters(name) == _parameters(SAME[name])
+
+
+def test_twice_as_many_centres():
+    usual, twice = (_parameters(f"coco_convnext_large{end}")["total"] for end in ("", "_256"))
+    assert twice - usual == 128 * 256
+
+
+def test_the_small_model():
+    assert 0.9e6 < _parameters("demo")["total"] < 1.1e6
+
+
+def test_every_experiment_has_been_built():
+    ablations = [*PRINTED, "decoders_111", "decoders_333"]
+    names = {f"coco_{e}_{a}" for e in ("resnet50", "max_s") for a in ablations}
+    names |= {*OFFICIAL, *SAME, "coco_convnext_large_256", "demo"}
+    assert names == {path.stem for path in (ROOT / "gin/experiments").glob("*.gin")}
 
 
 def test_deep_supervision_of_spatial_softmax():

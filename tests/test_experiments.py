@@ -1,0 +1,104 @@
+"""The gin files: what an experiment says of itself, and that each file is part of one.
+
+That each builds: model/test_parameters.py. That its input is free of Python: data/test_pipeline.py.
+"""
+
+import pathlib
+import re
+
+import pytest
+
+from kmax_tf import config
+from kmax_tf.experiment import Experiment
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "gin/experiments").glob("*.gin"))
+# PQ on val and test-dev of the official models (deeplab2, g3doc/projects/kmax_deeplab.md).
+ZOO = {
+    "coco_resnet50": "53.0 on val, 53.4 on test-dev",
+    "coco_max_s": "56.2 on val, 56.4 on test-dev",
+    "coco_convnext_tiny": "55.3 on val, 55.7 on test-dev",
+    "coco_convnext_small": "56.3 on val, 57.0 on test-dev",
+    "coco_convnext_base": "57.2 on val, 57.8 on test-dev",
+    "coco_convnext_large": "57.9 on val, 58.0 on test-dev",
+    "coco_convnext_large_pseudo_labels": "58.1 on val, 58.5 on test-dev",
+    "cityscapes_resnet50": "64.3 on val",
+    "cityscapes_max_s": "66.4 on val",
+    "cityscapes_convnext_tiny": "66.3 on val",
+    "cityscapes_convnext_small": "67.3 on val",
+    "cityscapes_convnext_base": "68.0 on val",
+    "cityscapes_convnext_large": "68.4 on val",
+    "ade20k_resnet50": "41.5 on val",
+    "ade20k_resnet50_1281": "42.3 on val",
+    "ade20k_convnext_large": "48.7 on val",
+    "ade20k_convnext_large_1281": "50.9 on val",
+}
+SCHEDULES = {
+    "coco": (64, 150_000),
+    "cityscapes": (32, 60_000),
+    "ade20k": (64, 100_000),
+}
+
+
+def head(path):
+    """The comment that a file starts with, as its parts: "" for the title, else by their names."""
+    lines = re.match(r"(#.*\n)+", path.read_text())[0].splitlines()
+    parts, name = {"": ""}, ""
+    for line in lines:
+        part = re.match(r"# ([A-Z]\w+): +(.*)", line)
+        name = part[1] if part else name
+        parts[name] = f"{parts.get(name, '')} {part[2] if part else line[1:].strip()}".strip()
+    return parts
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_heads(path):
+    parts = head(path)
+    assert parts[""] and parts["Hardware"] and parts["Hours"]
+    assert (
+        path.stem == "demo"
+        or f"scripts/train.py --gin_file=gin/experiments/{path.name}" in (parts["Command"])
+    )
+    if "tpu:NAME" in parts["Command"]:
+        assert f"--run_dir=gs://BUCKET/{path.stem} " in parts["Command"]
+        assert parts["Hours"] == f"scripts/tpu_compile.py --gin_file=gin/experiments/{path.name}"
+    if path.stem in ZOO:
+        assert parts["Expected"].startswith(f"PQ {ZOO[path.stem]} (deeplab2 model zoo, ")
+    else:
+        assert re.match(r"PQ (unknown|\d\d\.\d).*(\(paper|\(README|your data)", parts["Expected"])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_parses_with_the_official_schedule(path):
+    own = ["datasets.load.source = 'coco'"] if path.stem == "own_dataset" else []
+    experiment = config.load(Experiment, str(path), own)
+    optimizer = experiment.optimizer(experiment.steps)
+    assert float(optimizer.learning_rate) == 0  # before the warm-up
+    dataset = path.stem.split("_")[0]
+    if dataset in SCHEDULES and path.stem != "coco_sample":
+        batch_size, steps = SCHEDULES[dataset]
+        thousands = re.search(r"_(\d+)k$", path.stem)
+        steps = int(thousands[1]) * 1000 if thousands else steps
+        assert (experiment.batch_size, experiment.steps) == (batch_size, steps)
+
+
+def test_every_file_is_part_of_an_experiment():
+    includes = {
+        path.relative_to(ROOT).as_posix(): set(
+            re.findall(r'^include "(.*)"', path.read_text(), re.M)
+        )
+        for path in (ROOT / "gin").rglob("*.gin")
+    }
+    used = {name for names in includes.values() for name in names}
+    assert used <= set(includes)
+    assert {name for name in includes if not name.startswith("gin/experiments/")} <= used
+
+
+def test_the_table_of_the_paper_names_experiments_that_exist():
+    table = re.findall(r"^\|(.*)\|$", (ROOT / "gin/README.md").read_text(), re.M)
+    names = set()
+    for words in re.findall(r"`([a-z]\w*(?:\{[^}]*\}\w*)?)`", "".join(table)):
+        start, choices, end = re.fullmatch(r"(\w*)(?:\{(.*)\})?(\w*)", words).groups()
+        names |= {start + choice + end for choice in (choices or "").split(",")}
+    assert set(ZOO) - {n for n in ZOO if n.endswith("_1281")} <= names
+    assert names <= {path.stem for path in EXPERIMENTS}
