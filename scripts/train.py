@@ -11,6 +11,9 @@ from kmax_tf.experiment import Experiment
 GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.", required=True)
 GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the file's.")
 RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
+ALLOW_CHANGES = flags.DEFINE_bool(
+    "allow_changes", False, "Go on with a run that began with another configuration or dataset."
+)
 DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, gpu, tpu:NAME or local (a TPU host).")
 SERVICE = flags.DEFINE_string(
     "tf_data_service",
@@ -24,7 +27,8 @@ SERVICE = flags.DEFINE_string(
 def main():
     strategy = runtime.strategy(DEVICE.value)
     experiment = config.load(Experiment, GIN_FILE.value, GIN.value)
-    train.train(experiment, RUN_DIR.value, strategy, runtime.service_address(SERVICE.value))
+    service = runtime.service_address(SERVICE.value)
+    train.train(experiment, RUN_DIR.value, strategy, service, allow_changes=ALLOW_CHANGES.value)
 
 
 if __name__ == "__main__":
