@@ -1,4 +1,4 @@
-"""The two processes of test_chaos.py: a training that writes checkpoints, and an evaluator."""
+"""The processes of test_chaos.py: a real training, one that only writes, and an evaluator."""
 
 import dataclasses
 import os
@@ -8,12 +8,14 @@ import time
 
 import tensorflow as tf
 
-from kmax_tf import checkpoint, config, evaluate
+from kmax_tf import checkpoint, config, evaluate, runtime
+from kmax_tf import train as training
 from kmax_tf.experiment import Experiment
 from kmax_tf.model.heads import Prediction
 from kmax_tf.model.kmax import Outputs
 
-STEPS = 24
+STEPS = 24  # of the training that only writes
+REAL_STEPS = 100
 TRUNCATED, DELETED, REPAIRED = 5, 7, 3  # every so many checkpoints
 
 
@@ -37,6 +39,13 @@ class Stub(tf.Module):
         batch = image.shape[0]
         final = Prediction(tf.stack([masks] * batch), tf.stack([logits] * batch), None)
         return Outputs(final, (), None)
+
+
+def train_for_real(gin_file, run_dir):
+    """Trains the toy model, with a checkpoint after each step."""
+    bindings = [f"experiment.Experiment.steps = {REAL_STEPS}"]
+    experiment = config.load(Experiment, gin_file, bindings)
+    training.train(experiment, run_dir, runtime.strategy("cpu"))
 
 
 def load(gin_file):
