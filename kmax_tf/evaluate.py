@@ -18,6 +18,7 @@ from kmax_tf.metrics import Metrics, Truth, measure
 from kmax_tf.report import write_report
 
 FOLDER = "eval"
+THUMBNAIL = 384  # pixels of the longer side of a picture in TensorBoard, which keeps all of them
 
 
 def evaluate(experiment, predict, step):
@@ -168,15 +169,19 @@ def _evaluate_checkpoint(experiment, run_dir, model, predict, path):
 
 
 def _write_summaries(run_dir, metrics):
-    """For TensorBoard: the figures and the first pictures."""
+    """For TensorBoard: the figures; of the first images prediction and clusters, by kind."""
     summaries = tf.summary.create_file_writer(os.path.join(run_dir, FOLDER))
     with summaries.as_default(metrics["step"]):
         for key, value in metrics.items():
             if isinstance(value, float):
                 tf.summary.scalar(key, value)
         for picture in (p for p in metrics["pictures"] if p["role"] == "first"):
-            path = os.path.join(pictures_folder(run_dir), picture["folder"], "prediction.webp")
-            tf.summary.image(picture["folder"], visualize.decode(read_bytes(path))[None])
+            folder = os.path.join(pictures_folder(run_dir), picture["folder"])
+            for path in tf.io.gfile.glob(os.path.join(folder, "*.webp")):
+                kind = os.path.splitext(os.path.basename(path))[0]
+                if kind not in ("image", "label"):  # which are the same at every step
+                    image = visualize.decode(read_bytes(path), THUMBNAIL)
+                    tf.summary.image(f"{kind}/{picture['folder']}", image[None])
     summaries.close()
 
 

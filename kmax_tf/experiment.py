@@ -33,11 +33,19 @@ class Experiment:
     steps_per_loop: int = 100  # steps on the device between two visits of the host
     checkpoint_interval: int = 1000  # steps, a multiple of steps_per_loop
     checkpoints_kept: int = 5
+    accumulation: int = 1  # micro-batches that each replica makes of its images, one after another
+    average_decay: float = 0.0  # of the moving average of the weights, a step; 0: there is none
     clip_norm: float = math.inf  # of the gradient
     precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self):
+        if self.accumulation < 1:
+            raise InputError(f"Experiment.accumulation {self.accumulation} is below 1; bind 1 or 2")
+        if not 0 <= self.average_decay < 1:
+            raise InputError(
+                f"Experiment.average_decay {self.average_decay} is not in [0, 1); bind 0.9999"
+            )
         if self.checkpoint_interval % self.steps_per_loop:
             raise InputError(
                 f"checkpoint_interval {self.checkpoint_interval} is no multiple of steps_per_loop"

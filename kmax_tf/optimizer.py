@@ -46,9 +46,8 @@ class AdamW(tf_keras.optimizers.Optimizer):
         epsilon=1e-7,
     ):
         super().__init__(name="AdamW", jit_compile=False)
-        self._learning_rate = self._build_learning_rate(
-            WarmupPolynomial(learning_rate, warmup_steps, steps)
-        )
+        self.schedule = WarmupPolynomial(learning_rate, warmup_steps, steps)
+        self._learning_rate = self._build_learning_rate(self.schedule)
         self.decay, self.encoder_multiplier = weight_decay, encoder_multiplier
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
@@ -80,7 +79,7 @@ class AdamW(tf_keras.optimizers.Optimizer):
             epsilon=self.epsilon,
         )
         # The schedule itself: the variable `learning_rate` still holds the last step's rate.
-        rate = self._learning_rate(self.iterations) * enabled
+        rate = self.schedule(self.iterations) * enabled
         self._rates = {m: rate * m for m in set(self._multipliers)}
         gradients = [tf.where(finite, g, tf.zeros_like(g)) for g in gradients]
         self.apply_gradients(

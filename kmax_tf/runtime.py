@@ -1,7 +1,11 @@
 """Where and how a program runs: device, precision, seed, and the frame around its main."""
 
+import atexit
+import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -20,11 +24,15 @@ def strategy(device: str) -> tf.distribute.Strategy:
       device: "auto" (all GPUs, or the CPU where there is none), "cpu", "gpu" (all GPUs),
         "tpu:NAME" (a TPU slice by its name; run on worker 0 only) or "local" (this host's TPU).
 
+    The environment variable TF_CONFIG of TensorFlow names several hosts, of which this is one: then
+    all of them, each with its CPU or GPUs, are one MultiWorkerMirroredStrategy.
+
     Returns:
-      OneDeviceStrategy, MirroredStrategy (several GPUs) or TPUStrategy.
+      OneDeviceStrategy, MirroredStrategy (several GPUs), MultiWorkerMirroredStrategy or
+      TPUStrategy.
 
     Raises:
-      InputError: The word is unknown or the device is not there.
+      InputError: The word is unknown, the device is not there, or TF_CONFIG cannot be used.
     """
     if device == "local" or device.startswith("tpu:"):
         return _tpu_strategy(device.removeprefix("tpu:"))
@@ -33,15 +41,40 @@ def strategy(device: str) -> tf.distribute.Strategy:
     gpus = tf.config.list_physical_devices("GPU")
     if device == "gpu" and not gpus:
         raise InputError("device 'gpu': TensorFlow finds no GPU on this machine")
-    if device == "cpu" or not gpus:
-        if gpus:
-            tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes the GPU's memory
-        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    if device == "cpu" and gpus:
+        gpus = []
+        tf.config.set_visible_devices(gpus, "GPU")  # else TensorFlow takes the GPU's memory
     for gpu in gpus:  # so that the evaluator can run beside training
         tf.config.experimental.set_memory_growth(gpu, True)
-    if len(gpus) == 1:
-        return tf.distribute.OneDeviceStrategy("/gpu:0")
-    return tf.distribute.MirroredStrategy()
+    if os.environ.get("TF_CONFIG"):
+        return _multi_worker_strategy()
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
+
+
+def _multi_worker_strategy() -> tf.distribute.Strategy:
+    """Waits for the other hosts of TF_CONFIG."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (AttributeError, KeyError, TypeError, ValueError, tf.errors.OpError) as error:
+        raise InputError(
+            f"TF_CONFIG cannot be used ({_first_line(error)}); write"
+            ' {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+
+
+def own_folder(strategy: tf.distribute.Strategy, run_dir: str) -> str:
+    """The folder that this program writes: `run_dir`, but of several hosts on the first one alone.
+
+    The others must take part in writing checkpoints, where they read variables together: theirs go
+    to a temporary folder, which is gone at exit.
+    """
+    if strategy.extended.should_checkpoint:
+        return run_dir
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _tpu_strategy(name: str) -> tf.distribute.Strategy:
@@ -52,9 +85,14 @@ def _tpu_strategy(name: str) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"TPU {name!r} cannot be reached from here: {reason:.200}") from error
+        raise InputError(
+            f"TPU {name!r} cannot be reached from here: {_first_line(error)}"
+        ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:200]
 
 
 def service_address(address: str) -> str:

@@ -1,6 +1,7 @@
 """Training: a loop of steps under a distribution strategy, with checkpoints and summaries."""
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -10,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
-from kmax_tf import checkpoint, preemption, provenance, runtime, skipped
+from kmax_tf import average, batch, checkpoint, preemption, provenance, runtime, skipped
 from kmax_tf.data import datasets, pipeline, records
 from kmax_tf.data.targets import count_damaged
 from kmax_tf.files import InputError
@@ -23,6 +24,8 @@ NO_VOID = (
     "no pixel of the crops is void: clusters without a segment hardly learn that they have none,"
     ' and instances separate slowly; bind Criterion.unmatched to "nonvoid", or scale images below 1'
 )
+# Steps a second, however few; tqdm's own would become seconds a step.
+PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
 def training_losses(model, criterion, image, targets):
@@ -33,40 +36,80 @@ def training_losses(model, criterion, image, targets):
     return criterion(outputs, targets, noise)
 
 
-def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
+def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm, accumulation=1):
     """One step on one replica; call it in a replica context.
 
     Arguments:
       image: float32 [batch, height, width, 3], 0..255; targets: `Targets`, batched.
       seed: int32 [2], of all random numbers of the step on this replica.
       clip_norm: largest global norm of the gradient.
+      accumulation: micro-batches that the images are taken in, one after another, so that only
+        one needs memory; a divisor of the batch. The gradient is that of the whole batch, but that
+        batch norm sees micro-batches, and moves its statistics with each.
     Returns the batch means of `Losses`, with one number for each output, the gradient's norm, and
     whether loss and gradient were finite on all replicas; if not, nothing was trained.
     """
     replica = tf.distribute.get_replica_context()
-    with tf.GradientTape() as tape, random_seed(seed):
-        losses = training_losses(model, criterion, image, targets)
-        loss = tf.reduce_mean(losses.total) / replica.num_replicas_in_sync
-    gradients = tape.gradient(loss, model.trainable_variables)
-    gradients = [tf.convert_to_tensor(g) for g in gradients]  # those of looked-up rows are sparse
+    parts = tf.nest.map_structure(
+        lambda x: tf.reshape(x, [accumulation, -1, *x.shape[1:]]), (image, targets)
+    )
+
+    def part(number):
+        """Of one micro-batch: its share of the gradient, of the loss and of the means."""
+        own_seed = seed * [1, accumulation] + [0, number]
+        with tf.GradientTape() as tape, random_seed(own_seed):
+            own = tf.nest.map_structure(lambda x: x[number], parts)
+            losses = training_losses(model, criterion, *own)
+            loss = tf.reduce_mean(losses.total) / (replica.num_replicas_in_sync * accumulation)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        # Those of looked-up rows are sparse.
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        return gradients, loss, Losses(*(tf.reduce_mean(v, -1) / accumulation for v in losses))
+
+    shapes = [v.shape for v in model.trainable_variables], tf.TensorShape([]), mean_shapes(model)
+    gradients, loss, means = _sum(part, accumulation, shapes)
     *gradients, loss = replica.all_reduce("SUM", [*gradients, loss])
     gradients, norm = clip(gradients, clip_norm)
     finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
     optimizer.apply(gradients, finite)
-    return Losses(*(tf.reduce_mean(term, axis=-1) for term in losses)), norm, finite
+    return means, norm, finite
+
+
+def mean_shapes(model):
+    """The shapes of the batch means of `Losses`."""
+    outputs = tf.TensorShape([model.num_predictions])
+    return Losses(*[outputs] * 4, semantic=tf.TensorShape([]), found=tf.TensorShape([]))
+
+
+def _sum(part, count, shapes):
+    """The sum of part(0) ... part(count - 1), float32 of `shapes`, made one after another."""
+    add = functools.partial(tf.nest.map_structure, tf.add)
+    mirrored = tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy
+    if count == 1 or isinstance(tf.distribute.get_strategy(), mirrored):
+        total = part(0)  # Mirrored replicas cannot meet within a loop of TensorFlow.
+        for number in range(1, count):
+            with tf.control_dependencies(tf.nest.flatten(total)):
+                total = add(total, part(number))
+        return total
+    zeros = tf.nest.map_structure(tf.zeros, shapes)
+    return tf.while_loop(
+        lambda number, _: number < count,
+        lambda number, total: (number + 1, add(total, part(number))),
+        (0, zeros),
+        maximum_iterations=count,
+    )[1]
 
 
 class Trainer(orbit.StandardTrainer):
     """Runs `train_step` on all replicas, and averages what it returns until the host looks."""
 
-    def __init__(self, experiment, strategy, model, optimizer, step, dataset):
-        super().__init__(dataset)
+    def __init__(self, experiment, strategy, model, optimizer, step, average):
+        super().__init__(None)
         self.experiment, self.strategy = experiment, strategy
         self.model, self.optimizer, self.step = model, optimizer, step
-        outputs = [model.num_predictions]
+        self.average = average
         self.losses = Losses(
-            *(tf_keras.metrics.MeanTensor(shape=outputs) for _ in Losses._fields[:-1]),
-            semantic=tf_keras.metrics.MeanTensor(shape=[]),
+            *(tf_keras.metrics.MeanTensor(shape=shape) for shape in mean_shapes(model))
         )
         self.norm = tf_keras.metrics.Mean("gradient_norm")
         self.void = tf_keras.metrics.Mean("void_share")
@@ -80,42 +123,56 @@ class Trainer(orbit.StandardTrainer):
             compiled=not isinstance(strategy, tf.distribute.TPUStrategy),
         )
 
-    def train_step(self, iterator):
-        def on_replica(*batch):
-            image, targets = self.examples(*batch)
-            if self.experiment.training_input.skip_damaged:
-                self.damaged.update_state(count_damaged(targets))
-            context = tf.distribute.get_replica_context()
-            replica = context.replica_id_in_sync_group
-            losses, norm, finite = train_step(
-                self.model,
-                self.experiment.criterion,
-                self.optimizer,
-                image,
-                targets,
-                seed=tf.stack([tf.cast(self.step, tf.int32), tf.cast(replica, tf.int32)]),
-                clip_norm=self.experiment.clip_norm,
-            )
-            for metric, value in zip((*self.losses, self.norm), (*losses, norm), strict=True):
-                weight = tf.cast(finite, tf.float32)
-                metric.update_state(tf.where(finite, value, tf.zeros_like(value)), weight)
-            self.void.update_state(tf.cast(targets.semantic < 0, tf.float32))
-            self.skips.update_state((1 - weight) / context.num_replicas_in_sync)
-            self.skipped.update(self.step, finite)
+    @property
+    def state(self):
+        """What a checkpoint holds, by name."""
+        items = {"model": self.model, "optimizer": self.optimizer, "step": self.step}
+        return items | ({"average": self.average} if self.average else {})
 
-        self.strategy.run(on_replica, args=next(iterator))
+    def train_step(self, iterator):
+        self.strategy.run(self._on_replica, args=next(iterator))
         self.step.assign_add(1)
+
+    def _on_replica(self, *parts):
+        experiment = self.experiment
+        image, targets = self.examples(*parts)
+        if experiment.training_input.skip_damaged:
+            self.damaged.update_state(count_damaged(targets))
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group
+        losses, norm, finite = train_step(
+            self.model,
+            experiment.criterion,
+            self.optimizer,
+            image,
+            targets,
+            seed=tf.stack([tf.cast(self.step, tf.int32), tf.cast(replica, tf.int32)]),
+            clip_norm=experiment.clip_norm,
+            accumulation=experiment.accumulation,
+        )
+        if self.average:
+            average.update(self.average, self.model, experiment.average_decay, self.step, finite)
+        weight = tf.cast(finite, tf.float32)
+        for metric, value in zip((*self.losses, self.norm), (*losses, norm), strict=True):
+            metric.update_state(tf.where(finite, value, tf.zeros_like(value)), weight)
+        self.void.update_state(tf.cast(targets.semantic < 0, tf.float32))
+        self.skips.update_state((1 - weight) / context.num_replicas_in_sync)
+        self.skipped.update(self.step, finite)
 
     def train_loop_end(self):
         """Means since the last call, as scalars; damaged records are counted from the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
-        scalars = {"loss/total": float(losses.total), "loss/semantic": float(losses.semantic)}
-        for name in Losses._fields[:-1]:
+        scalars = {
+            "loss/total": float(losses.total),
+            "loss/semantic": float(losses.semantic),
+            "found_segments": float(losses.found),
+        }
+        for name in Losses._fields[:4]:
             final, *auxiliary = (float(v) for v in getattr(losses, name))
             scalars[f"loss/{name}"] = final
             for i, value in enumerate(auxiliary, start=1):
                 scalars[f"decoder_{i}/{name}"] = value
-        scalars["learning_rate"] = float(self.optimizer.learning_rate)
+        scalars["learning_rate"] = float(self.optimizer.learning_rate.numpy())
         others = (self.norm, self.void, self.skips)
         scalars |= {metric.name: float(metric.result()) for metric in others}
         if self.experiment.training_input.skip_damaged:
@@ -142,7 +199,8 @@ def make_trainer(experiment, strategy):
             name="step",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
-        return Trainer(experiment, strategy, model, optimizer, step, dataset=None)
+        copy = average.copy_of(experiment.build_model) if experiment.average_decay else None
+        return Trainer(experiment, strategy, model, optimizer, step, copy)
 
 
 def training_records(experiment):
@@ -161,7 +219,7 @@ def training_dataset(experiment, found, strategy, stride, start_step, service=""
 
     def per_host(context):
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        return pipeline.training_input(
+        batches = pipeline.training_input(
             found,
             experiment.dataset,
             experiment.training_input,
@@ -174,6 +232,9 @@ def training_dataset(experiment, found, strategy, stride, start_step, service=""
             num_hosts=context.num_input_pipelines,
             service=service,
         )
+        # Else the strategy of several hosts, in case that one runs out, forgets the batch size.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        return batches.apply(endless)
 
     return strategy.distribute_datasets_from_function(per_host)
 
@@ -188,24 +249,29 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
     Raises SystemExit(RESTART) once SIGTERM came and a checkpoint is saved; see preemption.py.
     """
     found = training_records(experiment)  # before anything that takes long
+    found = found._replace(num_examples=records.count(found))
+    print(batch.describe(experiment, strategy.num_replicas_in_sync, found.num_examples))
     made_with = provenance.describe(experiment.dataset, found)
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
+    folder = runtime.own_folder(strategy, run_dir)
     trainer = make_trainer(experiment, strategy)
-    saver = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, step=trainer.step)
+    saver = tf.train.Checkpoint(**trainer.state)
     with strategy.scope():
         resumed = checkpoint.resume(saver, run_dir)
         if experiment.initial_checkpoint and not resumed:
             checkpoint.restore_model(trainer.model, experiment.initial_checkpoint)
-    start = int(trainer.step)
+    start = int(trainer.step.numpy())
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
-    provenance.write(run_dir, made_with)
+    provenance.write(folder, made_with)
     trainer.train_dataset = training_dataset(
         experiment, found, strategy, trainer.model.output_stride, start, service
     )
-    progress = tqdm(total=experiment.steps, initial=start, desc="training", unit="step")
+    progress = tqdm(
+        total=experiment.steps, initial=start, desc="training", unit=" steps", bar_format=PROGRESS
+    )
 
     def after_loop(scalars):
-        step = int(trainer.step)
+        step = int(trainer.step.numpy())
         for line in skipped.report(experiment, found, trainer.skipped.since(progress.n)):
             progress.write(line, sys.stderr)
         skipped.check(trainer.skipped, step)
@@ -218,10 +284,11 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
         progress.update(step - progress.n)
         damaged = scalars.get("damaged_records")
         note = f", {damaged:.0f} damaged records skipped" if damaged else ""
-        progress.set_postfix_str(f"loss {scalars['loss/total']:.3f}{note}")
+        images = experiment.batch_size * (progress.format_dict["rate"] or 0)
+        progress.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
-            checkpoint.save(saver, run_dir, step, experiment.checkpoints_kept)
+            checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
         if stop:
             progress.write(f"stopped at step {step}; start it again to go on", sys.stderr)
             raise SystemExit(preemption.RESTART)
@@ -243,7 +310,7 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
                 train_actions=[after_loop],
                 steps_per_loop=steps_to_run,
                 summary_interval=experiment.steps_per_loop,
-                summary_dir=os.path.join(run_dir, "train"),
+                summary_dir=os.path.join(folder, "train"),
             ).train(experiment.steps)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
         records.check(found)

@@ -81,9 +81,12 @@ def webp(picture: np.ndarray, longer_side: int) -> bytes:
     return content.getvalue()
 
 
-def decode(picture: bytes) -> np.ndarray:
-    """The picture in a WebP, PNG or JPEG file, uint8 [height, width, 3]."""
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+def decode(picture: bytes, longer_side: int | None = None) -> np.ndarray:
+    """A WebP, PNG or JPEG file as uint8 [height, width, 3], of at most so many pixels a side."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    if longer_side:
+        image.thumbnail((longer_side, longer_side))
+    return np.asarray(image)
 
 
 def contact_sheet(rows: list) -> np.ndarray:

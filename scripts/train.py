@@ -5,11 +5,18 @@ scripts/train.py --gin_file=gin/experiments/demo.gin --run_dir=runs/demo
 
 from absl import flags
 
-from kmax_tf import config, runtime, train
+from kmax_tf import batch, config, runtime, train
 from kmax_tf.experiment import Experiment
 
 GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.", required=True)
 GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the file's.")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Images a step, of all replicas together, where they are not the experiment's: the learning"
+    " rate becomes larger in proportion, warm-up and schedule shorter, so that they last as many"
+    " epochs. What really ran is in the run's config.gin.",
+)
 RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
 ALLOW_CHANGES = flags.DEFINE_bool(
     "allow_changes", False, "Go on with a run that began with another configuration or dataset."
@@ -27,6 +34,9 @@ SERVICE = flags.DEFINE_string(
 def main():
     strategy = runtime.strategy(DEVICE.value)
     experiment = config.load(Experiment, GIN_FILE.value, GIN.value)
+    if BATCH_SIZE.value is not None:
+        bindings = GIN.value + batch.rescaled(experiment, BATCH_SIZE.value)
+        experiment = config.load(Experiment, GIN_FILE.value, bindings)
     service = runtime.service_address(SERVICE.value)
     train.train(experiment, RUN_DIR.value, strategy, service, allow_changes=ALLOW_CHANGES.value)
 

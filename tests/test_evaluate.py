@@ -103,6 +103,14 @@ def test_follows_a_training_beside_it(tiny, tmp_path):
     assert names == {"image.webp", "label.webp", "prediction.webp", "assignment_1.webp"}
     for folder in ("train", "eval"):
         assert list((run_dir / folder).glob("events.out.tfevents.*"))
+    shown = {
+        (value.tag.split("/")[0], event.step)
+        for path in (run_dir / "eval").glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "images"
+    }
+    assert shown == {(k, s) for k in ("prediction", "assignment_1") for s in (1, 2, 3, 4)}
     evaluated = [json.loads(p.read_text()) for p in (run_dir / "eval").glob("metrics-*.json")]
     best = json.loads((run_dir / "best" / "export" / "best.json").read_text())
     assert best["PQ"] == max(m["PQ"] for m in evaluated)

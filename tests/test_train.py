@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import checkpoint, inference, preemption, runtime, train
+from kmax_tf import average, checkpoint, inference, preemption, runtime, train
 from kmax_tf.data import datasets, example, pipeline
 from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion
-from kmax_tf.model.layers import random_seed
+from kmax_tf.model.layers import BatchNorm, random_seed
 
 ONE_DEVICE = "/cpu:0"
 
@@ -56,6 +56,7 @@ def gradients_of_terms(trainer, image, targets):
         pixels = outputs.final.mask_logits.shape[1] * outputs.final.mask_logits.shape[2]
         noise = tf.fill([trainer.model.num_predictions, image.shape[0], pixels], 0.5)
         losses = trainer.experiment.criterion(outputs, targets, noise)._asdict()
+        del losses["found"]  # has no gradient
         means = {
             name: tf.reduce_sum(tf.reduce_mean(term, axis=-1)) / replica.num_replicas_in_sync
             for name, term in losses.items()
@@ -117,6 +118,112 @@ def test_step_compiles_with_xla_to_the_same_numbers(tiny):
     plain = tf.function(step)()
     compiled = tf.function(step, jit_compile=True)()
     np.testing.assert_allclose(plain, compiled, rtol=1e-4)
+
+
+class GradientOnly:
+    """In place of an optimizer: keeps the gradient."""
+
+    def apply(self, gradients, finite):
+        self.gradients, self.finite = gradients, finite
+
+
+@pytest.fixture
+def without_batch_statistics(monkeypatch):
+    """Batch norm as at inference: what a batch's other images are makes no difference then."""
+
+    def call(self, x, training=None):
+        return self._infer(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
+
+    monkeypatch.setattr(BatchNorm, "call", call)
+
+
+def accumulated(experiment, strategy, parts, accumulation, compiled=False):
+    """The gradients, means, norm and finiteness of `train_step` in so many micro-batches."""
+    trainer = train.make_trainer(experiment, strategy)
+
+    def step(image, targets):
+        keeper = GradientOnly()
+        results = train.train_step(
+            trainer.model,
+            experiment.criterion,
+            keeper,
+            image,
+            targets,
+            seed=tf.constant([1, 1]),
+            clip_norm=1e9,
+            accumulation=accumulation,
+        )
+        return keeper.gradients, *results
+
+    if len(parts) > 1:
+        return on_replicas(strategy, step, parts)
+    return tf.function(lambda: step(*parts[0]), jit_compile=compiled)()
+
+
+def assert_same_gradients(first, second):
+    assert first[2] > 0.1 and first[3]  # norm and finiteness
+    np.testing.assert_allclose(second[2], first[2], rtol=1e-5)
+    largest = max(float(tf.reduce_max(tf.abs(g))) for g in first[0])
+    for a, b in zip(first[0], second[0], strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-6 * largest)
+
+
+def test_micro_batches_have_the_gradient_of_the_batch(tiny, without_batch_statistics):
+    experiment = tiny("criterion.Criterion.contrast_pixels = 169")
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    images = [batch(experiment, 8, size=2)]
+    whole, looped = (accumulated(experiment, one, images, count) for count in (1, 2))
+    assert_same_gradients(whole, looped)
+    for a, b in zip(whole[1], looped[1], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_micro_batches_of_replicas_and_under_xla(tiny, without_batch_statistics):
+    experiment = tiny("criterion.Criterion.contrast_pixels = 169")
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    two = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    images = batch(experiment, 8, size=4)
+    halves = [tf.nest.map_structure(lambda v, h=h: v[2 * h : 2 * h + 2], images) for h in (0, 1)]
+    whole = accumulated(experiment, one, [images], 1)
+    assert_same_gradients(whole, accumulated(experiment, two, halves, 2))
+    assert_same_gradients(whole, accumulated(experiment, one, [images], 2, compiled=True))
+
+
+def test_a_micro_batch_that_is_not_finite_skips_the_step(tiny, without_batch_statistics):
+    experiment = tiny()
+    image, targets = batch(experiment, 8, size=2)
+    poison = tf.constant([1.0, float("nan")])[:, None, None, None]
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    *_, finite = accumulated(experiment, one, [(image * poison, targets)], 2)
+    assert not finite
+
+
+def test_average_of_the_weights_moves_with_each_step_that_is_not_skipped(tiny):
+    experiment = tiny("experiment.Experiment.average_decay = 0.3")
+    trainer = train.make_trainer(experiment, tf.distribute.OneDeviceStrategy(ONE_DEVICE))
+    values, kept = trainer.model.variables, trainer.average.variables
+    assert [v.shape for v in values] == [v.shape for v in kept]
+    expected = None
+    for step, decay, finite in (
+        (0, 0.0, True),
+        (1, 2 / 11, True),
+        (2, 1.0, False),
+        (99, 0.3, True),
+    ):
+        for v in values:
+            v.assign_add(tf.random.stateless_normal(v.shape, [step, 1]))
+        weights = [v.numpy() for v in values]
+        expected = [
+            decay * mean + (1 - decay) * weight
+            for mean, weight in zip(expected or weights, weights, strict=True)
+        ]
+        average.update(
+            trainer.average, trainer.model, 0.3, tf.constant(step, tf.int64), tf.constant(finite)
+        )
+        for mean, variable in zip(expected, kept, strict=True):
+            np.testing.assert_allclose(variable.numpy(), mean, rtol=1e-5, atol=1e-6)
+    assert "average" not in train.make_trainer(tiny(), trainer.strategy).state
 
 
 def test_overfits_one_image(tiny):
@@ -268,7 +375,8 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
 def test_terminated_training_goes_on_bit_exactly(tiny, tmp_path, monkeypatch, capsys):
     """SIGTERM, then damage to what it saved: in the end all is as if neither had been."""
     cpu, terminated, whole = runtime.strategy("cpu"), str(tmp_path / "a"), str(tmp_path / "b")
-    train.train(tiny(), whole, cpu)
+    bindings = [f"experiment.Experiment.{b}" for b in ("average_decay = 0.9", "accumulation = 2")]
+    train.train(tiny(*bindings), whole, cpu)
     with monkeypatch.context() as patch:
         loop_end = train.Trainer.train_loop_end
 
@@ -281,13 +389,14 @@ def test_terminated_training_goes_on_bit_exactly(tiny, tmp_path, monkeypatch, ca
 
         patch.setattr(train.Trainer, "train_loop_end", terminate)
         with pytest.raises(SystemExit) as stop:
-            train.train(tiny(), terminated, cpu)
+            train.train(tiny(*bindings), terminated, cpu)
     assert stop.value.code == preemption.RESTART == 75
     assert "stopped at step 2; start it again" in capsys.readouterr().err
     _, newest = checkpoint.completed(terminated)
     data = pathlib.Path(newest + ".data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1000])
-    train.train(tiny("experiment.Experiment.checkpoints_kept = 9"), terminated, cpu)
+    bindings.append("experiment.Experiment.checkpoints_kept = 9")
+    train.train(tiny(*bindings), terminated, cpu)
     assert f"resuming from {tmp_path}/a/checkpoints/ckpt-1\n" in capsys.readouterr().out
     paths = [checkpoint.completed(run_dir) for run_dir in (terminated, whole)]
     assert [[checkpoint.step_of(path) for path in run] for run in paths] == [[1, 2, 3, 4]] * 2

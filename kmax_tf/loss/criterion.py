@@ -13,13 +13,17 @@ from kmax_tf.model.layers import resize_bilinear
 
 
 class Losses(NamedTuple):
-    """Weighted loss terms, float32; output 0 is the final prediction, 1, 2, ... the decoders."""
+    """Weighted loss terms, float32; output 0 is the final prediction, 1, 2, ... the decoders.
+
+    And one number to watch, which no gradient comes from: `found`.
+    """
 
     pq_mask: tf.Tensor  # [outputs, batch]
     pq_class: tf.Tensor  # [outputs, batch]
     mask_id: tf.Tensor  # [outputs, batch]
     contrast: tf.Tensor  # [outputs, batch]
     semantic: tf.Tensor  # [batch]
+    found: tf.Tensor  # [batch], see `found_share`
 
     @property
     def total(self):
@@ -107,6 +111,25 @@ def match_segments(final, targets, unmatched="void"):
     return Matching(*(tf.stop_gradient(t) for t in matching))
 
 
+def found_share(class_logits, segment_class, matching):
+    """The share of the segments that their cluster finds, [batch]; 1 where there is none.
+
+    Found is as PQ has it, without hard masks: the cluster's most probable class is the segment's,
+    and their dice is over 2/3, which is an intersection over union of a half.
+
+    Arguments:
+      class_logits: of the final prediction.
+      segment_class: of the `Targets`.
+    """
+    predicted = tf.argmax(class_logits, axis=-1, output_type=tf.int32)
+    matched = tf.one_hot(matching.cluster_of_segment, class_logits.shape[1], True, False)
+    right = predicted[:, None, :] == segment_class[:, :, None]
+    found = tf.reduce_any(matched & right & (matching.dice > 2 / 3), axis=2)
+    missed = tf.cast((segment_class >= 0) & ~found, tf.float32)
+    exists = tf.cast(segment_class >= 0, tf.float32)
+    return 1 - tf.math.divide_no_nan(tf.reduce_sum(missed, axis=1), tf.reduce_sum(exists, axis=1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Criterion:
     """The training objective; the paper's weights, the rest from the official configurations.
@@ -162,7 +185,11 @@ class Criterion:
                 )
             )
         deep = [tf.stack(term) for term in zip(*rows, strict=True)]
-        return Losses(*deep, semantic=self._semantic(outputs.semantic_logits, targets))
+        return Losses(
+            *deep,
+            semantic=self._semantic(outputs.semantic_logits, targets),
+            found=found_share(predictions[0].class_logits, targets.segment_class, matching),
+        )
 
     def _mask_terms(self, prediction, truth, matching):
         logits = resize_bilinear(prediction.mask_logits, truth.segment.shape[1:3])

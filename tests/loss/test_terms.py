@@ -9,7 +9,7 @@ import tensorflow as tf
 from kmax_tf.data.targets import Targets
 from kmax_tf.files import InputError
 from kmax_tf.loss import relaxation, terms
-from kmax_tf.loss.criterion import Criterion, match_segments
+from kmax_tf.loss.criterion import Criterion, found_share, match_segments
 from kmax_tf.model.heads import Prediction
 from kmax_tf.model.kmax import Outputs
 
@@ -86,6 +86,25 @@ def test_own_resolution_is_the_loss_of_a_smaller_picture(outputs, targets):
     whole = _losses(outputs, targets)
     np.testing.assert_array_equal(losses.pq_mask[0], whole.pq_mask[0])
     assert not np.allclose(losses.pq_mask[1], whole.pq_mask[1])
+
+
+def test_found_are_segments_whose_cluster_has_their_class_and_more_than_half_of_them(targets):
+    classes = targets.segment_class.numpy()
+    cluster = targets.segment.numpy() % CLUSTERS  # void: the last one
+    cluster[1, 3] = 4  # segment 0 keeps three rows of four: an IoU of 3 / 4
+    cluster[1, 5:7] = 4  # segment 1 keeps one row of three
+    predicted = np.pad(np.maximum(classes, 0), [(0, 0), (0, 1)], constant_values=CLASSES)
+    predicted[0, 2] = 0  # the class of the first image's segment 2 is 1
+    final = Prediction(
+        30 * tf.one_hot(cluster, CLUSTERS), 9 * tf.one_hot(predicted, CLASSES + 1), None
+    )
+    matching = match_segments(final, targets)
+    found = found_share(final.class_logits, targets.segment_class, matching)
+    np.testing.assert_allclose(found, [2 / 3, 2 / 3], rtol=1e-6)
+    nothing = targets._replace(segment_class=tf.fill([2, SEGMENTS], -1))
+    matching = match_segments(final, nothing)
+    found = found_share(final.class_logits, nothing.segment_class, matching)
+    np.testing.assert_array_equal(found, [1, 1])
 
 
 def test_unmatched_clusters_weigh_their_share_of_void_or_the_rest(outputs, targets):
