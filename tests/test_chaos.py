@@ -1,6 +1,7 @@
 """Training and evaluator killed again and again, and checkpoints damaged under their eyes."""
 
 import json
+import math
 import multiprocessing
 import pathlib
 import random
@@ -58,10 +59,12 @@ def test_training_killed_at_any_moment_ends_as_if_undisturbed(
             map(checkpoint.step_of, checkpoint.completed(str(tmp_path / "killed"))), default=0
         )
 
-    def wait_until(happened, process):
-        while not happened() and process.is_alive():
+    def wait_until(happened, process, seconds=math.inf):
+        deadline = time.monotonic() + seconds
+        while not happened() and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)
 
+    start(int).join()  # the server that has TensorFlow imported
     begun = time.monotonic()
     process = life("whole")
     wait_until(lambda: checkpoint.completed(str(tmp_path / "whole")), process)
@@ -74,10 +77,9 @@ def test_training_killed_at_any_moment_ends_as_if_undisturbed(
     for kill in range(REAL_KILLS):
         reached = newest()
         process = life("killed")
-        if kill % 3 == 0:
-            process.join(drawn.uniform(0, start_up))
-        else:
-            wait_until(lambda step=reached: newest() > step, process)
+        longest = drawn.uniform(0, start_up) if kill % 3 == 0 else math.inf
+        wait_until(lambda step=reached: newest() > step, process, longest)
+        if kill % 3 == 1:
             process.join(drawn.uniform(0, 3 * one_step))
         if kill % 3 == 2:
             wait_until(lambda: any(folders["killed"].glob("writing-*")), process)
