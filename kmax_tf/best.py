@@ -10,7 +10,6 @@ from kmax_tf import export as saved_model
 from kmax_tf.files import read_json, write_atomic
 
 FOLDER = "best"
-NAME = "ckpt"
 
 
 def keep(run_dir, model, metrics):
@@ -19,11 +18,10 @@ def keep(run_dir, model, metrics):
     before = _noted(folder)
     if metrics["PQ"] is None or (before and before["PQ"] >= metrics["PQ"]):
         return
-    tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model), folder, max_to_keep=1, checkpoint_name=NAME
-    ).save(checkpoint_number=step)
+    path = checkpoint.write(tf.train.Checkpoint(model=model), folder, step)
     note = {"step": step, "PQ": metrics["PQ"]}
     write_atomic(os.path.join(folder, "best.json"), json.dumps(note))
+    checkpoint.prune(folder, [path])  # the one before goes last: what is noted is always there
 
 
 def export(run_dir, experiment, model):
@@ -35,7 +33,7 @@ def export(run_dir, experiment, model):
     best, target = _noted(folder), os.path.join(folder, "export")
     if best is None or best == _noted(target):
         return
-    checkpoint.restore_model(model, os.path.join(folder, f"{NAME}-{best['step']}"))
+    checkpoint.restore_model(model, checkpoint.path_of(folder, best["step"]))
     saved_model.export(experiment, model, target)
     write_atomic(os.path.join(target, "best.json"), json.dumps(best))
 

@@ -1,4 +1,11 @@
-"""Checkpoints: save, resume, and read the weights alone."""
+"""Checkpoints: save, resume, and read the weights alone.
+
+A checkpoint is written under another name and then renamed, its index last: where ckpt-STEP.index
+and all data files of that name are, a save was finished. tf.train.CheckpointManager goes by a list
+beside the files instead: a training whose list is damaged starts anew without a word, and what a
+killed save left stays for good. That a file is whole, and of this very checkpoint, is seen when it
+is read: the index holds a checksum of every tensor and of each of its own blocks.
+"""
 
 import os
 import re
@@ -6,25 +13,61 @@ import re
 import tensorflow as tf
 from absl import logging
 
-from kmax_tf.files import InputError
+from kmax_tf.files import InputError, make_folder
 
 FOLDER = "checkpoints"
 UNREADABLE = (tf.errors.OpError, IndexError)  # the latter from a truncated file
+_WRITING = "writing-"
 
 
-def manager(run_dir, *, keep, **state):
-    """A CheckpointManager of the last `keep` training states in RUN_DIR/checkpoints.
+def save(saver, run_dir, step, keep):
+    """Saves a tf.train.Checkpoint as RUN_DIR/checkpoints/ckpt-STEP; keeps it and `keep` - 1 before.
 
-    `state`: what is kept, by name: `model`, and for training what it needs to go on.
+    Checkpoints of later steps go too: they could not be read, or `resume` would have chosen them.
     """
-    return tf.train.CheckpointManager(
-        tf.train.Checkpoint(**state),
-        os.path.join(run_dir, FOLDER),
-        max_to_keep=keep,
-    )
+    folder = os.path.join(run_dir, FOLDER)
+    write(saver, folder, step)
+    prune(folder, [path for path in complete(folder) if step_of(path) <= step][-keep:])
 
 
-def resume(checkpoint_manager, run_dir):
+def write(saver, folder, step):
+    """Writes a tf.train.Checkpoint as FOLDER/ckpt-STEP, whole or not at all; returns that path."""
+    make_folder(folder)
+    path = path_of(folder, step)
+    written = saver.write(os.path.join(folder, _WRITING + os.path.basename(path)))
+    for file in sorted(tf.io.gfile.glob(f"{written}.*")):  # .data-... before .index
+        tf.io.gfile.rename(file, path + file.removeprefix(written), overwrite=True)
+    return path
+
+
+def prune(folder, kept):
+    """Removes the checkpoints of a folder that are not `kept`, and what killed saves left."""
+    names = {os.path.basename(path) for path in kept}
+    for name in sorted(tf.io.gfile.listdir(folder), reverse=True):  # .index before .data-...
+        name, path = name.rstrip("/"), os.path.join(folder, name)
+        if name.startswith(_WRITING) and tf.io.gfile.isdir(path):
+            tf.io.gfile.rmtree(path)
+        elif name.startswith((_WRITING, "ckpt-")) and name.split(".")[0] not in names:
+            tf.io.gfile.remove(path)
+
+
+def complete(folder):
+    """Paths of the checkpoints of a folder of which every file is there, in the order of steps."""
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    shards = {}  # name of a checkpoint -> of each data file, how many belong together
+    for name in names:
+        match = re.fullmatch(r"(ckpt-\d+)\.data-\d{5}-of-(\d{5})", name)
+        if match:
+            shards.setdefault(match[1], []).append(int(match[2]))
+    whole = [
+        os.path.join(folder, name)
+        for name, counts in shards.items()
+        if f"{name}.index" in names and any(counts.count(count) == count for count in counts)
+    ]
+    return sorted(whole, key=step_of)
+
+
+def resume(saver, run_dir):
     """Restores the newest checkpoint of a run that can be read; its path, None if there is none.
 
     Raises InputError if there are checkpoints and none of them can be read.
@@ -32,10 +75,11 @@ def resume(checkpoint_manager, run_dir):
     paths = completed(run_dir)[::-1]
     for path in paths:
         try:
-            checkpoint_manager.checkpoint.restore(path).assert_existing_objects_matched()
+            saver.read(path).assert_existing_objects_matched()
             return path
         except UNREADABLE as error:
-            logging.warning("%s cannot be read (%s); trying the one before", path, error)
+            reason = str(error).splitlines()[0]
+            logging.warning("%s cannot be read (%s); trying the one before", path, reason)
         except (AssertionError, ValueError) as error:
             raise InputError(_foreign(path, error)) from error
     if paths:
@@ -53,7 +97,7 @@ def restore_model(model, path):
     try:
         names = (name for name, _ in tf.train.list_variables(path))
         item = "average" if any(name.startswith("average/") for name in names) else "model"
-        status = tf.train.Checkpoint(**{item: model}).restore(path)
+        status = tf.train.Checkpoint(**{item: model}).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
         reason = str(error).splitlines()[0]
@@ -68,10 +112,8 @@ def _foreign(path, error):
 
 
 def completed(run_dir):
-    """Paths of the checkpoints of a run that are complete, oldest first."""
-    folder = os.path.join(run_dir, FOLDER)
-    state = tf.train.get_checkpoint_state(folder)
-    return list(state.all_model_checkpoint_paths) if state else []
+    """Paths of the checkpoints of a run that are complete, in the order of steps."""
+    return complete(os.path.join(run_dir, FOLDER))
 
 
 def newest(run_dir):
@@ -80,6 +122,11 @@ def newest(run_dir):
     if not paths:
         raise InputError(f"{run_dir}: holds no checkpoint yet; train first")
     return paths[-1]
+
+
+def path_of(folder, step):
+    """The path of the checkpoint of a step in a folder."""
+    return os.path.join(folder, f"ckpt-{step}")
 
 
 def step_of(path):

@@ -43,6 +43,9 @@ class _Reference(NamedTuple):
     name: str
     is_macro: bool
 
+    def __repr__(self) -> str:
+        return ("%" if self.is_macro else "@") + self.name
+
 
 _REQUIRED = _Reference("gin.REQUIRED", is_macro=True)
 
@@ -111,6 +114,17 @@ def resolved() -> str:
     Bindings that were overridden are gone; `load` reads the text back to the same result.
     """
     return gin.config_str(max_line_length=100)
+
+
+def bindings(text: str) -> dict[str, str]:
+    """Returns the value of each parameter and macro that a text of `resolved` binds, as text."""
+    return {
+        "/".join(filter(None, [s.scope, ".".join(filter(None, [s.selector, s.arg_name]))])): (
+            repr(s.value)
+        )
+        for s in _parse("config.gin", text)
+        if isinstance(s, config_parser.BindingStatement)
+    }
 
 
 def _find(name: str, folders: Sequence[str], where: str) -> str:

@@ -11,10 +11,10 @@ import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
-from kmax_tf import average, batch, checkpoint, config, runtime, skipped
+from kmax_tf import average, batch, checkpoint, preemption, provenance, runtime, skipped
 from kmax_tf.data import datasets, pipeline, records
 from kmax_tf.data.targets import count_damaged
-from kmax_tf.files import InputError, write_atomic
+from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Losses
 from kmax_tf.model.layers import random_seed, random_uniform
 from kmax_tf.optimizer import clip
@@ -239,26 +239,30 @@ def training_dataset(experiment, found, strategy, stride, start_step, service=""
     return strategy.distribute_datasets_from_function(per_host)
 
 
-def train(experiment, run_dir, strategy, service=""):
+def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
     """Trains `experiment` in `run_dir`, going on from its newest checkpoint; returns the model.
 
     `service` is the address of a tf.data service that makes the input, "" for the hosts themselves.
-    Writes config.gin, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
+    `allow_changes`: go on although the run began with another configuration or other records.
+    Writes config.gin, run.json, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
     Raises InputError for records, checkpoints or losses that training cannot go on with.
+    Raises SystemExit(RESTART) once SIGTERM came and a checkpoint is saved; see preemption.py.
     """
     found = training_records(experiment)  # before anything that takes long
     found = found._replace(num_examples=records.count(found))
     print(batch.describe(experiment, strategy.num_replicas_in_sync, found.num_examples))
+    made_with = provenance.describe(experiment.dataset, found)
+    provenance.check(run_dir, made_with, allow_changes=allow_changes)
     folder = runtime.own_folder(strategy, run_dir)
     trainer = make_trainer(experiment, strategy)
-    manager = checkpoint.manager(folder, keep=experiment.checkpoints_kept, **trainer.state)
+    saver = tf.train.Checkpoint(**trainer.state)
     with strategy.scope():
-        resumed = checkpoint.resume(manager, run_dir)
+        resumed = checkpoint.resume(saver, run_dir)
         if experiment.initial_checkpoint and not resumed:
             checkpoint.restore_model(trainer.model, experiment.initial_checkpoint)
     start = int(trainer.step.numpy())
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
-    write_atomic(os.path.join(folder, "config.gin"), config.resolved())
+    provenance.write(folder, made_with)
     trainer.train_dataset = training_dataset(
         experiment, found, strategy, trainer.model.output_stride, start, service
     )
@@ -282,18 +286,29 @@ def train(experiment, run_dir, strategy, service=""):
         note = f", {damaged:.0f} damaged records skipped" if damaged else ""
         images = experiment.batch_size * (progress.format_dict["rate"] or 0)
         progress.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
-        if step % experiment.checkpoint_interval == 0 or step == experiment.steps:
-            manager.save(checkpoint_number=step)
+        stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
+        if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
+            checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
+        if stop:
+            progress.write(f"stopped at step {step}; start it again to go on", sys.stderr)
+            raise SystemExit(preemption.RESTART)
+
+    def steps_to_run(step):  # so that loops end where checkpoints are due, wherever it went on from
+        return experiment.steps_per_loop - step % experiment.steps_per_loop
 
     try:
-        with progress, contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
-            # Without the checkpoint manager, whose newest checkpoint orbit would insist on.
+        with (
+            preemption.watch() as terminated,
+            progress,
+            contextlib.redirect_stdout(io.StringIO()),  # orbit prints every scalar
+        ):
+            # Without a checkpoint manager, whose newest checkpoint orbit would insist on.
             orbit.Controller(
                 global_step=trainer.step,
                 trainer=trainer,
                 strategy=strategy,
                 train_actions=[after_loop],
-                steps_per_loop=experiment.steps_per_loop,
+                steps_per_loop=steps_to_run,
                 summary_interval=experiment.steps_per_loop,
                 summary_dir=os.path.join(folder, "train"),
             ).train(experiment.steps)

@@ -18,6 +18,9 @@ BATCH_SIZE = flags.DEFINE_integer(
     " epochs. What really ran is in the run's config.gin.",
 )
 RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
+ALLOW_CHANGES = flags.DEFINE_bool(
+    "allow_changes", False, "Go on with a run that began with another configuration or dataset."
+)
 DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, gpu, tpu:NAME or local (a TPU host).")
 SERVICE = flags.DEFINE_string(
     "tf_data_service",
@@ -34,7 +37,8 @@ def main():
     if BATCH_SIZE.value is not None:
         bindings = GIN.value + batch.rescaled(experiment, BATCH_SIZE.value)
         experiment = config.load(Experiment, GIN_FILE.value, bindings)
-    train.train(experiment, RUN_DIR.value, strategy, runtime.service_address(SERVICE.value))
+    service = runtime.service_address(SERVICE.value)
+    train.train(experiment, RUN_DIR.value, strategy, service, allow_changes=ALLOW_CHANGES.value)
 
 
 if __name__ == "__main__":

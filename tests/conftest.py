@@ -4,6 +4,7 @@ import functools
 import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
 import pathlib
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -76,6 +77,21 @@ def tiny(records, tmp_path):
         return config.load(Experiment, str(path), bindings)
 
     return load
+
+
+@pytest.fixture
+def assert_same_state():
+    """A function: two paths of checkpoints, every number of which must be the same bits."""
+
+    def compare(path, expected_path):
+        state, expected = map(tf.train.load_checkpoint, (path, expected_path))
+        assert state.get_variable_to_shape_map() == expected.get_variable_to_shape_map()
+        for key in expected.get_variable_to_shape_map():
+            if key != "_CHECKPOINTABLE_OBJECT_GRAPH":  # Python's objects, which count on
+                values = state.get_tensor(key), expected.get_tensor(key)
+                np.testing.assert_array_equal(*values, err_msg=key)
+
+    return compare
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
-"""Checkpoints damaged under the evaluator's eyes, and the evaluator killed, again and again."""
+"""Training and evaluator killed again and again, and checkpoints damaged under their eyes."""
 
 import json
+import math
 import multiprocessing
 import pathlib
 import random
 import re
+import signal
 import sys
+import time
 
 import pytest
 
@@ -14,7 +17,8 @@ from kmax_tf import checkpoint, evaluate, inference
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import chaos_processes  # noqa: E402
 
-KILLS = 10
+KILLS = 10  # of the evaluator
+REAL_KILLS = 20  # of the training
 
 
 @pytest.fixture
@@ -32,6 +36,67 @@ def start():
     yield start
     for process in processes:
         process.kill()
+
+
+@pytest.mark.slow
+def test_training_killed_at_any_moment_ends_as_if_undisturbed(
+    tiny, tmp_path, start, assert_same_state
+):
+    """Lives end while it starts, some time after a step, and in the middle of a save, in turn."""
+    tiny()
+    seed = random.randrange(1000)
+    print("seed", seed)
+    drawn = random.Random(seed)
+    folders = {run: tmp_path / run / checkpoint.FOLDER for run in ("whole", "killed")}
+
+    def life(run):
+        return start(
+            chaos_processes.train_for_real, str(tmp_path / "tiny.gin"), str(tmp_path / run)
+        )
+
+    def newest():
+        return max(
+            map(checkpoint.step_of, checkpoint.completed(str(tmp_path / "killed"))), default=0
+        )
+
+    def wait_until(happened, process, seconds=math.inf):
+        deadline = time.monotonic() + seconds
+        while not happened() and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    start(int).join()  # the server that has TensorFlow imported
+    begun = time.monotonic()
+    process = life("whole")
+    wait_until(lambda: checkpoint.completed(str(tmp_path / "whole")), process)
+    start_up = time.monotonic() - begun
+    process.join()
+    assert process.exitcode == 0
+    one_step = (time.monotonic() - begun - start_up) / chaos_processes.REAL_STEPS
+
+    cut = 0  # saves
+    for kill in range(REAL_KILLS):
+        reached = newest()
+        process = life("killed")
+        longest = drawn.uniform(0, start_up) if kill % 3 == 0 else math.inf
+        wait_until(lambda step=reached: newest() > step, process, longest)
+        if kill % 3 == 1:
+            process.join(drawn.uniform(0, 3 * one_step))
+        if kill % 3 == 2:
+            wait_until(lambda: any(folders["killed"].glob("writing-*")), process)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL  # it had not ended
+        cut += any(folders["killed"].glob("writing-*"))
+    assert cut > 0
+    process = life("killed")
+    process.join()
+    assert process.exitcode == 0
+    # Weights, moments and step of all that are kept.
+    paths = [checkpoint.completed(str(tmp_path / run)) for run in ("killed", "whole")]
+    steps = [[checkpoint.step_of(path) for path in run] for run in paths]
+    assert steps[0] == steps[1] and steps[0][-1] == chaos_processes.REAL_STEPS
+    for pair in zip(*paths, strict=True):
+        assert_same_state(*pair)
 
 
 @pytest.mark.slow

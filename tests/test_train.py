@@ -5,15 +5,13 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import average, checkpoint, inference, runtime, train
+from kmax_tf import average, checkpoint, inference, preemption, runtime, train
 from kmax_tf.data import datasets, example, pipeline
 from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion
@@ -375,55 +373,38 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
     assert "no pixel" not in capsys.readouterr().err
 
 
-PROGRAM = """
-import sys
-from kmax_tf import config, runtime, train
-from kmax_tf.experiment import Experiment
-gin_file, run_dir = sys.argv[1:]
-train.train(config.load(Experiment, gin_file), run_dir, runtime.strategy("cpu"))
-"""
+def test_terminated_training_goes_on_bit_exactly(
+    tiny, tmp_path, monkeypatch, capsys, assert_same_state
+):
+    """SIGTERM, then damage to what it saved: in the end all is as if neither had been."""
+    cpu, terminated, whole = runtime.strategy("cpu"), str(tmp_path / "a"), str(tmp_path / "b")
+    bindings = [f"experiment.Experiment.{b}" for b in ("average_decay = 0.9", "accumulation = 2")]
+    train.train(tiny(*bindings), whole, cpu)
+    with monkeypatch.context() as patch:
+        loop_end = train.Trainer.train_loop_end
 
+        def terminate(trainer):
+            if int(trainer.step) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not re.search("SIGTERM", capsys.readouterr().err):
+                    time.sleep(0.01)
+            return loop_end(trainer)
 
-def test_killed_training_goes_on_bit_exactly(tiny, tmp_path):
-    tiny()  # writes the gin file
-    gin_file = str(tmp_path / "tiny.gin")
-    with open(gin_file, "a") as file:
-        file.write("experiment.Experiment.average_decay = 0.9\n")
-        file.write("experiment.Experiment.accumulation = 2\n")
-
-    def start(run_dir):
-        command = [sys.executable, "-c", PROGRAM, gin_file, str(run_dir)]
-        environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    first = start(killed)
-    while not (killed / "checkpoints" / "ckpt-2.index").exists():
-        assert first.poll() in (None, 0)
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    for run_dir in (killed, whole):
-        process = start(run_dir)
-        output, _ = process.communicate()
-        assert process.returncode == 0
-        assert ("resuming from" in output) == (run_dir == killed)
-    states = [tf.train.load_checkpoint(checkpoint.completed(str(d))[-1]) for d in (killed, whole)]
-    assert states[0].get_tensor("step/.ATTRIBUTES/VARIABLE_VALUE") == 4
-    for key in states[1].get_variable_to_shape_map():
-        if key not in ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"):
-            np.testing.assert_array_equal(*(s.get_tensor(key) for s in states), err_msg=key)
-
-
-def test_damaged_checkpoint_is_passed_over_on_resume(tiny, tmp_path, capsys):
-    run_dir = tmp_path / "run"
-    train.train(tiny("experiment.Experiment.steps = 2"), str(run_dir), runtime.strategy("cpu"))
-    newest = run_dir / "checkpoints" / "ckpt-2.data-00000-of-00001"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    train.train(tiny("experiment.Experiment.steps = 2"), str(run_dir), runtime.strategy("cpu"))
-    assert "ckpt-1" in capsys.readouterr().out
-    checkpoint.restore_model(tiny().build_model(), checkpoint.completed(str(run_dir))[-1])
-    assert checkpoint.step_of(checkpoint.completed(str(run_dir))[-1]) == 2
+        patch.setattr(train.Trainer, "train_loop_end", terminate)
+        with pytest.raises(SystemExit) as stop:
+            train.train(tiny(*bindings), terminated, cpu)
+    assert stop.value.code == preemption.RESTART == 75
+    assert "stopped at step 2; start it again" in capsys.readouterr().err
+    _, newest = checkpoint.completed(terminated)
+    data = pathlib.Path(newest + ".data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[:-1000])
+    bindings.append("experiment.Experiment.checkpoints_kept = 9")
+    train.train(tiny(*bindings), terminated, cpu)
+    assert f"resuming from {tmp_path}/a/checkpoints/ckpt-1\n" in capsys.readouterr().out
+    paths = [checkpoint.completed(run_dir) for run_dir in (terminated, whole)]
+    assert [[checkpoint.step_of(path) for path in run] for run in paths] == [[1, 2, 3, 4]] * 2
+    for pair in zip(*paths, strict=True):
+        assert_same_state(*pair)
 
 
 def test_truncated_record_is_named(tiny, tmp_path):
