@@ -47,7 +47,7 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm):
     with tf.GradientTape() as tape, random_seed(seed):
         losses = training_losses(model, criterion, image, targets)
         loss = tf.reduce_mean(losses.total) / replica.num_replicas_in_sync
-    gradients = tape.gradient(loss, model.trainable_variables)
+    gradients = tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero")
     gradients = [tf.convert_to_tensor(g) for g in gradients]  # those of looked-up rows are sparse
     *gradients, loss = replica.all_reduce("SUM", [*gradients, loss])
     gradients, norm = clip(gradients, clip_norm)
