@@ -61,7 +61,7 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm, 
             own = tf.nest.map_structure(lambda x: x[number], parts)
             losses = training_losses(model, criterion, *own)
             loss = tf.reduce_mean(losses.total) / (replica.num_replicas_in_sync * accumulation)
-        gradients = tape.gradient(loss, model.trainable_variables)
+        gradients = tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero")
         # Those of looked-up rows are sparse.
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         return gradients, loss, Losses(*(tf.reduce_mean(v, -1) / accumulation for v in losses))

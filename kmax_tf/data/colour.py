@@ -59,7 +59,7 @@ def contrast(image, factor, frame, table):
 
     The grey is the number of pixels over 256, where the mean was meant: white, but in small images.
     """
-    grey = tf.cast(tf.minimum(tf.reduce_prod(frame.size) / 256, 255), tf.uint8)
+    grey = tf.cast(tf.minimum(tf.reduce_prod(frame.size) // 256, 255), tf.uint8)
     return _blend(grey, image, factor)
 
 

@@ -33,6 +33,9 @@ class AxialAttention(tf_keras.layers.Layer):
             self.add_weight(f"{name}_positions", [rows, d], initializer=truncated_normal(1.0))
             for name, d in tables
         ]
+        # Not called as layers, for what they normalise is never made.
+        self.similarity_norm.build([3, None, self.heads, None, None])
+        self.output_norm.build([2, None, self.heads, None, 2 * depth])
 
     def call(self, x, training=None):
         length, width, heads = x.shape[1], self.width, self.heads
@@ -47,43 +50,70 @@ class AxialAttention(tf_keras.layers.Layer):
             tf.gather(tf.cast(t, x.dtype), row)
             for t in (self.query_positions, self.key_positions, self.value_positions)
         ]
-        attend = self._attend if training or not self.output_norm.built else self._attend_merged
-        output = attend(q, k, v, *tables)
+        output = self._attend(q, k, v, *tables, training)
         return tf.reshape(tf.transpose(output, [0, 2, 1, 3]), [-1, length, 2 * width])
 
-    def _attend(self, q, k, v, rq, rk, rv):
-        """[batch, length, heads, depth] and tables [length, length, depth] -> [b, h, l, d]."""
-        logits = tf.stack(
-            [
-                tf.einsum("bihd,bjhd->bhij", q, k),
-                tf.einsum("bihd,ijd->bhij", q, rq),
-                tf.einsum("bjhd,ijd->bhij", k, rk),
-            ]
-        )
-        attention = softmax(tf.reduce_sum(self.similarity_norm(logits), axis=0))
-        output = tf.stack(
-            [
-                tf.einsum("bhij,bjhd->bhid", attention, v),
-                tf.einsum("bhij,ijd->bhid", attention, rv),
-            ]
-        )
-        return tf.reduce_sum(self.output_norm(output), axis=0)
+    def _attend(self, q, k, v, rq, rk, rv, training):
+        """[batch, length, heads, depth] and tables [length, length, depth] -> [b, h, l, d].
 
-    def _attend_merged(self, q, k, v, rq, rk, rv):
-        """The same in inference, the norms merged into what is smaller than the logits."""
-        scale, _ = self.similarity_norm.affine(q.dtype)  # the softmax is blind to the offset
-        a, b, c = tf.unstack(tf.reshape(scale, [3, self.heads, 1]))
+        The scale of each term's norm goes into queries or keys, which are smaller than the logits,
+        and the offset nowhere: the softmax is blind to it.
+        """
+        if training:
+            scale, _ = self.similarity_norm.training_affine(*_moments(q, k, rq, rk))
+        else:
+            scale, _ = self.similarity_norm.affine()
+        a, b, c = tf.unstack(tf.cast(tf.reshape(scale, [3, self.heads, 1]), q.dtype))
         logits = tf.einsum("bihd,bjhd->bhij", q * a, k)
         logits += tf.einsum("bihd,ijd->bhij", q * b, rq)
         logits += tf.einsum("bjhd,ijd->bhij", k * c, rk)
         attention = softmax(logits)
-        scale, offset = self.output_norm.affine(q.dtype)  # [2, 1, heads, 1, depth]
+        if training:
+            output = [
+                tf.einsum("bhij,bjhd->bhid", attention, v),
+                tf.einsum("bhij,ijd->bhid", attention, rv),
+            ]
+            return tf.reduce_sum(self.output_norm(tf.stack(output), training=True), axis=0)
+        scale, offset = (tf.cast(t, v.dtype) for t in self.output_norm.affine())
         output = tf.einsum("bhij,bjhd->bhid", attention, v * scale[0, :, :, 0])
-        return (
-            output
-            + (tf.einsum("bhij,ijd->bhid", attention, rv) * scale[1])
-            + (offset[0] + offset[1])
-        )
+        output += tf.einsum("bhij,ijd->bhid", attention, rv) * scale[1]
+        return output + (offset[0] + offset[1])
+
+
+def _moments(q, k, rq, rk):
+    """Means of the three terms of the logits and of their squares, float32 [3, 1, heads, 1, 1].
+
+    The terms are not made for it: sum_ij (q_i . k_j)^2 is the product, number by number, of
+    sum_i q_i q_i^T and sum_j k_j k_j^T.
+    """
+    sums = [
+        (_sums(q, "bihd", "bh"), _sums(k, "bihd", "bh"), "bh", "bh"),
+        (_sums(q, "bihd", "ih"), _sums(rq, "ijd", "i"), "ih", "i"),
+        (_sums(k, "bihd", "ih"), _sums(rk, "jid", "i"), "ih", "i"),
+    ]
+    pairs = tf.cast(tf.shape(q)[0] * q.shape[1] ** 2, tf.float32)
+    moments = [
+        [tf.einsum(f"{a}{depth},{b}{depth}->h", x[i], y[i]) / pairs for x, y, a, b in sums]
+        for i, depth in enumerate(("d", "de"))
+    ]
+    return [tf.reshape(tf.stack(m), [3, 1, -1, 1, 1]) for m in moments]
+
+
+def _sums(x, axes, kept):
+    """Over all axes but those kept: x, and its outer product with itself; float32."""
+    other = axes.replace("d", "e")
+
+    @tf.custom_gradient
+    def squares(x):
+        def gradient(upstream):
+            # One product where TensorFlow makes two, for the two places of x are alike.
+            both = upstream + tf.linalg.matrix_transpose(upstream)
+            return tf.einsum(f"{kept}de,{other}->{axes}", tf.cast(both, x.dtype), x)
+
+        wide = tf.cast(x, tf.float32)
+        return tf.einsum(f"{axes},{other}->{kept}de", wide, wide), gradient
+
+    return tf.einsum(f"{axes}->{kept}d", tf.cast(x, tf.float32)), squares(x)
 
 
 class AxialAttention2D(tf_keras.layers.Layer):

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.layers import DropPath, truncated_normal
+from kmax_tf.model.layers import Conv2D, DropPath, gelu, truncated_normal
 
 
 def _norm():
@@ -13,9 +13,7 @@ def _norm():
 
 def _patches(channels, size):
     """Convolution of patches that do not overlap."""
-    return tf_keras.layers.Conv2D(
-        channels, size, strides=size, kernel_initializer=truncated_normal(0.02)
-    )
+    return Conv2D(channels, size, size, padding="same", kernel_initializer=truncated_normal(0.02))
 
 
 def _dense(channels, activation=None):
@@ -34,7 +32,7 @@ class Block(tf_keras.layers.Layer):
             7, padding="same", depthwise_initializer=truncated_normal(0.02)
         )
         self.norm = _norm()
-        self.expand, self.project = _dense(4 * channels, "gelu"), _dense(channels)
+        self.expand, self.project = _dense(4 * channels, gelu), _dense(channels)
         self.drop_path = DropPath(keep)
 
     def build(self, shape):

@@ -8,6 +8,7 @@ import tf_keras
 
 from kmax_tf.model.layers import (
     BatchNorm,
+    Conv2D,
     ConvBN,
     DenseBN,
     DepthwiseBN,
@@ -34,9 +35,7 @@ class PredictionHead(tf_keras.layers.Layer):
         super().__init__()
         self.depthwise = DepthwiseBN(activation)
         self.pointwise = ConvBN(channels, activation=activation)
-        self.pixel_projection = tf_keras.layers.Conv2D(
-            depth, 1, kernel_initializer=truncated_normal(0.01)
-        )
+        self.pixel_projection = Conv2D(depth, 1, kernel_initializer=truncated_normal(0.01))
         self.pixel_norm = BatchNorm()
         self.mask_projection = DenseBN(depth)
         self.mask_norm = BatchNorm(axis=(), gamma=0.1)
@@ -113,7 +112,7 @@ class SemanticBranch(tf_keras.layers.Layer):
             [DepthwiseBN(activation), ConvBN(channels, activation=activation)] for _ in low_level
         ]
         self.head = [DepthwiseBN(activation), ConvBN(channels, activation=activation)]
-        self.classifier = tf_keras.layers.Conv2D(
+        self.classifier = Conv2D(
             num_classes + void_channel, 1, kernel_initializer=truncated_normal(0.01)
         )
 

@@ -34,11 +34,16 @@ def random_uniform(shape):
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
+def compiled_by_xla():
+    """Whether what is traced here is for XLA, which is quick at other operations than the CPU's."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
 def resize_bilinear(x, size):
     """Bilinear resize, corners aligned, of [batch, height, width, channels] to size [2]."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x
-    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if compiled_by_xla():
         # XLA makes of TensorFlow's operation a gather of nine values for each one of the result.
         x = tf.einsum("Ww,bhwc->bhWc", _interpolation(x.shape[2], size[1], x.dtype), x)
         return tf.einsum("Hh,bhwc->bHwc", _interpolation(x.shape[1], size[0], x.dtype), x)
@@ -93,19 +98,35 @@ class BatchNorm(tf_keras.layers.Layer):
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         if self.fused and replicas == 1 and self.channels_last:
             y, mean, variance = self._fused(x, gamma, beta)
-        else:
-            mean, variance = self._statistics(x, replicas)
-            y = self._normalise(x, gamma, beta, mean, variance)
+            self._move(mean, variance)
+            return y
+        wide, keep = tf.cast(x, tf.float32), not self.channels_last
+        moments = (tf.reduce_mean(v, self.reduced, keepdims=keep) for v in (wide, tf.square(wide)))
+        scale, offset = self.training_affine(*moments)
+        return tf.cast(wide * scale + offset, x.dtype)
+
+    def training_affine(self, mean, mean_square):
+        """Scale and offset of a training step, which moves the moving statistics.
+
+        Arguments: float32 of the parameters' shape, this replica's means of x and of its square.
+        """
+        moments = tf.stack([mean, mean_square])
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            moments = context.all_reduce("MEAN", moments)
+        mean, variance = moments[0], tf.maximum(moments[1] - tf.square(moments[0]), 0.0)
+        self._move(mean, variance)
+        return self._affine(*map(tf.convert_to_tensor, (self.gamma, self.beta)), mean, variance)
+
+    def _move(self, mean, variance):
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             change = (moving - tf.stop_gradient(value)) * (1 - self.momentum)
             # A step that overflows is skipped, and must leave no trace here either.
             moving.assign_sub(tf.where(tf.math.is_finite(change), change, 0.0))
-        return y
 
-    def affine(self, dtype):
+    def affine(self):
         """Scale and offset of inference, of the parameters' shape, to be merged with neighbours."""
-        parameters = (self.gamma, self.beta, self.moving_mean, self.moving_variance)
-        return [tf.cast(v, dtype) for v in self._affine(*parameters)]
+        return self._affine(self.gamma, self.beta, self.moving_mean, self.moving_variance)
 
     def _affine(self, gamma, beta, mean, variance):
         scale = gamma * tf.math.rsqrt(variance + self.epsilon)
@@ -118,21 +139,8 @@ class BatchNorm(tf_keras.layers.Layer):
             return tf.compat.v1.nn.fused_batch_norm(
                 x, gamma, beta, *statistics, epsilon=self.epsilon, is_training=False
             )[0]
-        return self._normalise(x, gamma, beta, *statistics)
-
-    def _normalise(self, x, gamma, beta, mean, variance):
-        scale, offset = self._affine(gamma, beta, mean, variance)
+        scale, offset = self._affine(gamma, beta, *statistics)
         return tf.cast(tf.cast(x, tf.float32) * scale + offset, x.dtype)
-
-    def _statistics(self, x, replicas):
-        x = tf.cast(x, tf.float32)
-        keep = not self.channels_last
-        moments = tf.stack(
-            [tf.reduce_mean(v, self.reduced, keepdims=keep) for v in (x, tf.square(x))]
-        )
-        if replicas > 1:
-            moments = tf.distribute.get_replica_context().all_reduce("MEAN", moments)
-        return moments[0], tf.maximum(moments[1] - tf.square(moments[0]), 0.0)
 
     def _fused(self, x, gamma, beta):
         """One pass on a single replica; the operation gives the unbiased variance."""
@@ -165,9 +173,53 @@ def get_activation(name):
     return gelu if name == "gelu" else tf_keras.activations.get(name)
 
 
+@tf.custom_gradient
 def softmax(logits):
-    """Over the last axis, in float32 whatever the type."""
-    return tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
+    """Over the last axis, in float32 whatever the type; keeps for its gradient but the result."""
+    result = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
+
+    def gradient(upstream):
+        p, g = (tf.cast(t, tf.float32) for t in (result, upstream))
+        return tf.cast((g - tf.reduce_sum(g * p, axis=-1, keepdims=True)) * p, logits.dtype)
+
+    return result, gradient
+
+
+class Conv2D(tf_keras.layers.Conv2D):
+    """A "same" convolution, to XLA in the form that fits a TPU's memory.
+
+    There the channels of a convolution come in groups of 128, and in bfloat16 its images in groups
+    of 4, so that 3 channels or 2 images are mostly padding. So a strided kernel on few channels
+    sees as channels the pixels that lie within a stride, and in bfloat16 a 1 x 1 kernel becomes a
+    matrix product.
+    """
+
+    def call(self, x):
+        if compiled_by_xla() and self.kernel_size == (1, 1) and x.dtype == tf.bfloat16:
+            rows, columns = self.strides
+            x = tf.einsum("bhwc,cd->bhwd", x[:, ::rows, ::columns], self.kernel[0, 0])
+        elif compiled_by_xla() and self.strides[0] > 1 and x.shape[-1] < 16:
+            x = self._from_strides(x)
+        else:
+            return super().call(x)
+        return tf.nn.bias_add(x, self.bias) if self.use_bias else x
+
+    def _from_strides(self, x):
+        """The stride s becomes 1: [b, s * h, s * w, c] are [b, h, w, s * s * c]."""
+        stride, size = self.strides[0], self.kernel_size[0]
+        taps = -(-size // stride)
+        pads = []
+        for length in x.shape[1:3]:
+            outputs = -(-length // stride)
+            before = max((outputs - 1) * stride + size - length, 0) // 2
+            pads.append([before, (outputs + taps - 1) * stride - length - before])
+        x = tf.pad(x, [[0, 0], *pads, [0, 0]])
+        offsets = [(i, j) for i in range(stride) for j in range(stride)]
+        x = tf.concat([x[:, i::stride, j::stride] for i, j in offsets], axis=-1)
+        extra = taps * stride - size
+        kernel = tf.pad(self.kernel, [[0, extra], [0, extra], [0, 0], [0, 0]])
+        kernel = tf.concat([kernel[i::stride, j::stride] for i, j in offsets], axis=2)
+        return tf.nn.conv2d(x, kernel, 1, "VALID")
 
 
 class SparseConv2D(tf_keras.layers.Conv2D):
@@ -199,7 +251,7 @@ class ConvBN(tf_keras.layers.Layer):
     On the odd sizes that the model takes, "same" is the official symmetric padding.
     """
 
-    convolution = tf_keras.layers.Conv2D
+    convolution = Conv2D
 
     def __init__(self, filters, kernel_size=1, strides=1, dilation=1, activation=None, gamma=1.0):
         super().__init__()
@@ -237,7 +289,7 @@ class DepthwiseBN(tf_keras.layers.Layer):
     def call(self, x, training=None):
         if training or not self.conv.built:
             return self.activation(self.norm(self.conv(x)))
-        scale, offset = self.norm.affine(x.dtype)
+        scale, offset = (tf.cast(v, x.dtype) for v in self.norm.affine())
         kernel = tf.cast(self.conv.depthwise_kernel, x.dtype) * scale[:, None]
         y = tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
         return self.activation(tf.nn.bias_add(y, offset))

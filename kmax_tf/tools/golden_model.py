@@ -80,7 +80,7 @@ def compare(case, comparison) -> None:
     for tensor, value in (tensors | {"scalar": scalar}).items():
         _add(comparison, facts, case, f"train/{tensor}", value)
     _compare_statistics(case, comparison, model, before)
-    gradients = tape.gradient(scalar, model.trainable_variables)
+    gradients = tape.gradient(scalar, model.trainable_variables, unconnected_gradients="zero")
     gradients = {
         v.ref(): tf.convert_to_tensor(g).numpy()
         for v, g in zip(model.trainable_variables, gradients)

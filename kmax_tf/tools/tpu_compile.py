@@ -1,68 +1,171 @@
-"""Compiles the core of the training step with the real TPU compiler, on a machine without TPU.
+"""Compiles the training step for a TPU slice with the real TPU compiler, on a machine without TPU.
 
-The program is one core's forward pass, losses and gradients; it needs the extra `tpu_compile`.
+The program is what each core of the slice runs: augmentation where the device does it, forward
+pass, losses, matching, gradients, their sum over all cores, optimizer. It needs the extra
+`tpu_compile`.
 """
 
+import dataclasses
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.python.distribute import one_device_strategy
 
-from kmax_tf.data.targets import Targets
+from kmax_tf import batch
+from kmax_tf.data import example, pipeline
 from kmax_tf.files import InputError
-from kmax_tf.model.layers import random_seed
-from kmax_tf.train import training_losses
+from kmax_tf.train import make_trainer
 
-TOPOLOGIES = {"v3-8": "v3:2x2x1", "v3-32": "v3:4x4"}  # accelerator type -> libtpu's name
+
+class Topology(NamedTuple):
+    """A slice, and what one of its cores can do (cloud.google.com/tpu/docs/v3)."""
+
+    name: str  # libtpu's
+    cores: int
+    memory: float = 16 * 2**30  # bytes
+    bytes_per_second: float = 450e9
+    flops_per_second: float = 61.5e12  # of bfloat16 products
+
+
+TOPOLOGIES = {"v3-8": Topology("v3:2x2x1", 8), "v3-32": Topology("v3:4x4", 32)}
+PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
+DYNAMIC_OPS = ("Where", "Unique", "UniqueV2", "NonMaxSuppressionV3")
+DOUBLES = (tf.float64, tf.complex128)
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of one core's program."""
+    """What the compiler says of the program of one core."""
 
     arguments: int  # bytes
-    outputs: int  # bytes
+    outputs: int  # bytes, of which those that take an argument's place need none
     temporaries: int  # bytes
+    needed: int  # bytes, of all together at the fullest moment
     flops: float
     bytes_accessed: float
     estimated_seconds: float
 
 
-def step_function(experiment, batch_size):
-    """Forward, all losses and gradients, compiled by XLA, and the TensorSpecs of its arguments.
+class OutOfMemory(InputError):
+    """The program does not fit into a core's memory."""
 
-    `batch_size`: images a core. The function takes image and `Targets`, one after the other, and
-    returns the loss and the gradient of every trainable variable.
+
+def training_step(experiment, cores):
+    """The step that each of `cores` runs, and the TensorSpecs of its arguments.
+
+    The step is a tf.function with jit_compile=True that takes a core's part of a batch and updates
+    weights, moments and metrics. Raises InputError where the batch has no equal parts.
     """
-    model = experiment.build_model()
+    images = batch.deal(experiment, cores) * experiment.accumulation
+    trainer = make_trainer(experiment, _Slice(cores))
     options = experiment.training_input
-    height, width = ((side - 1) // model.output_stride + 1 for side in options.size)
 
-    def step(image, *targets):
-        with tf.GradientTape() as tape, random_seed(tf.constant([0, 0])):
-            losses = training_losses(model, experiment.criterion, image, Targets(*targets))
-            loss = tf.reduce_mean(losses.total)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        return [loss, *map(tf.convert_to_tensor, gradients)]
+    @tf.function
+    def one(record):
+        return pipeline.training_example(
+            [record, record],
+            example.parse,
+            experiment.dataset,
+            options,
+            stride=trainer.model.output_stride,
+            seed=tf.constant([0, 0]),
+        )
 
-    grid = [batch_size, height, width]
-    specs = [
-        tf.TensorSpec([batch_size, *options.size, 3], tf.float32),
-        tf.TensorSpec(grid, tf.int32),
-        tf.TensorSpec([batch_size, options.max_segments], tf.int32),
-        tf.TensorSpec(grid, tf.int32),
-        tf.TensorSpec(grid, tf.float32),
-    ]
-    return tf.function(step, jit_compile=True), specs
+    outputs = one.get_concrete_function(tf.TensorSpec([], tf.string)).structured_outputs
+    specs = [tf.TensorSpec([images, *t.shape], t.dtype) for t in tf.nest.flatten(outputs)]
+
+    @tf.function(jit_compile=True)
+    def step(*parts):
+        trainer.train_step(iter([tf.nest.pack_sequence_as(outputs, parts)]))
+
+    return step, specs
 
 
-def compile_for_tpu(function, specs, accelerator):
-    """Compiles a tf.function with jit_compile=True for one core of `accelerator`; -> `Compiled`.
+class _Slice(tf.distribute.Strategy):
+    """Traces what one replica of a slice runs, with the collective operations of XLA."""
 
-    Raises InputError for an unknown accelerator or without jax and libtpu.
+    def __init__(self, cores):
+        super().__init__(_SliceExtended(self, cores))
+
+
+class _SliceExtended(one_device_strategy.OneDeviceExtended):
+    def __init__(self, strategy, cores):
+        super().__init__(strategy, "/cpu:0")
+        self.cores = cores
+
+    @property
+    def _num_replicas_in_sync(self):
+        return self.cores
+
+    def _replica_ctx_all_reduce(self, reduce_op, value, options=None):
+        if self.cores == 1:
+            return value
+        mean = reduce_op == tf.distribute.ReduceOp.MEAN
+        group = tf.constant(np.arange(self.cores)[None], tf.int32)
+
+        def reduce(x):
+            x = gen_xla_ops.xla_all_reduce(x, group, reduce_op="Add", mode="CrossReplica")
+            return x / self.cores if mean else x
+
+        return tf.nest.map_structure(reduce, value)
+
+
+def lower(step, specs):
+    """The step as a serialized HLO module.
+
+    Raises InputError for what a TPU refuses (an operation in Python, double precision, a shape
+    that depends on values), named with the line of the source that asks for it.
+    """
+    operations = _operations(step.get_concrete_function(*specs).graph)
+    for operation in operations:
+        reason = _refusal(operation)
+        if reason:
+            raise InputError(f"{_line(operation)}: {operation.type} {reason}")
+    try:
+        return step.experimental_get_compiler_ir(*specs)(stage="hlo_serialized")
+    except (tf.errors.OpError, ValueError) as error:
+        named = re.search(r"\{\{node ([^}]+)\}\}", str(error))
+        lines = [_line(o) for o in operations if named and o.name == named[1]]
+        raise InputError(f"{lines[0] if lines else 'the step'}: {error}") from error
+
+
+def _operations(graph):
+    """All operations of a graph and of the functions in it."""
+    operations = list(graph.get_operations())
+    for name in graph._functions:
+        function = graph._get_function(name)
+        if getattr(function, "graph", None):
+            operations += _operations(function.graph)
+    return operations
+
+
+def _refusal(operation):
+    """Why a TPU does not run an operation, None if it does."""
+    if operation.type in PYTHON_OPS:
+        return "calls Python, which a TPU has not; use TensorFlow operations"
+    if operation.type in DYNAMIC_OPS:
+        return "makes a shape that depends on values; use a mask of static shape"
+    if any(output.dtype in DOUBLES for output in operation.outputs):
+        return "computes in double precision, which a TPU has not; cast to float32"
+    return None
+
+
+def _line(operation):
+    """FILE:LINE of the innermost line of ours that made an operation."""
+    ours = [frame for frame in operation.traceback if "site-packages" not in frame.filename]
+    return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else operation.name
+
+
+def compile_for_tpu(hlo, accelerator, replicas):
+    """Compiles a serialized HLO module for `replicas` cores of an accelerator; -> `Compiled`.
+
+    Raises InputError for an unknown accelerator or without jax and libtpu, and `OutOfMemory`.
     """
     if accelerator not in TOPOLOGIES:
-        raise InputError(f"accelerator {accelerator!r} is none of {', '.join(TOPOLOGIES)}")
+        raise InputError(f"topology {accelerator!r} is none of {', '.join(TOPOLOGIES)}")
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "JAX_PLATFORMS": "cpu",
@@ -72,29 +175,38 @@ def compile_for_tpu(function, specs, accelerator):
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     try:
+        from jax.errors import JaxRuntimeError
         from jax.experimental import topologies
         from jaxlib import _jax
     except ImportError as error:
         raise InputError(f"{error}: pip install -e .[tpu_compile]") from error
-    hlo = function.experimental_get_compiler_ir(*specs)(stage="hlo_serialized")
-    name = TOPOLOGIES[accelerator]
-    devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices[:1]
+    name = TOPOLOGIES[accelerator].name
+    devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices[:replicas]
     options = _jax.CompileOptions()
-    options.num_replicas = options.num_partitions = 1
-    options.device_assignment = _jax.DeviceAssignment.create(np.zeros([1, 1], np.int64))
-    program = devices[0].client.compile(_module(hlo), _jax.DeviceList(tuple(devices)), options)
+    options.num_replicas, options.num_partitions = replicas, 1
+    options.device_assignment = _jax.DeviceAssignment.create(np.arange(replicas)[:, None])
+    try:
+        program = devices[0].client.compile(
+            stablehlo(hlo), _jax.DeviceList(tuple(devices)), options
+        )
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise OutOfMemory(str(error)) from error
+        raise
     memory, cost = program.get_compiled_memory_stats(), program.cost_analysis()
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     return Compiled(
-        memory.argument_size_in_bytes,
-        memory.output_size_in_bytes,
+        arguments,
+        outputs,
         memory.temp_size_in_bytes,
+        arguments + outputs - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
         cost["flops"],
         cost["bytes accessed"],
         cost["optimal_seconds"],
     )
 
 
-def _module(hlo):
+def stablehlo(hlo):
     """An HLO proto as a StableHLO module that the TPU compiler takes."""
     from jax.extend import mlir
     from jax.interpreters.mlir import make_ir_context
@@ -113,3 +225,12 @@ def _module(hlo):
         operation.results[0].replace_all_uses_with(operation.operands[0])
         operation.erase()
     return module
+
+
+def portable(experiment, cores):
+    """One core's step, without the sums over the cores, as bytes for scripts/time_stablehlo.py."""
+    from jaxlib.mlir.dialects import stablehlo as dialect
+
+    share = dataclasses.replace(experiment, batch_size=experiment.batch_size // cores)
+    module = stablehlo(lower(*training_step(share, 1)))
+    return dialect.serialize_portable_artifact(module, dialect.get_minimum_version())

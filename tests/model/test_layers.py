@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
-from kmax_tf.model.layers import SparseConv2D, gelu, resize_bilinear
+from kmax_tf.model.layers import Conv2D, SparseConv2D, gelu, resize_bilinear, softmax
 
 
 @pytest.mark.parametrize("dilation", [1, 6, 12])
@@ -57,3 +57,45 @@ def test_gradient_of_gelu():
     x = x.numpy().astype(np.float64)
     expected = scipy.special.ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
     np.testing.assert_allclose(slope, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "size", "strides"),
+    [(3, 7, 2), (3, 3, 2), (3, 4, 4), (5, 1, 1), (20, 1, 2), (20, 3, 2)],
+)
+def test_a_convolution_under_xla_is_that_of_tensorflow(channels, size, strides, dtype):
+    generator = np.random.default_rng(size)
+    image, kernel = (
+        tf.cast(tf.constant(generator.integers(-3, 4, shape)), dtype)
+        for shape in ([2, 17, 33, channels], [size, size, channels, 4])
+    )
+    layer = Conv2D(4, size, strides, padding="same", dtype=dtype)
+    layer.build(image.shape)
+    layer.kernel.assign(kernel)
+
+    @tf.function(jit_compile=True)
+    def compiled(image):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            y = layer(image)
+        return y, *tape.gradient(y, [image, layer.kernel], output_gradients=y / 64)
+
+    with tf.GradientTape() as tape:
+        tape.watch([image, kernel])
+        y = tf.nn.conv2d(image, kernel, strides, "SAME")
+    expected = y, *tape.gradient(y, [image, kernel], output_gradients=y / 64)
+    # Whole numbers, so that the products are exact; the sums of bfloat16 are not.
+    tolerance = 1e-5 if dtype == tf.float32 else 0.02
+    for ours, theirs in zip(compiled(image), expected, strict=True):
+        ours, theirs = (np.asarray(tf.cast(t, tf.float32)) for t in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+
+
+def test_softmax_has_the_gradient_of_tensorflow():
+    logits = tf.constant(np.random.default_rng(0).normal(size=[2, 3, 7]), tf.float32)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(logits)
+        values = [tf.reduce_sum(f(logits) ** 2) for f in (softmax, tf.nn.softmax)]
+    gradients = [tape.gradient(value, logits) for value in values]
+    np.testing.assert_allclose(*gradients, atol=1e-6)

@@ -1,0 +1,69 @@
+"""Times a training step that scripts/tpu_compile.py --stablehlo wrote; needs JAX alone.
+
+scripts/time_stablehlo.py FILE
+
+Runs it with random input on the first device that JAX finds, and prints milliseconds.
+"""
+
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.extend.backend import get_backend
+from jax.interpreters.mlir import make_ir_context
+from jaxlib import _jax
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+
+RUNS = 10
+
+
+def random_arrays(module, generator):
+    """An array for each argument of the module's main function."""
+    arrays = []
+    for argument in module.body.operations[0].type.inputs:
+        shape = ir.RankedTensorType(argument).shape
+        kind = str(ir.RankedTensorType(argument).element_type)
+        if kind.startswith(("f", "bf")):
+            array = generator.random(shape).astype(jax.numpy.dtype(_name(kind)))
+        else:
+            array = generator.integers(0, 2, shape).astype(_name(kind))
+        arrays.append(jax.device_put(array))
+    return arrays
+
+
+def _name(kind):
+    """NumPy's name of an MLIR type."""
+    if kind == "i1":
+        return "bool"
+    prefix = {"bf": "bfloat", "f": "float", "i": "int", "ui": "uint"}
+    letters = kind.rstrip("0123456789")
+    return prefix[letters] + kind.removeprefix(letters)
+
+
+def main(path):
+    with open(path, "rb") as file:
+        module = stablehlo.deserialize_portable_artifact(make_ir_context(), file.read())
+    device = jax.devices()[0]
+    program = get_backend().compile_and_load(
+        module, _jax.DeviceList((device,)), _jax.CompileOptions()
+    )
+    arrays = random_arrays(module, np.random.default_rng(0))
+    times = []
+    for _ in range(1 + RUNS):
+        start = time.perf_counter()
+        results = program.execute_sharded(arrays).disassemble_into_single_device_arrays()
+        jax.block_until_ready(results)
+        times.append(time.perf_counter() - start)
+    median, least = statistics.median(times[1:]), min(times[1:])
+    print(
+        f"{device.device_kind}: {1000 * median:.1f} ms, at least {1000 * least:.1f}, of {RUNS} runs"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])
