@@ -90,6 +90,7 @@ class BatchNorm(tf_keras.layers.Layer):
         self.beta = self.add_weight("beta", initializer="zeros", **own)
         self.moving_mean = self.add_weight("moving_mean", initializer="zeros", **statistics)
         self.moving_variance = self.add_weight("moving_variance", initializer="ones", **statistics)
+        super().build(shape)
 
     def call(self, x, training=None):
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)

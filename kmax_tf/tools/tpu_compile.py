@@ -100,6 +100,9 @@ class _SliceExtended(one_device_strategy.OneDeviceExtended):
     def _num_replicas_in_sync(self):
         return self.cores
 
+    def _use_merge_call(self):
+        return False  # replicas meet in `_replica_ctx_all_reduce`
+
     def _replica_ctx_all_reduce(self, reduce_op, value, options=None):
         if self.cores == 1:
             return value
@@ -133,13 +136,10 @@ def lower(step, specs):
 
 
 def _operations(graph):
-    """All operations of a graph and of the functions in it."""
-    operations = list(graph.get_operations())
-    for name in graph._functions:
-        function = graph._get_function(name)
-        if getattr(function, "graph", None):
-            operations += _operations(function.graph)
-    return operations
+    """All operations of the functions in a graph, then of the graph itself."""
+    functions = (graph._get_function(name) for name in graph._functions)
+    inner = [f.graph for f in functions if getattr(f, "graph", None)]
+    return [o for g in inner for o in _operations(g)] + graph.get_operations()
 
 
 def _refusal(operation):

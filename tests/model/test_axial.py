@@ -24,6 +24,7 @@ def test_training_is_the_formula_of_axial_deeplab(length):
         variable.assign(generator.normal(1.0, 0.5, variable.shape))
     layer.similarity_norm.moving_mean.assign_add(1.0 + tf.zeros_like(layer.similarity_norm.beta))
     output = layer(x, training=True)
+    assert len(layer.trainable_variables) == 4 + 3 * 2
 
     qkv, _, _ = normalised(x @ layer.qkv_kernel.numpy(), (0, 1))
     qkv = qkv * layer.qkv_norm.gamma.numpy() + layer.qkv_norm.beta.numpy()

@@ -1,0 +1,75 @@
+"""The step for the TPU compiler: what a TPU refuses is named, and the cores sum what they should."""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf.files import InputError
+from kmax_tf.tools import tpu_compile, tpu_report
+
+SPECS = [tf.TensorSpec([4, 4], tf.float32)]
+
+
+def calls_python(x):
+    return tf.numpy_function(np.sin, [x], tf.float32)
+
+
+def depends_on_values(x):
+    return tf.where(x > 0)
+
+
+def is_double(x):
+    return tf.cast(x, tf.float64) * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (calls_python, "calls Python"),
+        (depends_on_values, "makes a shape that depends on values"),
+        (is_double, "computes in double precision"),
+    ],
+)
+def test_what_a_tpu_refuses_is_named_with_its_line(function, reason):
+    line = inspect.getsourcelines(function)[1] + 1
+    step = tf.function(lambda x: tf.cond(x[0, 0] > 0, lambda: function(x), lambda: function(x)))
+    with pytest.raises(InputError, match=re.escape(f"{__file__}:{line}: ")) as error:
+        tpu_compile.lower(step, SPECS)
+    assert reason in str(error.value)
+
+
+def test_the_batch_must_be_dealt_to_the_cores(tiny):
+    with pytest.raises(InputError, match="cannot be dealt to 32 replicas"):
+        tpu_compile.training_step(tiny(), 32)
+
+
+@pytest.mark.xla
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [1, 4])
+def test_the_cores_sum_gradients_and_statistics(tiny, cores):
+    experiment = tiny("experiment.Experiment.batch_size=4")
+    step, specs = tpu_compile.training_step(experiment, cores)
+    text = step.experimental_get_compiler_ir(*specs)(stage="hlo")
+    groups = re.findall(r"all-reduce.*replica_groups=(\{[{}\d,]*\})", text)
+    assert set(groups) == ({"{{0,1,2,3}}"} if cores == 4 else set())
+    assert specs[0].shape[0] == 4 // cores
+
+
+def test_a_report_reads_as_hours_and_images():
+    compiled = {
+        "fits": True,
+        "hbm_bytes": {"needed": 8_000_000_000, "available": 2**34},
+        "flops": 4e12,
+        "bytes_accessed": 2e11,
+        "estimated_seconds": 0.5,
+        "roofline_seconds": 0.44,
+        "images_per_second": 128.0,
+        "hours": 20.8,
+    }
+    text = tpu_report.text(compiled)
+    assert text.startswith("fits") and "128 images/s, 20.8 hours" in text
+    refused = tpu_report.text({"fits": False, "message": "Used 20G of 15.5G hbm"})
+    assert refused == "does not fit: Used 20G of 15.5G hbm"
