@@ -1,4 +1,4 @@
-"""The step for the TPU compiler: what a TPU refuses is named, and the cores sum what they should."""
+"""The step for the TPU compiler: what a TPU refuses is named, and the cores really meet."""
 
 import inspect
 import re
