@@ -1,7 +1,10 @@
 """The step for the TPU compiler: what a TPU refuses is named, and the cores really meet."""
 
 import inspect
+import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,3 +76,16 @@ def test_a_report_reads_as_hours_and_images():
     assert text.startswith("fits") and "128 images/s, 20.8 hours" in text
     refused = tpu_report.text({"fits": False, "message": "Used 20G of 15.5G hbm"})
     assert refused == "does not fit: Used 20G of 15.5G hbm"
+
+
+@pytest.mark.xla
+@pytest.mark.slow
+def test_the_step_runs_where_there_is_only_jax(tiny, tmp_path):
+    pytest.importorskip("jax")
+    path = tmp_path / "step.stablehlo"
+    path.write_bytes(tpu_compile.portable(tiny("experiment.Experiment.batch_size=2"), 2))
+    script = pathlib.Path(__file__).parents[2] / "scripts/time_stablehlo.py"
+    done = subprocess.run(
+        [sys.executable, script, path], capture_output=True, text=True, env={"JAX_PLATFORMS": "cpu"}
+    )
+    assert re.search(r"cpu: [\d.]+ ms, at least [\d.]+, of 10 runs", done.stdout), done.stderr
