@@ -13,7 +13,7 @@ def _norm():
 
 def _patches(channels, size):
     """Convolution of patches that do not overlap."""
-    return Conv2D(channels, size, size, padding="same", kernel_initializer=truncated_normal(0.02))
+    return Conv2D(channels, size, size, kernel_initializer=truncated_normal(0.02))
 
 
 def _dense(channels, activation=None):

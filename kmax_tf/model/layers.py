@@ -187,7 +187,7 @@ def softmax(logits):
 
 
 class Conv2D(tf_keras.layers.Conv2D):
-    """A "same" convolution, to XLA in the form that fits a TPU's memory.
+    """A convolution, to XLA in the form that fits a TPU's memory.
 
     There the channels of a convolution come in groups of 128, and in bfloat16 its images in groups
     of 4, so that 3 channels or 2 images are mostly padding. So a strided kernel on few channels
@@ -209,12 +209,14 @@ class Conv2D(tf_keras.layers.Conv2D):
         """The stride s becomes 1: [b, s * h, s * w, c] are [b, h, w, s * s * c]."""
         stride, size = self.strides[0], self.kernel_size[0]
         taps = -(-size // stride)
-        pads = []
+        pads, totals = [], []
         for length in x.shape[1:3]:
-            outputs = -(-length // stride)
+            valid = (length - size) // stride + 1
+            outputs = valid if self.padding == "valid" else -(-length // stride)
             before = max((outputs - 1) * stride + size - length, 0) // 2
-            pads.append([before, (outputs + taps - 1) * stride - length - before])
-        x = tf.pad(x, [[0, 0], *pads, [0, 0]])
+            totals.append((outputs + taps - 1) * stride)
+            pads.append([before, max(totals[-1] - length - before, 0)])
+        x = tf.pad(x, [[0, 0], *pads, [0, 0]])[:, : totals[0], : totals[1]]
         offsets = [(i, j) for i in range(stride) for j in range(stride)]
         x = tf.concat([x[:, i::stride, j::stride] for i, j in offsets], axis=-1)
         extra = taps * stride - size

@@ -60,17 +60,18 @@ def test_gradient_of_gelu():
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+@pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(
     ("channels", "size", "strides"),
     [(3, 7, 2), (3, 3, 2), (3, 4, 4), (5, 1, 1), (20, 1, 2), (20, 3, 2)],
 )
-def test_a_convolution_under_xla_is_that_of_tensorflow(channels, size, strides, dtype):
+def test_a_convolution_under_xla_is_that_of_tensorflow(channels, size, strides, padding, dtype):
     generator = np.random.default_rng(size)
     image, kernel = (
         tf.cast(tf.constant(generator.integers(-3, 4, shape)), dtype)
-        for shape in ([2, 17, 33, channels], [size, size, channels, 4])
+        for shape in ([2, 18, 33, channels], [size, size, channels, 4])
     )
-    layer = Conv2D(4, size, strides, padding="same", dtype=dtype)
+    layer = Conv2D(4, size, strides, padding=padding, dtype=dtype)
     layer.build(image.shape)
     layer.kernel.assign(kernel)
 
@@ -83,7 +84,7 @@ def test_a_convolution_under_xla_is_that_of_tensorflow(channels, size, strides, 
 
     with tf.GradientTape() as tape:
         tape.watch([image, kernel])
-        y = tf.nn.conv2d(image, kernel, strides, "SAME")
+        y = tf.nn.conv2d(image, kernel, strides, padding.upper())
     expected = y, *tape.gradient(y, [image, kernel], output_gradients=y / 64)
     # Whole numbers, so that the products are exact; the sums of bfloat16 are not.
     tolerance = 1e-5 if dtype == tf.float32 else 0.02
