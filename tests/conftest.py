@@ -1,12 +1,14 @@
 """What several tests share: a few images of the embedded dataset, and a toy model on them."""
 
 import functools
+import gc
 import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 from data_prep import coco_format, convert, demo, pool
 from kmax_tf import config
@@ -77,6 +79,16 @@ def tiny(records, tmp_path):
         return config.load(Experiment, str(path), bindings)
 
     return load
+
+
+@pytest.fixture
+def forget_models():
+    """Frees the models that were traced: TensorFlow never forgets a custom gradient in a graph."""
+    yield
+    registry = ops.gradient_registry._registry
+    for name in [n for n in registry if n.startswith("CustomGradient")]:
+        del registry[name]
+    gc.collect()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from kmax_tf import config
 from kmax_tf.experiment import Experiment
 from kmax_tf.tools import describe
 
+pytestmark = pytest.mark.usefixtures("forget_models")
+
 ROOT = pathlib.Path(__file__).parents[2]
 DECODERS = {"coco": 11_747_472, "cityscapes": 11_604_452, "ade20k": 11_773_686}
 HEADS = {"coco": 173_576, "cityscapes": 108_054, "ade20k": 177_945}

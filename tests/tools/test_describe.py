@@ -11,6 +11,8 @@ from kmax_tf import config
 from kmax_tf.experiment import Experiment
 from kmax_tf.tools import describe
 
+pytestmark = pytest.mark.usefixtures("forget_models")
+
 COCO, CITYSCAPES = (800, 1200), (1025, 2049)
 # Height and width, and the billions of multiply-adds in the paper's tables 1 to 5.
 PAPER = {
