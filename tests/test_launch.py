@@ -71,6 +71,12 @@ def write(path, text, executable=False):
         path.chmod(0o755)
 
 
+def default_signals():
+    """For bash cannot catch what was ignored before it: by nohup, or in the background."""
+    for kind in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_DFL)
+
+
 class Cloud:
     """A clone of the project, whose programs are stand-ins, and the cloud that it sees."""
 
@@ -119,6 +125,7 @@ class Cloud:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=default_signals,
         )
 
     def launch(self, *words):
