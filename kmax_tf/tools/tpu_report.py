@@ -15,7 +15,7 @@ COLUMNS = (
     "HBM, GB",
     "TFLOP",
     "GB accessed",
-    "estimate, s",
+    "estimate",
     "images/s",
     "hours",
 )
@@ -27,9 +27,9 @@ def report(experiment, accelerator):
 
     "fits"; "hbm_bytes" of a core: "arguments", "outputs", "temporaries", "needed" (outputs that
     take an argument's place counted once), "available"; "flops"; "bytes_accessed";
-    "estimated_seconds", the compiler's; "roofline_seconds", the longer of the arithmetic and the
-    traffic at the core's full speed; "images_per_second" and "hours" of the schedule by the
-    estimate. If the step does not fit there is nothing but "fits" and "message".
+    "estimated_seconds", the compiler's, None where it has none; "roofline_seconds", the longer of
+    the arithmetic and the traffic at the core's full speed; "images_per_second" and "hours" of the
+    schedule by the longer of both. If it does not fit there is but "fits" and "message".
     """
     topology = TOPOLOGIES[accelerator]
     step, specs = tpu_compile.training_step(experiment, topology.cores)
@@ -41,6 +41,9 @@ def report(experiment, accelerator):
         return {"fits": False, "message": str(error)}
     traffic = compiled.bytes_accessed / topology.bytes_per_second
     arithmetic = compiled.flops / topology.flops_per_second
+    # Seen below 0 for whole steps: it has no estimate for some part of them.
+    estimate = compiled.estimated_seconds if compiled.estimated_seconds > 0 else None
+    seconds = max(estimate or 0, traffic, arithmetic)
     return {
         "fits": compiled.needed <= topology.memory,
         "hbm_bytes": {
@@ -52,10 +55,10 @@ def report(experiment, accelerator):
         },
         "flops": compiled.flops,
         "bytes_accessed": compiled.bytes_accessed,
-        "estimated_seconds": compiled.estimated_seconds,
+        "estimated_seconds": estimate,
         "roofline_seconds": max(traffic, arithmetic),
-        "images_per_second": experiment.batch_size / compiled.estimated_seconds,
-        "hours": experiment.steps * compiled.estimated_seconds / 3600,
+        "images_per_second": experiment.batch_size / seconds,
+        "hours": experiment.steps * seconds / 3600,
         "images_a_core": experiment.batch_size // topology.cores,
     }
 
@@ -70,12 +73,18 @@ def text(compiled):
     lines += [
         f"  {'arithmetic':<22}{compiled['flops'] / 1e12:>8.2f} TFLOP",
         f"  {'memory traffic':<22}{compiled['bytes_accessed'] / 1e9:>8.1f} GB",
-        f"a step takes {compiled['estimated_seconds']:.3f} s by the compiler's estimate,"
+        f"a step takes {_seconds(compiled)} by the compiler's estimate,"
         f" {compiled['roofline_seconds']:.3f} s at the core's full speed:",
         f"  {compiled['images_per_second']:.0f} images/s, {compiled['hours']:.1f} hours"
         " for the whole schedule",
     ]
     return "\n".join(lines)
+
+
+def _seconds(compiled):
+    """The compiler's estimate as text."""
+    estimate = compiled["estimated_seconds"]
+    return f"{estimate:.3f} s" if estimate else "unknown"
 
 
 def table_row(script, path, bindings, accelerator):
@@ -99,7 +108,7 @@ def table_row(script, path, bindings, accelerator):
         f"{compiled['hbm_bytes']['needed'] / 1e9:.1f}",
         f"{compiled['flops'] / 1e12:.2f}",
         f"{compiled['bytes_accessed'] / 1e9:.0f}",
-        f"{compiled['estimated_seconds']:.3f}",
+        _seconds(compiled),
         f"{compiled['images_per_second']:.0f}",
         f"{compiled['hours']:.1f}",
     ]

@@ -74,6 +74,8 @@ def test_a_report_reads_as_hours_and_images():
     }
     text = tpu_report.text(compiled)
     assert text.startswith("fits") and "128 images/s, 20.8 hours" in text
+    unknown = tpu_report.text(compiled | {"estimated_seconds": None})
+    assert "takes unknown by" in unknown and "0.440 s at the core's full speed" in unknown
     refused = tpu_report.text({"fits": False, "message": "Used 20G of 15.5G hbm"})
     assert refused == "does not fit: Used 20G of 15.5G hbm"
 
