@@ -4,6 +4,7 @@ import functools
 import gc
 import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -79,6 +80,23 @@ def tiny(records, tmp_path):
         return config.load(Experiment, str(path), bindings)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def two_replicas() -> tf.distribute.MirroredStrategy:
+    """One for all tests: another's collectives would get the numbers of this one's."""
+    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+
+
+@pytest.fixture(scope="session")
+def default_signals():
+    """A function for subprocess's `preexec_fn`: what was ignored, as by nohup, is heard again."""
+
+    def reset():
+        for kind in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, signal.SIG_DFL)
+
+    return reset
 
 
 @pytest.fixture

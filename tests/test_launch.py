@@ -71,16 +71,11 @@ def write(path, text, executable=False):
         path.chmod(0o755)
 
 
-def default_signals():
-    """For bash cannot catch what was ignored before it: by nohup, or in the background."""
-    for kind in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_DFL)
-
-
 class Cloud:
     """A clone of the project, whose programs are stand-ins, and the cloud that it sees."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, default_signals):
+        self.default_signals = default_signals
         self.clone, self.path = folder / "clone", folder / "cloud"
         script = (ROOT / "scripts/launch_tpu.sh").read_text()
         write(self.clone / "scripts/launch_tpu.sh", script, executable=True)
@@ -125,7 +120,7 @@ class Cloud:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=default_signals,
+            preexec_fn=self.default_signals,  # bash cannot catch what was ignored before it
         )
 
     def launch(self, *words):
@@ -149,8 +144,8 @@ class Cloud:
 
 
 @pytest.fixture
-def cloud(tmp_path):
-    cloud = Cloud(tmp_path)
+def cloud(tmp_path, default_signals):
+    cloud = Cloud(tmp_path, default_signals)
     yield cloud
     for path in cloud.path.glob("**/*.pid"):
         with contextlib.suppress(ProcessLookupError):

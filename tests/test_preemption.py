@@ -43,10 +43,10 @@ def test_the_first_signal_is_noted_and_the_handlers_come_back():
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_signal_ends_it_at_once(second):
+def test_the_second_signal_ends_it_at_once(second, default_signals):
     command = [sys.executable, "-c", IN_A_LOOP_OF_STEPS]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command, **pipes) as process:
+    with subprocess.Popen(command, preexec_fn=default_signals, **pipes) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         while not process.stderr.readline().startswith("SIGTERM: saving after this loop"):

@@ -60,9 +60,8 @@ def expected(tiny, tmp_path):
     return losses(tmp_path / "one")
 
 
-def test_mirrored(tiny, tmp_path, expected):
-    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-    train.train(tiny(*BINDINGS), str(tmp_path / "two"), strategy)
+def test_mirrored(tiny, tmp_path, expected, two_replicas):
+    train.train(tiny(*BINDINGS), str(tmp_path / "two"), two_replicas)
     assert_same(tmp_path / "two", expected)
 
 
