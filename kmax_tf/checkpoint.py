@@ -13,7 +13,7 @@ import re
 import tensorflow as tf
 from absl import logging
 
-from kmax_tf.files import InputError, make_folder
+from kmax_tf.files import InputError, first_line, make_folder
 
 FOLDER = "checkpoints"
 UNREADABLE = (tf.errors.OpError, IndexError)  # the latter from a truncated file
@@ -78,7 +78,7 @@ def resume(saver, run_dir):
             saver.read(path).assert_existing_objects_matched()
             return path
         except UNREADABLE as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             logging.warning("%s cannot be read (%s); trying the one before", path, reason)
         except (AssertionError, ValueError) as error:
             raise InputError(_foreign(path, error)) from error
@@ -100,14 +100,14 @@ def restore_model(model, path):
         status = tf.train.Checkpoint(**{item: model}).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{path}: cannot be read ({reason}); use another checkpoint") from error
     except (AssertionError, ValueError) as error:
         raise InputError(_foreign(path, error)) from error
 
 
 def _foreign(path, error):
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     return f"{path}: is of another model ({reason}); use the gin file it was trained with"
 
 

@@ -31,7 +31,7 @@ import tensorflow as tf
 from gin import config as gin_config
 from gin import config_parser
 
-from kmax_tf.files import InputError, read_bytes
+from kmax_tf.files import InputError, first_line, read_bytes
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of gin/
 _DYNAMIC = "__gin__.dynamic_registration"
@@ -102,7 +102,7 @@ def load(target: Callable, gin_file: str, bindings: Sequence[str] = ()) -> Any:
         try:
             gin.parse_config(_named(source.name, source.text))
         except (SyntaxError, NameError, ValueError) as error:
-            raise InputError(f"{source.name}: {_first_line(error)}") from None
+            raise InputError(f"{source.name}: {first_line(error)}") from None
     _forget_unreachable_macros()
     gin.finalize()
     return _build(target, path)
@@ -182,7 +182,7 @@ def _parse(name: str, text: str) -> list:
     except SyntaxError as error:
         unread = re.search(r"Failed to parse token '(.*)'", error.msg)
         message = (
-            f"cannot read {unread[1]} (a string needs quotes)" if unread else _first_line(error.msg)
+            f"cannot read {unread[1]} (a string needs quotes)" if unread else first_line(error.msg)
         )
         raise InputError(f"{name}:{error.lineno}: {message}") from None
     except tokenize.TokenError as error:
@@ -382,7 +382,7 @@ def _build(target: Callable, path: str) -> Any:
     try:
         return gin.get_configurable(target)()
     except InputError as error:
-        raise InputError(f"{path}: {_first_line(error)}") from None
+        raise InputError(f"{path}: {first_line(error)}") from None
     except TypeError as error:
         missing = re.match(
             r"([\w.]+?)(?:\.__init__)?\(\) missing \d+ required .*?: (.*)", str(error)
@@ -407,7 +407,3 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {known[close[0]]!r}?"
     return f"; there are: {', '.join(known.values())}" if 0 < len(known) <= 20 else ""
-
-
-def _first_line(error: object) -> str:
-    return str(error).split("\n")[0]

@@ -11,6 +11,11 @@ class InputError(ValueError):
     """Something the user gave is wrong: one line that names the file, the field and the remedy."""
 
 
+def first_line(error: object) -> str:
+    """Returns what others' errors say first, and often at length afterwards."""
+    return str(error).split("\n")[0]
+
+
 def read_bytes(path: str) -> bytes:
     """Returns the content of a file; InputError if it is missing or cannot be read."""
     try:

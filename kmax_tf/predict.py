@@ -8,7 +8,7 @@ from tqdm import tqdm
 from kmax_tf import visualize
 from kmax_tf.coco_writer import PanopticWriter
 from kmax_tf.data.datasets import parse_categories
-from kmax_tf.files import InputError, read_bytes, read_json, write_atomic
+from kmax_tf.files import InputError, first_line, read_bytes, read_json, write_atomic
 
 CATEGORIES = "categories.json"  # in an export, beside the SavedModel
 IMAGES = (".jpg", ".jpeg", ".png")
@@ -25,7 +25,7 @@ def load(export_dir):
     try:
         return tf.saved_model.load(export_dir), categories
     except (OSError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{export_dir}: cannot be read ({reason}); export again") from error
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 from absl import app, logging
 
-from kmax_tf.files import InputError
+from kmax_tf.files import InputError, first_line
 
 _PRECISIONS = ("float32", "mixed_bfloat16")
 
@@ -59,7 +59,7 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (AttributeError, KeyError, TypeError, ValueError, tf.errors.OpError) as error:
         raise InputError(
-            f"TF_CONFIG cannot be used ({_first_line(error)}); write"
+            f"TF_CONFIG cannot be used ({first_line(error):.200}); write"
             ' {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
         ) from error
 
@@ -86,13 +86,9 @@ def _tpu_strategy(name: str) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
         raise InputError(
-            f"TPU {name!r} cannot be reached from here: {_first_line(error)}"
+            f"TPU {name!r} cannot be reached from here: {first_line(error):.200}"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0][:200]
 
 
 def service_address(address: str) -> str:

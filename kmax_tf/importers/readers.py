@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.files import InputError, read_bytes
+from kmax_tf.files import InputError, first_line, read_bytes
 from kmax_tf.importers import torch_file
 
 _BFLOAT16 = tf.bfloat16.as_numpy_dtype
@@ -79,7 +79,7 @@ def _read_tensorflow(prefix, wanted):
         names = _chosen(prefix, reader.get_variable_to_shape_map(), wanted)
         return {name: reader.get_tensor(name) for name in names}
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{prefix}: cannot be read ({reason}); use another checkpoint") from error
 
 
