@@ -289,8 +289,12 @@ class DepthwiseBN(tf_keras.layers.Layer):
         self.norm = BatchNorm()
         self.activation = get_activation(activation)
 
+    def build(self, shape):
+        self.conv.build(shape)  # in inference neither is called
+        self.norm.build(shape)
+
     def call(self, x, training=None):
-        if training or not self.conv.built:
+        if training:
             return self.activation(self.norm(self.conv(x)))
         scale, offset = (tf.cast(v, x.dtype) for v in self.norm.affine())
         kernel = tf.cast(self.conv.depthwise_kernel, x.dtype) * scale[:, None]
