@@ -271,21 +271,8 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
     )
 
     def after_loop(scalars):
-        step = int(trainer.step.numpy())
-        for line in skipped.report(experiment, found, trainer.skipped.since(progress.n)):
-            progress.write(line, sys.stderr)
-        skipped.check(trainer.skipped, step)
-        if (
-            progress.n == start
-            and scalars["void_share"] == 0
-            and experiment.criterion.unmatched == "void"
-        ):
-            progress.write(NO_VOID, sys.stderr)
-        progress.update(step - progress.n)
-        damaged = scalars.get("damaged_records")
-        note = f", {damaged:.0f} damaged records skipped" if damaged else ""
-        images = experiment.batch_size * (progress.format_dict["rate"] or 0)
-        progress.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
+        _report(progress, experiment, found, trainer, scalars)
+        step = progress.n
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
             checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
@@ -296,22 +283,49 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
     def steps_to_run(step):  # so that loops end where checkpoints are due, wherever it went on from
         return experiment.steps_per_loop - step % experiment.steps_per_loop
 
+    with (
+        _named_errors(experiment, found),
+        preemption.watch() as terminated,
+        progress,
+        contextlib.redirect_stdout(io.StringIO()),  # orbit prints every scalar
+    ):
+        # Without a checkpoint manager, whose newest checkpoint orbit would insist on.
+        orbit.Controller(
+            global_step=trainer.step,
+            trainer=trainer,
+            strategy=strategy,
+            train_actions=[after_loop],
+            steps_per_loop=steps_to_run,
+            summary_interval=experiment.steps_per_loop,
+            summary_dir=os.path.join(folder, "train"),
+        ).train(experiment.steps)
+    return trainer.model
+
+
+def _report(progress, experiment, found, trainer, scalars):
+    """After a loop of steps: the progress line, and what the user should know.
+
+    Raises InputError after too many skipped steps in a row.
+    """
+    step = int(trainer.step.numpy())
+    for line in skipped.report(experiment, found, trainer.skipped.since(progress.n)):
+        progress.write(line, sys.stderr)
+    skipped.check(trainer.skipped, step)
+    void_matters = experiment.criterion.unmatched == "void"
+    if progress.n == progress.initial and scalars["void_share"] == 0 and void_matters:
+        progress.write(NO_VOID, sys.stderr)
+    progress.update(step - progress.n)
+    damaged = scalars.get("damaged_records")
+    note = f", {damaged:.0f} damaged records skipped" if damaged else ""
+    images = experiment.batch_size * (progress.format_dict["rate"] or 0)
+    progress.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
+
+
+@contextlib.contextmanager
+def _named_errors(experiment, found):
+    """Within it an input that TensorFlow cannot read is an InputError that names the record."""
     try:
-        with (
-            preemption.watch() as terminated,
-            progress,
-            contextlib.redirect_stdout(io.StringIO()),  # orbit prints every scalar
-        ):
-            # Without a checkpoint manager, whose newest checkpoint orbit would insist on.
-            orbit.Controller(
-                global_step=trainer.step,
-                trainer=trainer,
-                strategy=strategy,
-                train_actions=[after_loop],
-                steps_per_loop=steps_to_run,
-                summary_interval=experiment.steps_per_loop,
-                summary_dir=os.path.join(folder, "train"),
-            ).train(experiment.steps)
+        yield
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
         records.check(found)
         raise
@@ -322,4 +336,3 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
             f"{experiment.data_dir}: split {experiment.train_split!r} does not hold as many"
             f" records as {datasets.FILE_NAME} says; convert again"
         ) from error
-    return trainer.model
