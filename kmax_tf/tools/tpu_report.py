@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from kmax_tf.files import InputError
+from kmax_tf.files import first_line
 from kmax_tf.tools import tpu_compile
 from kmax_tf.tools.tpu_compile import TOPOLOGIES
 
@@ -90,17 +90,19 @@ def _seconds(compiled):
 def table_row(script, path, bindings, accelerator):
     """One row of the table under `HEAD`; the compiler runs in a process of its own.
 
-    Its memory is free again for the next. Raises InputError where the process does.
+    Its memory is free again for the next. What is wrong with an experiment stands in its row.
     """
     command = [sys.executable, script, f"--gin_file={path}", f"--topology={accelerator}", "--json"]
     command += [f"--gin={binding}" for binding in bindings]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(f"{path}: {done.stderr.strip().splitlines()[-1]}")
-    compiled = json.loads(done.stdout)
     name = path.rsplit("/", 1)[-1].removesuffix(".gin")
+    if done.returncode:
+        compiled = {"fits": False, "message": done.stderr.strip().splitlines()[-1]}
+    else:
+        compiled = json.loads(done.stdout.splitlines()[-1])
     if "hbm_bytes" not in compiled:
-        return f"| {name} | | no {'| ' * (len(COLUMNS) - 3)}|"
+        reason = first_line(compiled["message"]).replace("|", "/")
+        return f"| {name} | | no: {reason} {'| ' * (len(COLUMNS) - 3)}|"
     cells = [
         name,
         str(compiled["images_a_core"]),
