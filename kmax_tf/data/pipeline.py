@@ -130,6 +130,7 @@ def ordered_records(found, options, *, seed, start=0, host=0, num_hosts=1):
     """The host's `Records` from position `start` of the endless order of all hosts.
 
     Yields (position int64, record), and where the host pastes one more record, of another order.
+    The order is one of `seed` and of the global seed, see `runtime.set_seed`.
     """
     num_examples = count(found)
 

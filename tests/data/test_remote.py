@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf import config, train
+from kmax_tf import config, runtime, train
 from kmax_tf.data import example, pipeline
 from kmax_tf.data.records import Records
 from kmax_tf.experiment import Experiment
@@ -35,6 +35,7 @@ def batches(folder, device):
                 "experiment.Experiment.batch_size = 2",
             ],
         )
+        runtime.set_seed(experiment.seed)  # as training does: tf.data's shuffle depends on it too
         found = Records(paths, example.parse, NUMBER)
         dataset = train.training_dataset(experiment, found, strategy, stride=4, start_step=0)
         arrays += [np.asarray(x) for _, b in zip(range(2), dataset) for x in tf.nest.flatten(b)]
