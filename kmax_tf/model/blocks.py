@@ -4,7 +4,6 @@ import tf_keras
 
 from kmax_tf.model.axial import AxialAttention2D
 from kmax_tf.model.layers import ConvBN, DropPath, get_activation
-from kmax_tf.model.packed import apply
 
 
 def _body(kind, width, channels, strides, dilation, activation, heads):
@@ -40,7 +39,7 @@ class ResidualBlock(tf_keras.layers.Layer):
             self.shortcut = ConvBN(self.channels, 1, self.strides)
 
     def call(self, x):
-        x = apply(self.activation, x)
+        x = self.activation(x)
         y = x
         for layer in self.body:
             y = layer(y)

@@ -6,7 +6,6 @@ import tf_keras
 
 from kmax_tf.model.blocks import ResidualBlock
 from kmax_tf.model.layers import ConvBN
-from kmax_tf.model.packed import unpack
 
 
 class ResNet(tf_keras.layers.Layer):
@@ -66,5 +65,5 @@ class ResNet(tf_keras.layers.Layer):
         for blocks in [self.stem, *self.stages]:
             for block in blocks:
                 x = block(x)
-            endpoints.append(unpack(x))
+            endpoints.append(x)
         return endpoints
