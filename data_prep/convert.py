@@ -222,3 +222,10 @@ def main(made: argparse.ArgumentParser, argv: list[str] | None, read: Callable) 
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def main_of_folder(
+    documentation: str, splits: tuple[str, ...], read: Callable, argv: list[str] | None = None
+) -> int:
+    """As `main`, of a dataset that lies in one folder: read(folder, split) -> (items, dataset)."""
+    return main(parser(documentation, splits), argv, lambda args, split: read(args.source, split))

@@ -3,6 +3,8 @@
 import tensorflow as tf
 import tf_keras
 
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
+
 
 class WarmupPolynomial(tf_keras.optimizers.schedules.LearningRateSchedule):
     """Linear from 0 over `warmup_steps`, then base * (1 - step / steps) ** 0.9.
@@ -41,15 +43,11 @@ class AdamW(tf_keras.optimizers.Optimizer):
         warmup_steps=5000,
         weight_decay=0.05,
         encoder_multiplier=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-7,
     ):
         super().__init__(name="AdamW", jit_compile=False)
         self.schedule = WarmupPolynomial(learning_rate, warmup_steps, steps)
         self._learning_rate = self._build_learning_rate(self.schedule)
         self.decay, self.encoder_multiplier = weight_decay, encoder_multiplier
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def build_for(self, model):
         """Makes the moments of the model's trainable variables, once they exist."""
@@ -72,11 +70,11 @@ class AdamW(tf_keras.optimizers.Optimizer):
         step = tf.cast(self.iterations + 1, tf.float32)
         enabled = tf.cast(finite, tf.float32)
         self._scalars = dict(
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
-            beta1=tf.where(finite, self.beta_1, 1.0),
-            beta2=tf.where(finite, self.beta_2, 1.0),
-            epsilon=self.epsilon,
+            beta1_power=BETA_1**step,
+            beta2_power=BETA_2**step,
+            beta1=tf.where(finite, BETA_1, 1.0),
+            beta2=tf.where(finite, BETA_2, 1.0),
+            epsilon=EPSILON,
         )
         # The schedule itself: the variable `learning_rate` still holds the last step's rate.
         rate = self.schedule(self.iterations) * enabled

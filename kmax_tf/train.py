@@ -256,12 +256,7 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
     folder = runtime.own_folder(strategy, run_dir)
     trainer = make_trainer(experiment, strategy)
     saver = tf.train.Checkpoint(**trainer.state)
-    with strategy.scope():
-        resumed = checkpoint.resume(saver, run_dir)
-        if experiment.initial_checkpoint and not resumed:
-            checkpoint.restore_model(trainer.model, experiment.initial_checkpoint)
-    start = int(trainer.step.numpy())
-    print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
+    start = _restore(trainer, saver, run_dir)
     provenance.write(folder, made_with)
     trainer.train_dataset = training_dataset(
         experiment, found, strategy, trainer.model.output_stride, start, service
@@ -300,6 +295,17 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
             summary_dir=os.path.join(folder, "train"),
         ).train(experiment.steps)
     return trainer.model
+
+
+def _restore(trainer, saver, run_dir):
+    """Reads the newest checkpoint, or the initial one into a new run; returns the step reached."""
+    initial = trainer.experiment.initial_checkpoint
+    with trainer.strategy.scope():
+        resumed = checkpoint.resume(saver, run_dir)
+        if initial and not resumed:
+            checkpoint.restore_model(trainer.model, initial)
+    print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
+    return int(trainer.step.numpy())
 
 
 def _report(progress, experiment, found, trainer, scalars):
