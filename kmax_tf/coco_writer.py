@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from kmax_tf.data.coco_panoptic import encode_ids
+from kmax_tf.data.datasets import Category
 from kmax_tf.files import write_atomic
 
 
@@ -19,7 +21,7 @@ class PanopticWriter:
         categories: sequence of `Category`, the "categories" of the JSON file.
     """
 
-    def __init__(self, json_path, folder, categories):
+    def __init__(self, json_path: str, folder: str, categories: Sequence[Category]):
         self._json_path = json_path
         self._folder = folder
         self._content = {
@@ -31,7 +33,9 @@ class PanopticWriter:
             ],
         }
 
-    def add(self, image_id, file_name, segment_map, segments):
+    def add(
+        self, image_id: int | str, file_name: str, segment_map: np.ndarray, segments: Sequence[dict]
+    ) -> None:
         """Writes `<stem of file_name>.png` and notes the image and its segments.
 
         Args:
@@ -66,7 +70,7 @@ class PanopticWriter:
             }
         )
 
-    def finish(self):
+    def finish(self) -> None:
         """Writes the JSON file."""
         text = json.dumps(self._content, default=lambda number: number.item())
         write_atomic(self._json_path, text)

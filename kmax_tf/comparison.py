@@ -9,11 +9,12 @@ from kmax_tf import report, statistics
 from kmax_tf.chart import chart, percent
 from kmax_tf.evaluate import metrics_path, pictures_folder, statistics_path
 from kmax_tf.files import read_json
+from kmax_tf.statistics import Difference
 
 CONFIDENCE = 95  # percent of the interval
 
 
-def compare_runs(first, second):
+def compare_runs(first: str, second: str) -> tuple[dict[str, Difference], list[tuple[str, dict]]]:
     """Compares two evaluations, each named RUN_DIR (its latest step) or RUN_DIR@STEP.
 
     Returns {"All": `Difference`, ...} in fractions, second less first, and the two metrics.
@@ -32,14 +33,14 @@ def _load(name):
     return name, read_json(os.path.join(name, "metrics.json"))
 
 
-def verdict(difference):
+def verdict(difference: Difference) -> str:
     """What the interval says, in words."""
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "within the noise"
 
 
-def write_comparison(first, second, path):
+def write_comparison(first: str, second: str, path: str) -> dict[str, Difference]:
     """Writes a page with two evaluations side by side; returns the differences of PQ.
 
     The arguments and what is raised are those of `compare_runs`.

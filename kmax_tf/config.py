@@ -58,7 +58,7 @@ class _Source(NamedTuple):
     text: str
     statements: list
 
-    def at(self, statement) -> str:
+    def at(self, statement: Any) -> str:
         """Where a statement is, for messages."""
         return f"{self.name}:{statement.location.line_num}" if self.is_file else self.name
 

@@ -5,6 +5,7 @@ The device predicts while worker threads measure the images before; both stream.
 
 import json
 import os
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from kmax_tf import best, checkpoint, follow, inference, statistics, visualize
 from kmax_tf.data import records
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError, read_bytes, write_atomic
 from kmax_tf.gallery import Gallery, Scored
 from kmax_tf.metrics import Metrics, Truth, measure
@@ -21,7 +23,9 @@ FOLDER = "eval"
 THUMBNAIL = 384  # pixels of the longer side of a picture in TensorBoard, which keeps all of them
 
 
-def evaluate(experiment, predict, step):
+def evaluate(
+    experiment: Experiment, predict: Callable, step: int
+) -> tuple[dict, statistics.Statistics, Gallery]:
     """Predicts the evaluation split of an experiment.
 
     Arguments:
@@ -109,8 +113,14 @@ def _confusion(confusion, names, most=12):
 
 
 def evaluate_run(
-    experiment, run_dir, *, once=False, checkpoint_path=None, wait=0.0, newest_first=False
-):
+    experiment: Experiment,
+    run_dir: str,
+    *,
+    once: bool = False,
+    checkpoint_path: str | None = None,
+    wait: float = 0.0,
+    newest_first: bool = False,
+) -> dict | None:
     """Evaluates the checkpoints of a run, each once, until the last step's; exports the best.
 
     Arguments:
@@ -193,17 +203,17 @@ def _publish(run_dir):
         write_report(run_dir)
 
 
-def pictures_folder(run_dir):
+def pictures_folder(run_dir: str) -> str:
     """Where the pictures of the latest evaluated step are."""
     return os.path.join(run_dir, FOLDER, "pictures")
 
 
-def statistics_path(run_dir, step):
+def statistics_path(run_dir: str, step: int) -> str:
     """Where the `Statistics` of a step are."""
     return os.path.join(run_dir, FOLDER, f"images-{step:08d}.npz")
 
 
-def metrics_path(run_dir, step):
+def metrics_path(run_dir: str, step: int) -> str:
     """Where the metrics of a step are; the step is done once they are there."""
     return os.path.join(run_dir, FOLDER, f"metrics-{step:08d}.json")
 

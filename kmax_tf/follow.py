@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -11,7 +13,7 @@ from kmax_tf.files import InputError
 SECONDS = 1.0  # between two looks
 
 
-def poll(look, seconds):
+def poll(look: Callable[[], Any], seconds: float) -> Any:
     """Calls `look` until it returns anything but None; returns that, or None after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -21,7 +23,7 @@ def poll(look, seconds):
         time.sleep(SECONDS)
 
 
-def wait_for_config(run_dir, seconds):
+def wait_for_config(run_dir: str, seconds: float) -> str:
     """The path of the run's config.gin, once training has written it.
 
     Raises InputError if it is not there after `seconds`.
@@ -32,7 +34,14 @@ def wait_for_config(run_dir, seconds):
     return path
 
 
-def checkpoints(run_dir, is_done, last_step, *, seconds, newest_first=False):
+def checkpoints(
+    run_dir: str,
+    is_done: Callable[[int], bool],
+    last_step: int,
+    *,
+    seconds: float,
+    newest_first: bool = False,
+) -> Iterator[str]:
     """Yields the complete checkpoints of a run, until the last step's is done.
 
     One whose files change after it was tried, and which is still not done, is yielded again: it

@@ -13,6 +13,8 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf import checkpoint, config
+from kmax_tf.data.datasets import Dataset
+from kmax_tf.data.records import Records
 from kmax_tf.files import InputError, read_bytes, read_json, write_atomic
 
 FILE_NAME = "run.json"
@@ -22,7 +24,7 @@ _FREE = {"data_dir", "steps_per_loop", "checkpoint_interval", "checkpoints_kept"
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
 
 
-def describe(dataset, found):
+def describe(dataset: Dataset, found: Records) -> dict:
     """What a run is made with, as JSON takes it.
 
     Arguments:
@@ -51,13 +53,13 @@ def describe(dataset, found):
     }
 
 
-def write(run_dir, description):
+def write(run_dir: str, description: dict) -> None:
     """Writes config.gin, the configuration loaded last, and run.json."""
     write_atomic(os.path.join(run_dir, "config.gin"), config.resolved())
     write_atomic(os.path.join(run_dir, FILE_NAME), json.dumps(description, indent=1))
 
 
-def check(run_dir, description, *, allow_changes):
+def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
     """Compares with what the checkpoints of a run were made with; prints a line a difference.
 
     Raises InputError where the training would not be the same any more (see `_FREE`), unless

@@ -4,6 +4,7 @@ import base64
 import html
 import os
 import re
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -72,31 +73,31 @@ def write_report(run_dir: str) -> str:
     return write_page(join(run_dir, "report.html"), run_name(run_dir), sections)
 
 
-def write_page(path, title, sections):
+def write_page(path: str, title: str, sections: Sequence[str]) -> str:
     """Writes a page of sections; returns its path."""
     page = read_bytes(PAGE).decode().replace("{title}", html.escape(title))
     write_atomic(path, page.replace("{body}", "\n".join(sections)))
     return path
 
 
-def run_name(run_dir):
+def run_name(run_dir: str) -> str:
     """The last part of a run folder's path."""
     return os.path.basename(str(run_dir).rstrip("/"))
 
 
-def read_evaluations(run_dir):
+def read_evaluations(run_dir: str) -> list[dict]:
     """The metrics of all evaluated steps, ascending."""
     paths = tf.io.gfile.glob(tf.io.gfile.join(run_dir, "eval/metrics-*.json"))
     return [read_json(path) for path in sorted(paths)]
 
 
-def section(title, content):
+def section(title: str, content: str) -> str:
     """A titled part of the page, empty where there is no content."""
     note = f'<p class="note">{NOTES[title]}</p>' if title in NOTES else ""
     return f"<section><h2>{title}</h2>{note}{content}</section>" if content else ""
 
 
-def table(head, rows, kind="sortable"):
+def table(head: Sequence[str], rows: Sequence[Sequence], kind: str = "sortable") -> str:
     """A table: `head` of texts, `rows` of cells, each HTML, the first of them a row's heading."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     lines = "".join(
@@ -225,7 +226,7 @@ def _strip(folder, entry):
     return f'<h3>{text}</h3><div class="strip">{figures}</div>'
 
 
-def picture(path, title):
+def picture(path: str, title: str) -> str:
     """A picture file as a figure of the page, empty if it is gone."""
     if not tf.io.gfile.exists(path):
         return ""

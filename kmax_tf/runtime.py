@@ -131,7 +131,7 @@ def run(main: Callable[..., None], *options: Any) -> None:
     a traceback. To absl a word that is no flag is such an error too.
     """
 
-    def guarded(words: list[str]) -> int | None:
+    def guarded(words):
         try:
             logging.set_verbosity(logging.WARNING)
             tf.get_logger().setLevel("ERROR")  # deprecations of operations that are meant

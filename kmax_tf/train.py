@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import sys
+from collections.abc import Iterator
 
 import orbit
 import tensorflow as tf
@@ -13,11 +14,13 @@ from tqdm import tqdm
 
 from kmax_tf import average, batch, checkpoint, preemption, provenance, runtime, skipped
 from kmax_tf.data import datasets, pipeline, records
-from kmax_tf.data.targets import count_damaged
+from kmax_tf.data.records import Records
+from kmax_tf.data.targets import Targets, count_damaged
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
-from kmax_tf.loss.criterion import Losses
+from kmax_tf.loss.criterion import Criterion, Losses
 from kmax_tf.model.layers import random_seed, random_uniform
-from kmax_tf.optimizer import clip
+from kmax_tf.optimizer import AdamW, clip
 from kmax_tf.skipped import SkippedSteps
 
 NO_VOID = (
@@ -28,7 +31,9 @@ NO_VOID = (
 PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
-def training_losses(model, criterion, image, targets):
+def training_losses(
+    model: tf_keras.Model, criterion: Criterion, image: tf.Tensor, targets: Targets
+) -> Losses:
     """The `Losses` of a batch in training mode; call it within `random_seed`."""
     outputs = model(image, training=True)
     batch, height, width, _ = outputs.final.mask_logits.shape
@@ -36,7 +41,17 @@ def training_losses(model, criterion, image, targets):
     return criterion(outputs, targets, noise)
 
 
-def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm, accumulation=1):
+def train_step(
+    model: tf_keras.Model,
+    criterion: Criterion,
+    optimizer: AdamW,
+    image: tf.Tensor,
+    targets: Targets,
+    *,
+    seed: tf.Tensor,
+    clip_norm: float,
+    accumulation: int = 1,
+) -> tuple[Losses, tf.Tensor, tf.Tensor]:
     """One step on one replica; call it in a replica context.
 
     Arguments:
@@ -75,7 +90,7 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm, 
     return means, norm, finite
 
 
-def mean_shapes(model):
+def mean_shapes(model: tf_keras.Model) -> Losses:
     """The shapes of the batch means of `Losses`."""
     outputs = tf.TensorShape([model.num_predictions])
     return Losses(*[outputs] * 4, semantic=tf.TensorShape([]), found=tf.TensorShape([]))
@@ -103,7 +118,15 @@ def _sum(part, count, shapes):
 class Trainer(orbit.StandardTrainer):
     """Runs `train_step` on all replicas, and averages what it returns until the host looks."""
 
-    def __init__(self, experiment, strategy, model, optimizer, step, average):
+    def __init__(
+        self,
+        experiment: Experiment,
+        strategy: tf.distribute.Strategy,
+        model: tf_keras.Model,
+        optimizer: AdamW,
+        step: tf.Variable,
+        average: tf_keras.Model | None,
+    ):
         super().__init__(None)
         self.experiment, self.strategy = experiment, strategy
         self.model, self.optimizer, self.step = model, optimizer, step
@@ -124,12 +147,12 @@ class Trainer(orbit.StandardTrainer):
         )
 
     @property
-    def state(self):
+    def state(self) -> dict:
         """What a checkpoint holds, by name."""
         items = {"model": self.model, "optimizer": self.optimizer, "step": self.step}
         return items | ({"average": self.average} if self.average else {})
 
-    def train_step(self, iterator):
+    def train_step(self, iterator: Iterator) -> None:
         self.strategy.run(self._on_replica, args=next(iterator))
         self.step.assign_add(1)
 
@@ -159,7 +182,7 @@ class Trainer(orbit.StandardTrainer):
         self.skips.update_state((1 - weight) / context.num_replicas_in_sync)
         self.skipped.update(self.step, finite)
 
-    def train_loop_end(self):
+    def train_loop_end(self) -> dict[str, float]:
         """Means since the last call, as scalars; damaged records are counted from the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
         scalars = {
@@ -182,7 +205,7 @@ class Trainer(orbit.StandardTrainer):
         return scalars
 
 
-def make_trainer(experiment, strategy):
+def make_trainer(experiment: Experiment, strategy: tf.distribute.Strategy) -> Trainer:
     """Model, optimizer and step counter in the strategy's scope; returns them as a `Trainer`.
 
     Its dataset is set once the step to start from is known.
@@ -203,7 +226,7 @@ def make_trainer(experiment, strategy):
         return Trainer(experiment, strategy, model, optimizer, step, copy)
 
 
-def training_records(experiment):
+def training_records(experiment: Experiment) -> records.Records:
     """The `Records` of the training split.
 
     Raises InputError if they are missing, empty, of an unknown schema or of other classes.
@@ -211,7 +234,14 @@ def training_records(experiment):
     return records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
 
 
-def training_dataset(experiment, found, strategy, stride, start_step, service=""):
+def training_dataset(
+    experiment: Experiment,
+    found: Records,
+    strategy: tf.distribute.Strategy,
+    stride: int,
+    start_step: int,
+    service: str = "",
+) -> tf.distribute.DistributedDataset:
     """The distributed training input of the `Records` found, from `start_step` on.
 
     `service` is the address of a tf.data service that makes it, "" for the hosts themselves.
@@ -239,7 +269,14 @@ def training_dataset(experiment, found, strategy, stride, start_step, service=""
     return strategy.distribute_datasets_from_function(per_host)
 
 
-def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
+def train(
+    experiment: Experiment,
+    run_dir: str,
+    strategy: tf.distribute.Strategy,
+    service: str = "",
+    *,
+    allow_changes: bool = False,
+) -> tf_keras.Model:
     """Trains `experiment` in `run_dir`, going on from its newest checkpoint; returns the model.
 
     `service` is the address of a tf.data service that makes the input, "" for the hosts themselves.

@@ -4,6 +4,7 @@ import os
 import re
 
 import tensorflow as tf
+import tf_keras
 
 from kmax_tf import config
 from kmax_tf.checkpoint import FOLDER
@@ -19,7 +20,7 @@ def check(out: str) -> None:
         raise InputError(f"{out}: holds a checkpoint already; choose another --out")
 
 
-def write(model, out: str) -> str:
+def write(model: tf_keras.Model, out: str) -> str:
     """Writes a model as a checkpoint and returns its prefix.
 
     `out` is that prefix if it ends in -NUMBER. Else it is a run folder, which gets

@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kmax_tf.data.targets import Targets
 from kmax_tf.files import InputError
 from kmax_tf.loss import terms
 from kmax_tf.loss.matcher import match
 from kmax_tf.loss.relaxation import class_shares, relax_masks
+from kmax_tf.model.heads import Prediction
+from kmax_tf.model.kmax import Outputs
 from kmax_tf.model.layers import resize_bilinear
 
 
@@ -26,7 +29,7 @@ class Losses(NamedTuple):
     found: tf.Tensor  # [batch], see `found_share`
 
     @property
-    def total(self):
+    def total(self) -> tf.Tensor:
         """The sum of all terms, [batch]."""
         deep = self.pq_mask + self.pq_class + self.mask_id + self.contrast
         return tf.reduce_sum(deep, axis=0) + self.semantic
@@ -59,7 +62,7 @@ def _look_up(values, index):
     return tf.reduce_sum(chosen * tf.reshape(values, shape), axis=-1)
 
 
-def match_segments(final, targets, unmatched="void"):
+def match_segments(final: Prediction, targets: Targets, unmatched: str = "void") -> Matching:
     """Matches segments to clusters by mask dice times class probability (MaX-DeepLab, section 3.3).
 
     Arguments:
@@ -111,7 +114,7 @@ def match_segments(final, targets, unmatched="void"):
     return Matching(*(tf.stop_gradient(t) for t in matching))
 
 
-def found_share(class_logits, segment_class, matching):
+def found_share(class_logits: tf.Tensor, segment_class: tf.Tensor, matching: Matching) -> tf.Tensor:
     """The share of the segments that their cluster finds, [batch]; 1 where there is none.
 
     Found is as PQ has it, without hard masks: the cluster's most probable class is the segment's,
@@ -159,7 +162,7 @@ class Criterion:
         if self.unmatched not in ("void", "nonvoid"):
             raise InputError(f"Criterion.unmatched {self.unmatched!r} is neither void nor nonvoid")
 
-    def __call__(self, outputs, targets, noise):
+    def __call__(self, outputs: Outputs, targets: Targets, noise: tf.Tensor) -> Losses:
         """Losses of a batch.
 
         Arguments:

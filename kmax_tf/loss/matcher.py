@@ -17,7 +17,7 @@ class _Search(NamedTuple):
     column: tf.Tensor  # int32 [batch], the column scanned last, -1 at the start of a row
 
 
-def match(cost, exists):
+def match(cost: tf.Tensor, exists: tf.Tensor) -> tf.Tensor:
     """Assigns each existing row to a column of its own with the least total cost.
 
     Successive shortest augmenting paths (Jonker and Volgenant, 1987) over the existing rows alone;

@@ -2,10 +2,11 @@
 
 import tensorflow as tf
 
+from kmax_tf.model.heads import Prediction
 from kmax_tf.model.layers import resize_bilinear
 
 
-def relax_masks(prediction, semantic_logits):
+def relax_masks(prediction: Prediction, semantic_logits: tf.Tensor) -> Prediction:
     """ReMask: strengthens the masks where the semantic branch sees the class of their cluster.
 
     Arguments:
@@ -22,7 +23,7 @@ def relax_masks(prediction, semantic_logits):
     return prediction._replace(mask_logits=prediction.mask_logits * (1 + agreement))
 
 
-def class_shares(mask_logits, semantic_map, num_classes):
+def class_shares(mask_logits: tf.Tensor, semantic_map: tf.Tensor, num_classes: int) -> tf.Tensor:
     """ReClass: of each class in the image, the share that lies in each cluster's mask.
 
     Arguments:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from kmax_tf.data import augment, colour, copy_paste, datasets, pixels
 from kmax_tf.data.targets import make_targets
 from kmax_tf.importers.classes import channels
+from kmax_tf.tools.golden import Case, Comparison
 
 IMAGE_TOLERANCE = 5e-5  # of bilinear values, 0..255
 SHARPNESS_SHARE = 0.004  # of its values may differ by one: the blur's rounding before the cut
@@ -16,7 +17,7 @@ SCALES = {"coco": (0.3, 1.7), "cityscapes": (0.5, 2.0), "ade20k": (0.5, 2.0)}
 LAST_DRAW = np.nextafter(np.float32(1), np.float32(0))
 
 
-def compare(case, comparison) -> None:
+def compare(case: Case, comparison: Comparison) -> None:
     """Compares every array of an augment case."""
     {"colour": _colour, "geometry": _geometry, "targets": _targets}[case.name](case, comparison)
 
