@@ -186,13 +186,18 @@ def _write_summaries(run_dir, metrics):
             if isinstance(value, float):
                 tf.summary.scalar(key, value)
         for picture in (p for p in metrics["pictures"] if p["role"] == "first"):
-            folder = os.path.join(pictures_folder(run_dir), picture["folder"])
-            for path in tf.io.gfile.glob(os.path.join(folder, "*.webp")):
-                kind = os.path.splitext(os.path.basename(path))[0]
-                if kind not in ("image", "label"):  # which are the same at every step
-                    image = visualize.decode(read_bytes(path), THUMBNAIL)
-                    tf.summary.image(f"{kind}/{picture['folder']}", image[None])
+            name = picture["folder"]
+            for kind, path in _changing(os.path.join(pictures_folder(run_dir), name)):
+                image = visualize.decode(read_bytes(path), THUMBNAIL)
+                tf.summary.image(f"{kind}/{name}", image[None])
     summaries.close()
+
+
+def _changing(folder):
+    """The pictures of an image that are not the same at every step: (kind, path)."""
+    paths = tf.io.gfile.glob(os.path.join(folder, "*.webp"))
+    kinds = [(os.path.splitext(os.path.basename(path))[0], path) for path in paths]
+    return [entry for entry in kinds if entry[0] not in ("image", "label")]
 
 
 def _publish(run_dir):

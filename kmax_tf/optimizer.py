@@ -18,6 +18,7 @@ class WarmupPolynomial(tf_keras.optimizers.schedules.LearningRateSchedule):
         self.base, self.warmup_steps, self.steps = base, warmup_steps, steps
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """step: integer scalar, from 0; returns the rate, float32 scalar."""
         step = tf.cast(step, tf.float32)
         warm = self.base * step / max(self.warmup_steps, 1)
         decayed = self.base * tf.maximum(1 - step / self.steps, 0.0) ** 0.9
@@ -67,7 +68,8 @@ class AdamW(tf_keras.optimizers.Optimizer):
     def apply(self, gradients: Sequence[tf.Tensor], finite: tf.Tensor) -> None:
         """One step with the gradients of `model.trainable_variables`, summed over the replicas.
 
-        Where `finite` (bool scalar) is false, weights and moments stay as they are.
+        Each is of its variable's shape. Where `finite` (bool scalar) is false, weights and moments
+        stay as they are.
         """
         step = tf.cast(self.iterations + 1, tf.float32)
         enabled = tf.cast(finite, tf.float32)

@@ -185,12 +185,12 @@ def _loss_charts(losses):
 def _read_losses(folder):
     """{tag: {step: value}} of TensorBoard files; of a step written twice the newer file counts."""
     losses = {}
-    for path in sorted(tf.io.gfile.glob(tf.io.gfile.join(folder, "*tfevents*"))):
-        for event in _events(path):
-            for value in event.summary.value:
-                if value.tag.startswith("loss/"):
-                    number = float(tf.make_ndarray(value.tensor))
-                    losses.setdefault(value.tag, {})[event.step] = number
+    paths = sorted(tf.io.gfile.glob(tf.io.gfile.join(folder, "*tfevents*")))
+    for event in (event for path in paths for event in _events(path)):
+        for value in event.summary.value:
+            if value.tag.startswith("loss/"):
+                number = float(tf.make_ndarray(value.tensor))
+                losses.setdefault(value.tag, {})[event.step] = number
     return losses
 
 

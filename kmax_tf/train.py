@@ -28,13 +28,17 @@ NO_VOID = (
     ' and instances separate slowly; bind Criterion.unmatched to "nonvoid", or scale images below 1'
 )
 # Steps a second, however few; tqdm's own would become seconds a step.
-PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+PROGRESS = dict(desc="training", unit=" steps", bar_format=RATE)
 
 
 def training_losses(
     model: tf_keras.Model, criterion: Criterion, image: tf.Tensor, targets: Targets
 ) -> Losses:
-    """The `Losses` of a batch in training mode; call it within `random_seed`."""
+    """The `Losses` of a batch in training mode; call it within `random_seed`.
+
+    image: float32 [batch, height, width, 3], 0..255; targets: `Targets`, batched.
+    """
     outputs = model(image, training=True)
     batch, height, width, _ = outputs.final.mask_logits.shape
     noise = random_uniform([1 + len(outputs.auxiliary), batch, height * width])
@@ -227,11 +231,12 @@ def make_trainer(experiment: Experiment, strategy: tf.distribute.Strategy) -> Tr
 
 
 def training_records(experiment: Experiment) -> records.Records:
-    """The `Records` of the training split.
+    """The `Records` of the training split, counted.
 
     Raises InputError if they are missing, empty, of an unknown schema or of other classes.
     """
-    return records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
+    found = records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
+    return found._replace(num_examples=records.count(found))
 
 
 def training_dataset(
@@ -286,7 +291,6 @@ def train(
     Raises SystemExit(RESTART) once SIGTERM came and a checkpoint is saved; see preemption.py.
     """
     found = training_records(experiment)  # before anything that takes long
-    found = found._replace(num_examples=records.count(found))
     print(batch.describe(experiment, strategy.num_replicas_in_sync, found.num_examples))
     made_with = provenance.describe(experiment.dataset, found)
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
@@ -298,22 +302,17 @@ def train(
     trainer.train_dataset = training_dataset(
         experiment, found, strategy, trainer.model.output_stride, start, service
     )
-    progress = tqdm(
-        total=experiment.steps, initial=start, desc="training", unit=" steps", bar_format=PROGRESS
-    )
+    every = experiment.steps_per_loop
+    progress = tqdm(total=experiment.steps, initial=start, **PROGRESS)
 
     def after_loop(scalars):
-        _report(progress, experiment, found, trainer, scalars)
-        step = progress.n
+        step = _report(progress, experiment, found, trainer, scalars)
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
             checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
         if stop:
             progress.write(f"stopped at step {step}; start it again to go on", sys.stderr)
             raise SystemExit(preemption.RESTART)
-
-    def steps_to_run(step):  # so that loops end where checkpoints are due, wherever it went on from
-        return experiment.steps_per_loop - step % experiment.steps_per_loop
 
     with (
         _named_errors(experiment, found),
@@ -327,8 +326,9 @@ def train(
             trainer=trainer,
             strategy=strategy,
             train_actions=[after_loop],
-            steps_per_loop=steps_to_run,
-            summary_interval=experiment.steps_per_loop,
+            # Loops end where checkpoints are due, wherever it went on from.
+            steps_per_loop=lambda step: every - step % every,
+            summary_interval=every,
             summary_dir=os.path.join(folder, "train"),
         ).train(experiment.steps)
     return trainer.model
@@ -346,7 +346,7 @@ def _restore(trainer, saver, run_dir):
 
 
 def _report(progress, experiment, found, trainer, scalars):
-    """After a loop of steps: the progress line, and what the user should know.
+    """After a loop of steps: the progress line, what the user should know; returns the step.
 
     Raises InputError after too many skipped steps in a row.
     """
@@ -362,6 +362,7 @@ def _report(progress, experiment, found, trainer, scalars):
     note = f", {damaged:.0f} damaged records skipped" if damaged else ""
     images = experiment.batch_size * (progress.format_dict["rate"] or 0)
     progress.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
+    return step
 
 
 @contextlib.contextmanager

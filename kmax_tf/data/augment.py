@@ -61,7 +61,7 @@ def scale_set(low: float, high: float, step: float = 0.1) -> tuple[float, ...]:
 
 
 def draw(seed: tf.Tensor, scales: Sequence[float]) -> Draw:
-    """Draws the numbers of one image by `seed`, an integer [2]."""
+    """Draws the numbers of one image by `seed`, integers of shape [2]."""
     scale, place, flip, policy, chance = tf.unstack(tf.random.split(seed, 5), num=5)
     index = tf.random.stateless_uniform([], scale, 0, len(scales), tf.int32)
     return Draw(
@@ -74,12 +74,11 @@ def draw(seed: tf.Tensor, scales: Sequence[float]) -> Draw:
 
 
 def fit(shape: tf.Tensor, smallest: tuple[int, int], largest: tuple[int, int]) -> tf.Tensor:
-    """A size int32 [2] of the proportions of `shape`, as the official resize_to_range has it.
+    """A size (height, width) of the proportions of `shape`, as the official resize_to_range has it.
 
     Both sides become at least `smallest`, and then are shrunk to at most `largest`; the floors
-    act on float32 products, so that a side may end one pixel short.
+    act on float32 products, so that a side may end one pixel short. int32 [2] pixels, as `shape`.
     """
-
     shape = tf.cast(shape, tf.float32)
     shape = tf.floor(shape * tf.reduce_max(tf.constant(smallest, tf.float32) / shape))
     shrink = tf.reduce_min(tf.constant(largest, tf.float32) / shape)
@@ -87,12 +86,12 @@ def fit(shape: tf.Tensor, smallest: tuple[int, int], largest: tuple[int, int]) -
 
 
 def fitted_size(sample: Sample, size: tuple[int, int]) -> tf.Tensor:
-    """The largest size, int32 [2], of the sample's proportions that fits into `size`."""
+    """The largest size (height, width), int32, of the sample's proportions that `size` holds."""
     return fit(tf.shape(sample.segment_map), size, size)
 
 
 def locate(fitted: tf.Tensor, draw: Draw, size: tuple[int, int]) -> Geometry:
-    """The `Geometry` of an image of size `fitted`, int32 [2], in a crop of `size`."""
+    """The `Geometry` of an image of size `fitted`, int32 [2], in a crop of (height, width)."""
     scaled = tf.cast(tf.cast(fitted, tf.float32) * draw.scale, tf.int32)
     margin = tf.constant(size) - scaled
     # The pad offset never takes its largest value, as in the official code.
@@ -102,7 +101,7 @@ def locate(fitted: tf.Tensor, draw: Draw, size: tuple[int, int]) -> Geometry:
 
 
 def window(geometry: Geometry, size: tuple[int, int]) -> Window:
-    """The `Window` of an image in a crop of `size`."""
+    """The `Window` of an image in a crop of `size` (height, width)."""
     begin = tf.maximum(-geometry.offset, 0)
     end = tf.minimum(geometry.scaled, size - geometry.offset)
     top, left = tf.unstack(tf.maximum(geometry.offset, 0))
@@ -111,7 +110,10 @@ def window(geometry: Geometry, size: tuple[int, int]) -> Window:
 
 
 def step(size: tf.Tensor, original: tf.Tensor) -> tf.Tensor:
-    """How many pixels of the original side one of the scaled side is, corners aligned: float32."""
+    """How many pixels of the original side one of the scaled side is, corners aligned: float32.
+
+    Both are whole numbers of pixels, scalars or (height, width).
+    """
     return tf.math.divide_no_nan(tf.cast(original - 1, tf.float32), tf.cast(size - 1, tf.float32))
 
 
@@ -157,7 +159,7 @@ def resize_map(
 
 
 def resize(sample: Sample, size: tf.Tensor) -> Sample:
-    """Scales a sample to `size`, int32 [2]; the image becomes float32."""
+    """Scales a sample to `size`, int32 (height, width); the image becomes float32 [h, w, 3]."""
     return Sample(
         resize_image(sample.image, size),
         resize_map(sample.segment_map, tf.zeros([2], tf.int32), size, size),
@@ -165,20 +167,26 @@ def resize(sample: Sample, size: tf.Tensor) -> Sample:
 
 
 def mirror(sample: Sample, flip: tf.Tensor) -> Sample:
-    """The sample, mirrored left to right where `flip`."""
+    """The sample [h, w, ...], mirrored left to right where `flip`, a bool scalar."""
     return tf.nest.map_structure(
         lambda x: tf.cond(flip, lambda: tf.reverse(x, axis=[1]), lambda: x), sample
     )
 
 
 def pad(sample: Sample, corner: tf.Tensor, size: tuple[int, int]) -> Sample:
-    """Puts the sample into `size`, its corner at `corner`; the image becomes float32."""
+    """Puts the sample into `size` (height, width), its corner at `corner`, int32 [2].
+
+    The image becomes float32, grey around; the map is void there.
+    """
     image = pixels.pad(tf.cast(sample.image, tf.float32), corner, size, GREY)
     return Sample(image, pixels.pad(sample.segment_map, corner, size, 0))
 
 
 def place(sample: Sample, geometry: Geometry, size: tuple[int, int]) -> Sample:
-    """Crops and pads the scaled sample into `size`, and mirrors it; the image becomes float32."""
+    """Crops and pads the scaled sample into `size` (height, width), and mirrors it.
+
+    The image becomes float32.
+    """
     shown = window(geometry, size)
     sample = tf.nest.map_structure(lambda x: pixels.cut(x, shown.begin, shown.end), sample)
     return pad(mirror(sample, geometry.flip), shown.corner, size)

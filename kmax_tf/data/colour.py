@@ -32,7 +32,7 @@ class Frame(NamedTuple):
 
 
 def whole(image: tf.Tensor, **options: Callable) -> Frame:
-    """The frame of an image that is its own window."""
+    """The frame of an image [h, w, 3] that is its own window."""
     size = tf.shape(image)[:2]
     return Frame(tf.range(size[0]), tf.range(size[1]), size, is_whole=True, **options)
 
@@ -47,19 +47,19 @@ def _blend(degenerate, image, factor):
 def brightness(
     image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None
 ) -> tf.Tensor:
-    """Darker below factor 1, brighter above."""
+    """uint8 [h, w, 3], darker below factor 1, brighter above."""
     return _blend(tf.zeros_like(image), image, factor)
 
 
 def color(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
-    """Towards grey below factor 1, away from it above."""
+    """uint8 [h, w, 3], towards grey below factor 1, away from it above."""
     red, green, blue = tf.unstack(tf.cast(image, tf.float32) / 255, axis=-1)
     luma = red * 0.2989 + green * 0.587 + blue * 0.114
     return _blend(tf.cast(luma * 255.5, tf.uint8)[..., None], image, factor)
 
 
 def contrast(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
-    """Towards one grey below factor 1, away from it above.
+    """uint8 [h, w, 3], towards one grey below factor 1, away from it above.
 
     The grey is the number of pixels over 256, where the mean was meant: white, but in small images.
     """
@@ -70,13 +70,13 @@ def contrast(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | 
 def solarize(
     image: tf.Tensor, threshold: tf.Tensor, frame: Frame, table: Tables | None
 ) -> tf.Tensor:
-    """Inverts what is at least as bright as the threshold."""
+    """Inverts what of uint8 [h, w, 3] is at least as bright as the threshold, 0 to 255."""
     bright = tf.cast(image >= tf.cast(threshold, tf.uint8), tf.uint8)
     return tf.bitwise.bitwise_xor(image, 255 * bright)
 
 
 def sharpness(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
-    """Blurs below factor 1, sharpens above; the outermost pixels stay."""
+    """Blurs uint8 [h, w, 3] below factor 1, sharpens above; the outermost pixels stay."""
     image = tf.cast(image, tf.float32)
     # As rows of numbers, in which a pixel is 3 from the next: faster on a CPU than as pixels.
     padded = tf.pad(tf.reshape(image, [tf.shape(image)[0], -1]), [[1, 1], [3, 3]])
@@ -87,7 +87,10 @@ def sharpness(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables |
 
 
 def equalize(image: tf.Tensor, _: tf.Tensor, frame: Frame, table: Tables) -> tf.Tensor:
-    """Makes all levels of each channel about equally frequent; gives what `frame` shows of it."""
+    """Makes all levels of each channel of uint8 [h, w, 3] about equally frequent.
+
+    Gives what `frame` shows of it.
+    """
 
     def levels(values):
         counted = tf.cast(values, tf.int32)
@@ -155,6 +158,6 @@ def augment(
 
 
 def needs_whole(draw: Draw) -> tf.Tensor:
-    """Whether the draw applies `equalize`, which counts all pixels of the whole image."""
+    """Whether the draw applies `equalize`, which counts all pixels [h, w] of the whole image."""
     probability = [[p if o is equalize else 0.0 for o, p, _ in pair] for pair in POLICY]
     return tf.reduce_any(draw.chance < tf.gather(probability, draw.policy))

@@ -22,7 +22,7 @@ class Segments(NamedTuple):
 
 
 def draw_stuff(seed: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Which classes are pasted if they are stuff, bool [num_classes], by `seed`.
+    """Which classes are pasted if they are stuff, bool [num_classes], by `seed`, integers [2].
 
     Each with the same probability, itself drawn uniformly: their number is then uniform and the
     choice of so many uniform too, which is how the official code draws.
@@ -69,8 +69,9 @@ def paste(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Pastes one `Sample` onto another of the same size; both may be batched, with `Segments`.
 
-    Returns image, segment map int32, in which the pasted ids follow the others, and the class
-    index of each, int32 [(batch,) 2 * MAX_SEGMENTS].
+    Returns the image, (batch, height, width, 3) of the dtype of the first; the segment map, int32
+    (batch, height, width), in which the pasted ids follow the others; and the class index of
+    each, int32 [(batch,) 2 * MAX_SEGMENTS].
     """
     last = other_segments.pasted[..., None, None]
     segment_map = tf.cast(other.segment_map, tf.int32)
@@ -85,7 +86,7 @@ def paste(
 def paste_part(
     sample: Sample, segments: Segments, part: Sample, part_segments: Segments, corner: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """As `paste`, unbatched, of a smaller sample, whose corner comes to `corner`, int32 [2]."""
+    """As `paste`, unbatched, of a smaller sample [h, w, ...], its corner at int32 [2] `corner`."""
     end = corner + tf.shape(part.segment_map)
     under = tf.nest.map_structure(lambda x: pixels.cut(x, corner, end), sample)
     image, segment_map, classes = paste(under, segments, part, part_segments)

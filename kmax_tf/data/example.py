@@ -114,9 +114,9 @@ def encode_labels(labels: np.ndarray) -> bytes:
 
 
 def parse(serialized: tf.Tensor) -> Example:
-    """Reads a record back: scalar string -> Example, with TensorFlow operations only.
+    """Reads a record back: scalar string -> Example, whose image is uint8 [h, w, 3].
 
-    A damaged one is an InvalidArgumentError when it is read.
+    With TensorFlow operations only. A damaged one is an InvalidArgumentError when it is read.
     """
     text = tf.io.FixedLenFeature([], tf.string)
     segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)

@@ -219,7 +219,11 @@ def load(
     options: TrainingInput,
     pasted_stuff: tf.Tensor,
 ) -> tuple[augment.Sample, copy_paste.Segments, tf.Tensor]:
-    """Returns the `Sample`, its `Segments`, and whether the record was intact."""
+    """Reads a record, a string scalar: uint8 [h, w, 3] with its map as a `Sample`.
+
+    Returns also its `Segments`, and whether the record was intact, a bool scalar.
+    `pasted_stuff`: bool [num_classes], of `copy_paste.draw_stuff`.
+    """
     example, intact = (
         _parse_or_blank(record, parse) if options.skip_damaged else (parse(record), True)
     )
@@ -255,10 +259,10 @@ def training_example(
     stride: int,
     seed: tf.Tensor,
 ) -> tuple:
-    """One element of `training_input`, unbatched.
+    """One element of `training_input`: image float32 [height, width, 3], `Targets`; or `Decoded`.
 
     Arguments:
-      records: the record, and one more where the host pastes.
+      records: the record, a string scalar, and one more where the host pastes.
       parse: of the records, see records.py.
       seed: integer [2].
     """
@@ -287,14 +291,20 @@ def training_example(
 
 
 def augmented(sample: augment.Sample, draw: augment.Draw, options: TrainingInput) -> augment.Sample:
-    """The augmentations of one image on the host, to the pixel those of the official code."""
+    """The augmentations of one image on the host, to the pixel those of the official code.
+
+    Returns a `Sample` of options.size: image float32 [height, width, 3] with its map.
+    """
     return augment.pad(*shown(sample, draw, options), options.size)
 
 
 def shown(
     sample: augment.Sample, draw: augment.Draw, options: TrainingInput
 ) -> tuple[augment.Sample, tf.Tensor]:
-    """What the crop shows of the augmented image: the `Sample`, and its corner in the crop."""
+    """What the crop shows of the augmented image, a `Sample` [h, w, ...] of its size at most.
+
+    Returns also its corner in the crop, int32 [2].
+    """
     fitted = _fitted(tf.shape(sample.segment_map), options)
     geometry = augment.locate(fitted, draw, options.size)
     begin, end, corner = augment.window(geometry, options.size)

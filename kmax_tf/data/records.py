@@ -91,6 +91,8 @@ def parse_one(parse: Callable, record: bytes, place: str) -> Example:
 def parse_deeplab2(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
     """Reads a record of the official deeplab2 (reference: its data/data_utils.py).
 
+    Scalar string -> `Example`, whose image is uint8 [h, w, 3], with TensorFlow operations only.
+
     Its label is raw int32, rank * label_divisor + instance, see `Dataset`; it is absent in the test
     split. Instances of things count from 1; instance 0 of a thing is crowd. The record gives no ids
     of segments, so they are 1 to s, and none of the image, which is its file name.
@@ -155,7 +157,10 @@ def _number_labels(label: tf.Tensor, dataset: datasets.Dataset) -> tuple[tf.Tens
 
 
 def parse_tfds(serialized: tf.Tensor, category_ids: list[int]) -> Example:
-    """Reads a record of TFDS' `coco/2017_panoptic`; `category_ids` are those of its labels."""
+    """Reads a record of TFDS' `coco/2017_panoptic`; `category_ids` are those of its labels.
+
+    Scalar string -> `Example`, whose image is uint8 [h, w, 3], with TensorFlow operations only.
+    """
     text = tf.io.FixedLenFeature([], tf.string)
     segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
     record = tf.io.parse_single_example(

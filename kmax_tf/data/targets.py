@@ -18,7 +18,10 @@ class Targets(NamedTuple):
 
 
 def count_damaged(targets: Targets) -> tf.Tensor:
-    """How many of a batch's examples are of damaged records, which weigh nothing: float32."""
+    """How many of a batch's examples are of damaged records: float32 scalar.
+
+    Those weigh nothing: their semantic_weight [batch, height, width] is 0 everywhere.
+    """
     weight = tf.reduce_max(targets.semantic_weight, axis=[1, 2])
     return tf.reduce_sum(tf.cast(weight == 0, tf.float32))
 

@@ -1,7 +1,7 @@
 """The objective: match once on the final prediction, then every term on every output."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -10,8 +10,6 @@ from kmax_tf.files import InputError
 from kmax_tf.loss import terms
 from kmax_tf.loss.matcher import match
 from kmax_tf.loss.relaxation import class_shares, relax_masks
-from kmax_tf.model.heads import Prediction
-from kmax_tf.model.kmax import Outputs
 from kmax_tf.model.layers import resize_bilinear
 
 
@@ -30,7 +28,7 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> tf.Tensor:
-        """The sum of all terms, [batch]."""
+        """The sum of all terms over the outputs [outputs, batch]: float32 [batch]."""
         deep = self.pq_mask + self.pq_class + self.mask_id + self.contrast
         return tf.reduce_sum(deep, axis=0) + self.semantic
 
@@ -62,7 +60,7 @@ def _look_up(values, index):
     return tf.reduce_sum(chosen * tf.reshape(values, shape), axis=-1)
 
 
-def match_segments(final: Prediction, targets: Targets, unmatched: str = "void") -> Matching:
+def match_segments(final: Any, targets: Targets, unmatched: str = "void") -> Matching:
     """Matches segments to clusters by mask dice times class probability (MaX-DeepLab, section 3.3).
 
     Arguments:
@@ -121,8 +119,9 @@ def found_share(class_logits: tf.Tensor, segment_class: tf.Tensor, matching: Mat
     and their dice is over 2/3, which is an intersection over union of a half.
 
     Arguments:
-      class_logits: of the final prediction.
-      segment_class: of the `Targets`.
+      class_logits: float32 [batch, clusters, classes + 1], of the final prediction.
+      segment_class: int32 [batch, segments], of the `Targets`.
+      matching: of the same.
     """
     predicted = tf.argmax(class_logits, axis=-1, output_type=tf.int32)
     matched = tf.one_hot(matching.cluster_of_segment, class_logits.shape[1], True, False)
@@ -162,7 +161,7 @@ class Criterion:
         if self.unmatched not in ("void", "nonvoid"):
             raise InputError(f"Criterion.unmatched {self.unmatched!r} is neither void nor nonvoid")
 
-    def __call__(self, outputs: Outputs, targets: Targets, noise: tf.Tensor) -> Losses:
+    def __call__(self, outputs: Any, targets: Targets, noise: tf.Tensor) -> Losses:
         """Losses of a batch.
 
         Arguments:

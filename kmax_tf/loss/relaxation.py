@@ -1,12 +1,13 @@
 """Relaxed masks and class targets in training (ReMaX, arXiv 2306.17319); inference has neither."""
 
+from typing import Any
+
 import tensorflow as tf
 
-from kmax_tf.model.heads import Prediction
 from kmax_tf.model.layers import resize_bilinear
 
 
-def relax_masks(prediction: Prediction, semantic_logits: tf.Tensor) -> Prediction:
+def relax_masks(prediction: Any, semantic_logits: tf.Tensor) -> Any:
     """ReMask: strengthens the masks where the semantic branch sees the class of their cluster.
 
     Arguments:

@@ -132,6 +132,7 @@ class AxialAttention2D(tf_keras.layers.Layer):
         self.activation = get_activation(activation)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
+        """x: float [batch, height, width, channels], at most 129 positions a side."""
         x = self._along_rows(self.height_axis, tf.transpose(x, [0, 2, 1, 3]))
         x = self._along_rows(self.width_axis, tf.transpose(x, [0, 2, 1, 3]))
         return self.activation(x)

@@ -50,6 +50,7 @@ class ResidualBlock(tf_keras.layers.Layer):
             self.shortcut = ConvBN(self.channels, 1, self.strides)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
+        """x: float [batch, height, width, depth], not activated; returns the same kind."""
         x = self.activation(x)
         y = x
         for layer in self.body:

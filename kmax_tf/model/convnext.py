@@ -43,6 +43,7 @@ class Block(tf_keras.layers.Layer):
         )
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
+        """x: float [batch, height, width, channels]; returns the same shape."""
         y = self.project(self.expand(self.norm(self.depthwise(x))))
         return x + self.drop_path(y * self.layer_scale)
 
@@ -75,6 +76,7 @@ class ConvNeXt(tf_keras.layers.Layer):
         ]
 
     def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+        """x: float [batch, height, width, 3] in [-1, 1]; returns the endpoints, fine to coarse."""
         x = tf.pad(x, [[0, 0], [1, 2], [1, 2], [0, 0]])
         for layer in self.stem:
             x = layer(x)

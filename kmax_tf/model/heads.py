@@ -76,6 +76,7 @@ class ASPP(tf_keras.layers.Layer):
         self.keep = 1.0 - dropout
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Float [batch, height, width, depth] -> [batch, height, width, channels]."""
         pooled = self.pool(tf.reduce_mean(x, axis=[1, 2], keepdims=True))
         pooled = tf.broadcast_to(pooled, [tf.shape(x)[0], *x.shape[1:3], pooled.shape[-1]])
         x = tf.concat([branch(x) for branch in self.branches] + [pooled], axis=-1)

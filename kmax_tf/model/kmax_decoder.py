@@ -249,7 +249,7 @@ class ClusterPath(tf_keras.layers.Layer):
         pixel_decoder: tf_keras.layers.Layer | None = None,
         training: bool | None = None,
     ) -> tuple[Prediction, list[Prediction]]:
-        """features: the pixel decoder's outputs, coarse to fine.
+        """features: the pixel decoder's outputs [batch, height, width, depth], coarse to fine.
 
         In a dual path: the pixel encoder's endpoints, and the decoder to take through its stages.
         Returns the final `Prediction`, at the finest output, and the decoders' ones in order.

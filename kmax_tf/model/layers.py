@@ -102,6 +102,7 @@ class BatchNorm(tf_keras.layers.Layer):
         super().build(shape)
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """x: float [batch, ..., channels], any axes; returns its shape and dtype."""
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not training:
             return self._infer(x, gamma, beta)
@@ -120,7 +121,8 @@ class BatchNorm(tf_keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Scale and offset of a training step, which moves the moving statistics.
 
-        Arguments: float32 of the parameters' shape, this replica's means of x and of its square.
+        Arguments: float32 of the parameters' shape, as [channels] or, with axes in between,
+        [1, heads, 1, depth]: this replica's means of x and of its square.
         """
         moments = tf.stack([mean, mean_square])
         context = tf.distribute.get_replica_context()
@@ -137,7 +139,10 @@ class BatchNorm(tf_keras.layers.Layer):
             moving.assign_sub(tf.where(tf.math.is_finite(change), change, 0.0))
 
     def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scale and offset of inference, of the parameters' shape, to be merged with neighbours."""
+        """Scale and offset of inference, to be merged with neighbours.
+
+        Float32 of the parameters' shape, as [channels] or [1, heads, 1, depth].
+        """
         return self._affine(self.gamma, self.beta, self.moving_mean, self.moving_variance)
 
     def _affine(self, gamma, beta, mean, variance):
@@ -167,7 +172,9 @@ class BatchNorm(tf_keras.layers.Layer):
 
 @tf.custom_gradient
 def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """The exact gelu; tf.nn.gelu computes it by erfc, which takes a CPU twice as long.
+    """The exact gelu of float [batch, ..., channels].
+
+    tf.nn.gelu computes it by erfc, which takes a CPU twice as long.
 
     Its gradient starts from `x` again, in another form, so that XLA keeps nothing else for it.
     """
@@ -187,7 +194,10 @@ def get_activation(name: str | None) -> Callable:
 
 @tf.custom_gradient
 def softmax(logits: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Over the last axis, in float32 whatever the type; keeps for its gradient but the result."""
+    """Over the last axis of float [batch, ..., n], in float32 whatever the type.
+
+    Keeps for its gradient but the result.
+    """
     result = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
 
     def gradient(upstream):
@@ -207,6 +217,7 @@ class Conv2D(tf_keras.layers.Conv2D):
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
         if compiled_by_xla() and self.kernel_size == (1, 1) and x.dtype == tf.bfloat16:
             rows, columns = self.strides
             x = tf.einsum("bhwc,cd->bhwd", x[:, ::rows, ::columns], self.kernel[0, 0])
@@ -243,6 +254,7 @@ class SparseConv2D(tf_keras.layers.Conv2D):
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Float [batch, height, width, depth] -> [batch, height, width, filters]."""
         taps = [self._tap(x, i, j) for i in range(3) for j in range(3)]
         return tf.add_n([tap for tap in taps if tap is not None])
 
@@ -290,6 +302,7 @@ class ConvBN(tf_keras.layers.Layer):
         self.activation = get_activation(activation)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
         return self.activation(self.norm(self.conv(x)))
 
 
@@ -313,6 +326,7 @@ class DepthwiseBN(tf_keras.layers.Layer):
         self.norm.build(shape)
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """x: float [batch, height, width, channels]; returns the same shape."""
         if training:
             return self.activation(self.norm(self.conv(x)))
         scale, offset = (tf.cast(v, x.dtype) for v in self.norm.affine())
@@ -339,6 +353,7 @@ class DenseBN(tf_keras.layers.Layer):
         self.activation = get_activation(activation)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Float [batch, length, depth] -> [batch, length, units]."""
         return self.activation(self.norm(self.dense(x)))
 
 
@@ -350,6 +365,7 @@ class DropPath(tf_keras.layers.Layer):
         self.keep = keep
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """x: float [batch, ...], of any shape; returns its shape and dtype."""
         if not training or self.keep == 1.0:
             return x
         shape = [tf.shape(x)[0]] + [1] * (x.shape.rank - 1)

@@ -18,6 +18,7 @@ class Fuse(tf_keras.layers.Layer):
         self.coarse, self.fine = ConvBN(channels), ConvBN(channels)
 
     def call(self, x: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
+        """Float [b, h, w, depth] and [b, height, width, depth] -> [b, height, width, channels]."""
         x = self.coarse(self.activation(x))
         return resize_bilinear(x, skip.shape[1:3]) + self.fine(self.activation(skip))
 
@@ -50,7 +51,10 @@ class PixelDecoder(tf_keras.layers.Layer):
         ]
 
     def stage(self, i: int, x: tf.Tensor | None, endpoints: list[tf.Tensor]) -> tf.Tensor:
-        """The output of stage i from that of the stage before (None for the first)."""
+        """The output of stage i, [batch, height, width, channels], at its endpoint's size.
+
+        x is the output of the stage before, None for the first; endpoints are fine to coarse.
+        """
         skip = self.norms[i](endpoints[-1 - i])
         x = skip if i == 0 else self.fuses[i - 1](x, skip)
         for block in self.stages[i]:
@@ -58,6 +62,7 @@ class PixelDecoder(tf_keras.layers.Layer):
         return x
 
     def call(self, endpoints: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Endpoints [b, height, width, depth], fine to coarse -> outputs, coarse to fine."""
         outputs = [None]
         for i in range(len(self.stages)):
             outputs.append(self.stage(i, outputs[-1], endpoints))

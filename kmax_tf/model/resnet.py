@@ -63,6 +63,7 @@ class ResNet(tf_keras.layers.Layer):
         ]
 
     def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+        """x: float [batch, height, width, 3] in [-1, 1]; returns the endpoints, fine to coarse."""
         endpoints = []
         for blocks in [self.stem, *self.stages]:
             for block in blocks:

@@ -38,20 +38,24 @@ def _colour(case, comparison):
         numbers = [[[o[1:] for o in pair] for pair in p] for p in (ours, stored)]
         comparison.add(f"{name}/numbers", *numbers, 1e-6)
     for facts in case.facts["operations"]:
-        operation = getattr(colour, facts["operation"].lower())
         for size, step in (("small", 1), ("large", 3)):
-            name = f"op/{facts['name']}/{size}"
-            for image in _both(
-                lambda image, o=operation, m=facts["magnitude"]: o(
-                    image, colour.argument(o, m), colour.whole(image), pixels.HOST
-                ),
-                case[f"image/{size}"],
-            ):
-                ours, stored = image.numpy()[::step, ::step], case[name]
-                sharpness = operation is colour.sharpness
-                comparison.add(name, ours, stored, 1 if sharpness else 0)
-                if sharpness and ours.shape == stored.shape:
-                    comparison.add(f"{name}/share", np.mean(ours != stored), 0, SHARPNESS_SHARE)
+            _operation(case, comparison, facts, size, step)
+
+
+def _operation(case, comparison, facts, size, step):
+    """One colour operation on one image, of which every `step`-th pixel is stored."""
+    operation = getattr(colour, facts["operation"].lower())
+    argument = colour.argument(operation, facts["magnitude"])
+    name = f"op/{facts['name']}/{size}"
+    for image in _both(
+        lambda image: operation(image, argument, colour.whole(image), pixels.HOST),
+        case[f"image/{size}"],
+    ):
+        ours, stored = image.numpy()[::step, ::step], case[name]
+        sharpness = operation is colour.sharpness
+        comparison.add(name, ours, stored, 1 if sharpness else 0)
+        if sharpness and ours.shape == stored.shape:
+            comparison.add(f"{name}/share", np.mean(ours != stored), 0, SHARPNESS_SHARE)
 
 
 def _geometry(case, comparison):
