@@ -1,13 +1,12 @@
 """Waits for what training writes: the run's configuration, then one checkpoint after the other."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
-from kmax_tf import checkpoint
+from kmax_tf import checkpoint, run_folder
 from kmax_tf.files import InputError
 
 SECONDS = 1.0  # between two looks
@@ -28,7 +27,7 @@ def wait_for_config(run_dir: str, seconds: float) -> str:
 
     Raises InputError if it is not there after `seconds`.
     """
-    path = os.path.join(run_dir, "config.gin")
+    path = run_folder.config(run_dir)
     if not poll(lambda: tf.io.gfile.exists(path) or None, seconds):
         raise InputError(f"{path}: missing; start scripts/train.py with this run_dir")
     return path

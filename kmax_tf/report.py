@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from kmax_tf import run_folder
 from kmax_tf.chart import chart, percent
 from kmax_tf.files import InputError, field, read_bytes, read_json, write_atomic
 
@@ -48,8 +49,7 @@ def write_report(run_dir: str) -> str:
     Raises:
         InputError: metrics.json is missing or lacks a field.
     """
-    join = tf.io.gfile.join
-    path = join(run_dir, "metrics.json")
+    path = run_folder.latest_metrics(run_dir)
     if not tf.io.gfile.exists(path):
         raise InputError(f"{path}: missing; evaluate a checkpoint of the run first")
     metrics = read_json(path)
@@ -57,12 +57,12 @@ def write_report(run_dir: str) -> str:
         field(metrics, key, kind, path)
 
     evaluations = read_evaluations(run_dir)
-    charts = _quality_charts(evaluations) + _loss_charts(_read_losses(join(run_dir, "train")))
-    config = join(run_dir, "config.gin")
+    charts = _quality_charts(evaluations) + _loss_charts(_read_losses(run_folder.training(run_dir)))
+    config = run_folder.config(run_dir)
     sections = [
         _headline(run_name(run_dir), metrics),
         section("Training", f'<div class="grid">{charts}</div>' if charts else ""),
-        *_picture_sections(join(run_dir, "eval/pictures"), metrics["pictures"]),
+        *_picture_sections(run_folder.pictures(run_dir), metrics["pictures"]),
         section("Classes", _class_table(metrics["classes"])),
         f'<div class="grid">{section("Sizes", _size_table(metrics))}'
         f"{section('Confusion', _confusion_table(metrics.get('confusion')))}</div>",
@@ -70,7 +70,7 @@ def write_report(run_dir: str) -> str:
     if tf.io.gfile.exists(config):
         text = html.escape(read_bytes(config).decode())
         sections.append(f"<details><summary>config.gin</summary><pre>{text}</pre></details>")
-    return write_page(join(run_dir, "report.html"), run_name(run_dir), sections)
+    return write_page(os.path.join(run_dir, "report.html"), run_name(run_dir), sections)
 
 
 def write_page(path: str, title: str, sections: Sequence[str]) -> str:
@@ -87,8 +87,7 @@ def run_name(run_dir: str) -> str:
 
 def read_evaluations(run_dir: str) -> list[dict]:
     """The metrics of all evaluated steps, ascending."""
-    paths = tf.io.gfile.glob(tf.io.gfile.join(run_dir, "eval/metrics-*.json"))
-    return [read_json(path) for path in sorted(paths)]
+    return [read_json(path) for path in run_folder.all_metrics(run_dir)]
 
 
 def section(title: str, content: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import os
 import sys
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
-from kmax_tf import average, batch, checkpoint, preemption, provenance, runtime, skipped
+from kmax_tf import average, batch, checkpoint, preemption, provenance, run_folder, runtime, skipped
 from kmax_tf.data import datasets, pipeline, records
 from kmax_tf.data.records import Records
 from kmax_tf.data.targets import Targets, count_damaged
@@ -329,7 +328,7 @@ def train(
             # Loops end where checkpoints are due, wherever it went on from.
             steps_per_loop=lambda step: every - step % every,
             summary_interval=every,
-            summary_dir=os.path.join(folder, "train"),
+            summary_dir=run_folder.training(folder),
         ).train(experiment.steps)
     return trainer.model
 

@@ -6,7 +6,7 @@ import re
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf import config
+from kmax_tf import config, run_folder
 from kmax_tf.checkpoint import FOLDER
 from kmax_tf.files import InputError, make_folder, write_atomic
 
@@ -33,7 +33,7 @@ def write(model: tf_keras.Model, out: str) -> str:
     )
     path = manager.save(checkpoint_number=number)
     if not _is_prefix(out):
-        write_atomic(os.path.join(out, "config.gin"), config.resolved())
+        write_atomic(run_folder.config(out), config.resolved())
     return path
 
 
