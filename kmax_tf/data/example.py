@@ -24,6 +24,9 @@ from PIL import Image
 
 from kmax_tf import files
 
+TEXT = tf.io.FixedLenFeature([], tf.string)
+SEGMENTS = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)  # one for each
+
 
 class Example(NamedTuple):
     """One image as tensors: h, w pixels, s segments."""
@@ -118,18 +121,16 @@ def parse(serialized: tf.Tensor) -> Example:
 
     With TensorFlow operations only. A damaged one is an InvalidArgumentError when it is read.
     """
-    text = tf.io.FixedLenFeature([], tf.string)
-    segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
     record = tf.io.parse_single_example(
         serialized,
         {
-            "image/encoded": text,
-            "image/filename": text,
-            "image/id": text,
-            "panoptic/encoded": text,
-            "segment/id": segments,
-            "segment/category_id": segments,
-            "segment/is_crowd": segments,
+            "image/encoded": TEXT,
+            "image/filename": TEXT,
+            "image/id": TEXT,
+            "panoptic/encoded": TEXT,
+            "segment/id": SEGMENTS,
+            "segment/category_id": SEGMENTS,
+            "segment/is_crowd": SEGMENTS,
         },
     )
     labels = tf.io.decode_png(record["panoptic/encoded"], channels=1, dtype=tf.uint16)

@@ -97,12 +97,11 @@ def parse_deeplab2(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
     split. Instances of things count from 1; instance 0 of a thing is crowd. The record gives no ids
     of segments, so they are 1 to s, and none of the image, which is its file name.
     """
-    text = tf.io.FixedLenFeature([], tf.string)
     record = tf.io.parse_single_example(
         serialized,
         {
-            "image/encoded": text,
-            "image/filename": text,
+            "image/encoded": example.TEXT,
+            "image/filename": example.TEXT,
             "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, ""),
         },
     )
@@ -161,18 +160,16 @@ def parse_tfds(serialized: tf.Tensor, category_ids: list[int]) -> Example:
 
     Scalar string -> `Example`, whose image is uint8 [h, w, 3], with TensorFlow operations only.
     """
-    text = tf.io.FixedLenFeature([], tf.string)
-    segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
     record = tf.io.parse_single_example(
         serialized,
         {
-            "image": text,
-            "image/filename": text,
+            "image": example.TEXT,
+            "image/filename": example.TEXT,
             "image/id": tf.io.FixedLenFeature([], tf.int64),
-            "panoptic_image": text,
-            "panoptic_objects/id": segments,
-            "panoptic_objects/label": segments,
-            "panoptic_objects/is_crowd": segments,
+            "panoptic_image": example.TEXT,
+            "panoptic_objects/id": example.SEGMENTS,
+            "panoptic_objects/label": example.SEGMENTS,
+            "panoptic_objects/is_crowd": example.SEGMENTS,
         },
     )
     rgb = tf.cast(tf.io.decode_png(record["panoptic_image"], channels=3), tf.int64)
