@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import files
-from kmax_tf.data import datasets
+from kmax_tf.data import datasets, example
 
 
 class Segment(NamedTuple):
@@ -65,14 +65,12 @@ def decode_ids(png: bytes, name: str) -> np.ndarray:
     """
     try:
         # RGBA puts a pixel in four bytes, so that they are one integer without arithmetic.
-        rgba = tf.io.decode_png(png, channels=4).numpy()
+        rgba = np.asarray(tf.io.decode_png(png, channels=4))
     except tf.errors.OpError as error:
         raise files.InputError(
             f"{name}: not a readable PNG of segment ids; get it again"
         ) from error
-    ids = rgba.view("<i4")[..., 0]
-    ids &= 0xFFFFFF
-    return ids
+    return rgba.view("<i4")[..., 0] & 0xFFFFFF
 
 
 def encode_ids(ids: np.ndarray) -> bytes:
@@ -103,11 +101,7 @@ def number_segments(
     Returns:
         int32 [h, w], 0 void, k the k-th segment, from 1; and int64 [s], the pixels of each segment.
     """
-    # A label map has few runs of equal ids, so only the runs are looked up.
-    flat = ids.ravel()
-    start = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
-    length = np.diff(start, append=flat.size)
-    run = flat[start]
+    run, length = example.runs(ids)
     known = np.array([0, *(segment.id for segment in segments)])
     order = np.argsort(known)
     place = np.searchsorted(known, run, sorter=order)

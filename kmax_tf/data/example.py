@@ -76,7 +76,8 @@ def serialize(
             " give a label map of the stored (unrotated) image size"
         )
     segment_map = segment_map.astype(np.uint8 if len(segment_id) <= 255 else np.uint16)
-    area = np.bincount(segment_map.ravel(), minlength=len(segment_id) + 1)[1:]
+    number, length = runs(segment_map)
+    area = np.bincount(number, length, len(segment_id) + 1)[1:]
     feature = {
         "image/encoded": _bytes(image),
         "image/format": _bytes(image_format.encode()),
@@ -92,6 +93,17 @@ def serialize(
     }
     record = tf.train.Example(features=tf.train.Features(feature=feature))
     return record.SerializeToString(deterministic=True)
+
+
+def runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Splits a label map [h, w], row by row, into runs of equal values, of which it has few.
+
+    Returns:
+        The value of each run, of the map's type; and its length in pixels, int64.
+    """
+    flat = labels.ravel()
+    start = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
+    return flat[start], np.diff(start, append=flat.size)
 
 
 def encode_labels(labels: np.ndarray) -> bytes:

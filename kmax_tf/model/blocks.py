@@ -5,6 +5,7 @@ import tf_keras
 
 from kmax_tf.model.axial import AxialAttention2D
 from kmax_tf.model.layers import ConvBN, DropPath, get_activation
+from kmax_tf.model.packed import apply
 
 
 def _body(kind, width, channels, strides, dilation, activation, heads):
@@ -51,7 +52,7 @@ class ResidualBlock(tf_keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """x: float [batch, height, width, depth], not activated; returns the same kind."""
-        x = self.activation(x)
+        x = apply(self.activation, x)
         y = x
         for layer in self.body:
             y = layer(y)

@@ -9,6 +9,8 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.ops import control_flow_util
 
+from kmax_tf.model.packed import Packed, apply, pack
+
 _seeds = []
 
 
@@ -103,6 +105,10 @@ class BatchNorm(tf_keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """x: float [batch, ..., channels], any axes; returns its shape and dtype."""
+        if isinstance(x, Packed):
+            if not training:
+                return x.affine(*self.affine())
+            return x.affine(*self.training_affine(x.mean(tf.identity), x.mean(tf.square)))
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not training:
             return self._infer(x, gamma, beta)
@@ -208,43 +214,31 @@ def softmax(logits: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 class Conv2D(tf_keras.layers.Conv2D):
-    """A convolution, to XLA in the form that fits a TPU's memory.
+    """A convolution, to XLA in the form that a TPU is quick at.
 
     There the channels of a convolution come in groups of 128, and in bfloat16 its images in groups
     of 4, so that 3 channels or 2 images are mostly padding. So a strided kernel on few channels
-    sees as channels the pixels that lie within a stride, and in bfloat16 a 1 x 1 kernel becomes a
-    matrix product.
+    packs the image, and in bfloat16 a 1 x 1 kernel becomes a matrix product.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
-        if compiled_by_xla() and self.kernel_size == (1, 1) and x.dtype == tf.bfloat16:
-            rows, columns = self.strides
-            x = tf.einsum("bhwc,cd->bhwd", x[:, ::rows, ::columns], self.kernel[0, 0])
-        elif compiled_by_xla() and self.strides[0] > 1 and x.shape[-1] < 16:
-            x = self._from_strides(x)
-        else:
+        if not compiled_by_xla():
             return super().call(x)
+        rows, columns = self.strides
+        if not isinstance(x, Packed) and rows > 1 and x.shape[-1] < 16:
+            # A stem's few channels, those of `ConvBN`, stay packed until the next stride.
+            stays = self.filters <= 64 and not self.use_bias
+            x = pack(x, 2 * rows if stays else rows)
+        if isinstance(x, Packed):
+            x = x.conv(self.kernel, rows, self.padding)
+        elif self.kernel_size == (1, 1) and x.dtype == tf.bfloat16:
+            x = tf.einsum("bhwc,cd->bhwd", x[:, ::rows, ::columns], self.kernel[0, 0])
+        else:
+            # Keras would dilate by moving pixels to batches.
+            padding, dilations = self.padding.upper(), self.dilation_rate
+            x = tf.nn.conv2d(x, self.kernel, self.strides, padding, dilations=dilations)
         return tf.nn.bias_add(x, self.bias) if self.use_bias else x
-
-    def _from_strides(self, x):
-        """The stride s becomes 1: [b, s * h, s * w, c] are [b, h, w, s * s * c]."""
-        stride, size = self.strides[0], self.kernel_size[0]
-        taps = -(-size // stride)
-        pads, totals = [], []
-        for length in x.shape[1:3]:
-            valid = (length - size) // stride + 1
-            outputs = valid if self.padding == "valid" else -(-length // stride)
-            before = max((outputs - 1) * stride + size - length, 0) // 2
-            totals.append((outputs + taps - 1) * stride)
-            pads.append([before, max(totals[-1] - length - before, 0)])
-        x = tf.pad(x, [[0, 0], *pads, [0, 0]])[:, : totals[0], : totals[1]]
-        offsets = [(i, j) for i in range(stride) for j in range(stride)]
-        x = tf.concat([x[:, i::stride, j::stride] for i, j in offsets], axis=-1)
-        extra = taps * stride - size
-        kernel = tf.pad(self.kernel, [[0, extra], [0, extra], [0, 0], [0, 0]])
-        kernel = tf.concat([kernel[i::stride, j::stride] for i, j in offsets], axis=2)
-        return tf.nn.conv2d(x, kernel, 1, "VALID")
 
 
 class SparseConv2D(tf_keras.layers.Conv2D):
@@ -303,7 +297,7 @@ class ConvBN(tf_keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
-        return self.activation(self.norm(self.conv(x)))
+        return apply(self.activation, self.norm(self.conv(x)))
 
 
 class SparseConvBN(ConvBN):

@@ -8,6 +8,7 @@ import tf_keras
 
 from kmax_tf.model.blocks import ResidualBlock
 from kmax_tf.model.layers import ConvBN
+from kmax_tf.model.packed import unpack
 
 
 class ResNet(tf_keras.layers.Layer):
@@ -68,5 +69,5 @@ class ResNet(tf_keras.layers.Layer):
         for blocks in [self.stem, *self.stages]:
             for block in blocks:
                 x = block(x)
-            endpoints.append(x)
+            endpoints.append(unpack(x))
         return endpoints

@@ -6,6 +6,7 @@ import scipy.special
 import tensorflow as tf
 
 from kmax_tf.model.layers import Conv2D, SparseConv2D, gelu, resize_bilinear, softmax
+from kmax_tf.model.packed import unpack
 
 
 @pytest.mark.parametrize("dilation", [1, 6, 12])
@@ -62,16 +63,28 @@ def test_gradient_of_gelu():
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(
-    ("channels", "size", "strides"),
-    [(3, 7, 2), (3, 3, 2), (3, 4, 4), (5, 1, 1), (20, 1, 2), (20, 3, 2)],
+    ("channels", "size", "strides", "dilation"),
+    [
+        (3, 7, 2, 1),
+        (3, 3, 2, 1),
+        (3, 4, 4, 1),
+        (5, 1, 1, 1),
+        (20, 1, 2, 1),
+        (20, 3, 2, 1),
+        (20, 3, 1, 2),
+    ],
 )
-def test_a_convolution_under_xla_is_that_of_tensorflow(channels, size, strides, padding, dtype):
+def test_a_convolution_under_xla_is_that_of_tensorflow(
+    channels, size, strides, dilation, padding, dtype
+):
     generator = np.random.default_rng(size)
     image, kernel = (
         tf.cast(tf.constant(generator.integers(-3, 4, shape)), dtype)
         for shape in ([2, 18, 33, channels], [size, size, channels, 4])
     )
-    layer = Conv2D(4, size, strides, padding=padding, dtype=dtype)
+    layer = Conv2D(
+        4, size, strides, padding=padding, dilation_rate=dilation, use_bias=False, dtype=dtype
+    )
     layer.build(image.shape)
     layer.kernel.assign(kernel)
 
@@ -79,16 +92,18 @@ def test_a_convolution_under_xla_is_that_of_tensorflow(channels, size, strides, 
     def compiled(image):
         with tf.GradientTape() as tape:
             tape.watch(image)
-            y = layer(image)
+            y = unpack(layer(image))
         return y, *tape.gradient(y, [image, layer.kernel], output_gradients=y / 64)
 
+    found = compiled(image)
     with tf.GradientTape() as tape:
+        image, kernel = (tf.cast(t, tf.float32) for t in (image, kernel))
         tape.watch([image, kernel])
-        y = tf.nn.conv2d(image, kernel, strides, padding.upper())
+        y = tf.nn.conv2d(image, kernel, strides, padding.upper(), dilations=dilation)
     expected = y, *tape.gradient(y, [image, kernel], output_gradients=y / 64)
     # Whole numbers, so that the products are exact; the sums of bfloat16 are not.
     tolerance = 1e-5 if dtype == tf.float32 else 0.02
-    for ours, theirs in zip(compiled(image), expected, strict=True):
+    for ours, theirs in zip(found, expected, strict=True):
         ours, theirs = (np.asarray(tf.cast(t, tf.float32)) for t in (ours, theirs))
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
 
