@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from kmax_tf import best, checkpoint, follow, inference, statistics, visualize
 from kmax_tf.data import records
-from kmax_tf.files import InputError, read_bytes, write_atomic
+from kmax_tf.files import InputError, read_bytes, read_json, write_atomic
 from kmax_tf.gallery import Gallery, Scored
 from kmax_tf.metrics import Metrics, Truth, measure
 from kmax_tf.report import write_report
@@ -196,6 +196,18 @@ def _publish(run_dir):
 def pictures_folder(run_dir):
     """Where the pictures of the latest evaluated step are."""
     return os.path.join(run_dir, FOLDER, "pictures")
+
+
+def facts(run_dir, path):
+    """What a model card says of the weights of a checkpoint: its name and what it was scored."""
+    found = [("weights", "/".join(path.split("/")[-2:]))]
+    scored = metrics_path(run_dir, checkpoint.step_of(path))
+    if tf.io.gfile.exists(scored):
+        metrics = read_json(scored)
+        names = ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU")
+        figures = ", ".join(f"{n} {metrics[n]:.1f}" for n in names if metrics[n] is not None)
+        found.append(("scored", f"{figures} on {metrics['num_images']} images"))
+    return found
 
 
 def statistics_path(run_dir, step):

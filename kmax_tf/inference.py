@@ -40,12 +40,14 @@ def predictor(model, experiment):
         panoptic = experiment.postprocess(
             outputs.final, experiment.evaluation_size, experiment.dataset.num_things
         )
-        assignments = [
-            tf.argmax(p.mask_logits, axis=-1, output_type=tf.int32) for p in outputs.auxiliary
-        ]
-        return panoptic, assignments
+        return panoptic, assignments(outputs)
 
     return predict
+
+
+def assignments(outputs):
+    """Each pixel's cluster in every decoder: a list of int32 [batch, height, width]."""
+    return [tf.argmax(p.mask_logits, axis=-1, output_type=tf.int32) for p in outputs.auxiliary]
 
 
 def on_all_replicas(predict, image, batch_size):

@@ -52,11 +52,14 @@ class PostProcess:
             raise ValueError(f"pixel_threshold is {self.pixel_threshold}: choose from 1/3 to 1")
 
     def __call__(self, prediction, size, num_things):
-        """Merges a final `Prediction` at `size` (height, width); returns `Panoptic`.
+        """Pastes and merges a final `Prediction` at `size` (height, width); returns `Panoptic`."""
+        return self.merge(self.paste(prediction, size, num_things), num_things)
+
+    def merge(self, pasted, num_things):
+        """Makes segments of `Pasted` masks; returns `Panoptic`.
 
         Masks of one stuff class share a segment, which has the number of the first of them.
         """
-        pasted = self.paste(prediction, size, num_things)
         is_thing = pasted.mask_class < num_things
         n = pasted.mask_class.shape[1]
         area = _sum(tf.ones_like(pasted.probability), pasted.mask_map, n)

@@ -87,7 +87,7 @@ def fit(shape, smallest, largest):
 
 def fitted_size(sample, size):
     """The largest size, int32 [2], of the sample's proportions that fits into `size`."""
-    return fit(tf.shape(sample.segment_map), size, size)
+    return tf.maximum(fit(tf.shape(sample.segment_map), size, size), 1)  # of a line of pixels
 
 
 def locate(fitted, draw, size):

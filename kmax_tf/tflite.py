@@ -1,0 +1,46 @@
+"""The model in TensorFlow Lite: weights in 8 bits, arithmetic as the device has it.
+
+The image comes fitted and padded (`augment.fit_and_pad`), and the segments are at that size: shapes
+that depend on the image are what devices without TensorFlow run worst.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from kmax_tf.files import InputError
+from kmax_tf.postprocess import Panoptic
+
+FILE_NAME = "model.tflite"
+
+
+def convert(segmenter):
+    """The content of a .tflite file: float32 [1, height, width, 3] in 0..255 -> `Panoptic`.
+
+    Weights are quantised with a range each (dynamic range quantisation).
+    Raises InputError with what the converter says if it refuses.
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec([1, *segmenter.size, 3], name="image")])
+    def predict(image):
+        panoptic, *_ = segmenter.predict(image)
+        return panoptic._asdict()
+
+    concrete = predict.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], segmenter)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    try:
+        return converter.convert()
+    except Exception as error:  # the converter's errors are of no kind of their own
+        raise InputError(f"TensorFlow Lite's converter refuses this model: {error}") from error
+
+
+def predictor(content):
+    """A function as `inference.predictor` makes it, of the content of a .tflite file."""
+    interpreter = tf.lite.Interpreter(model_content=content)
+    run = interpreter.get_signature_runner()
+
+    def predict(image):
+        each = [Panoptic(**run(image=one[None].numpy())) for one in image]
+        return tf.nest.map_structure(lambda *rows: tf.constant(np.concatenate(rows)), *each), []
+
+    return predict
