@@ -63,11 +63,17 @@ def text(experiment, model, facts, segments, details):
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     rows = [
         *facts,
-        ("input", "{} x {} pixels, into which images are fitted".format(*experiment.evaluation_size)),
+        (
+            "input",
+            "{} x {} pixels, into which images are fitted".format(*experiment.evaluation_size),
+        ),
         ("precision", experiment.precision),
         ("trainable parameters", f"{parameters:,}, of training's semantic branch too"),
-        ("merging", f"things above {merging.thing_threshold}, stuff {merging.stuff_threshold},"
-         f" overlap {merging.overlap_threshold}, mask probability {merging.pixel_threshold}"),
+        (
+            "merging",
+            f"things above {merging.thing_threshold}, stuff {merging.stuff_threshold},"
+            f" overlap {merging.overlap_threshold}, mask probability {merging.pixel_threshold}",
+        ),
     ]
     names = {kind: [c.name for c in dataset.categories if c.isthing == kind] for kind in (1, 0)}
     return TEMPLATE.format(
