@@ -52,7 +52,7 @@ def find(paths: list[str]) -> tuple[str, list[Source]]:
 def read_image(path: str) -> np.ndarray:
     """An image file as uint8 [height, width, 3], upright.
 
-    Alpha is dropped, 16 bits become 8, CMYK and palettes RGB; of an animation it is the first frame.
+    Alpha is dropped, 16 bits become 8, CMYK and palettes RGB; an animation is its first frame.
     Raises InputError if it cannot be decoded or is too large.
     """
     content = read_bytes(path)

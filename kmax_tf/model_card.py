@@ -31,8 +31,10 @@ result = model.signatures["serving_default"](images=tf.constant([open("photo.jpg
 
 | signature | images |
 |---|---|
-| `serving_default`, `serving_details` | string [batch]: JPEG, PNG, GIF or BMP files; EXIF rotation is ignored |
+| `serving_default`, `serving_details` | string [batch]: JPEG, PNG, GIF or BMP files, as stored |
 | `uint8`, `uint8_details` | uint8 [batch, height, width, 3], of any size |
+
+As stored: a rotation that EXIF asks for is not done. `kmax_tf.predict` does it.
 
 | output | |
 |---|---|
@@ -60,6 +62,7 @@ def text(experiment, model, facts, segments, details):
       segments, details: {output: what it is} of the signatures.
     """
     dataset, merging = experiment.dataset, experiment.postprocess
+    height, width = experiment.evaluation_size
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     rows = [
         *facts,

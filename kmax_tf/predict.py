@@ -32,7 +32,7 @@ class Segment(NamedTuple):
     isthing: bool
     score: float  # probability of its class times that of its mask
     area: int  # pixels
-    box: tuple  # left, top, width, height in pixels
+    box: list  # left, top, width, height in pixels
 
 
 class Segmentation(NamedTuple):
@@ -63,19 +63,12 @@ class Segmenter:
         """The `Segmentation`s of images of one size, uint8 [batch, height, width, 3]."""
         signature = self._signatures["uint8_details" if details else "uint8"]
         result = {k: v.numpy() for k, v in signature(images=tf.constant(stacked, tf.uint8)).items()}
-        columns = [result[name].tolist() for name in ("segment_id", *_COLUMNS)]
+        columns = [result[name].tolist() for name in ("segment_id", *Segment._fields[1:])]
         more = [result[name] for name in ("confidence", "assignments")] if details else []
         return [
-            Segmentation(panoptic_map, [_segment(*s) for s in zip(*lists) if s[0]], *others)
+            Segmentation(panoptic_map, [Segment(*s) for s in zip(*lists) if s[0]], *others)
             for panoptic_map, lists, *others in zip(result["panoptic_map"], zip(*columns), *more)
         ]
-
-
-_COLUMNS = ("category_id", "isthing", "score", "area", "box")
-
-
-def _segment(identity, category_id, isthing, score, area, box):
-    return Segment(identity, category_id, isthing, score, area, tuple(box))
 
 
 def load(export_dir):
@@ -123,7 +116,7 @@ def predict(segmenter, sources, finish, *, batch_size=1, details=False):
                 workers.submit(finish, *one, result)
                 for one, result in zip(batch, results, strict=True)
             ]
-            while len(waiting) > AHEAD * batch_size:
+            while waiting and (waiting[0].done() or len(waiting) > AHEAD * batch_size):
                 waiting.popleft().result()
                 bar.update()
         while waiting:

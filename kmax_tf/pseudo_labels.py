@@ -19,6 +19,7 @@ def confident(result, confidence):
     for segment in sure:
         if segment.id < len(areas) and areas[segment.id]:
             rows, columns = places[segment.id - 1]
-            box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+            size = columns.stop - columns.start, rows.stop - rows.start
+            box = [columns.start, rows.start, *size]
             segments.append(segment._replace(area=int(areas[segment.id]), box=box))
     return panoptic_map, segments
