@@ -95,8 +95,10 @@ class Segmenter(tf.Module):
     def details(self, canvases):
         """`Canvases` -> the outputs that `SEGMENTS` and `DETAILS` describe."""
         panoptic, confidence, final, assignments = self.predict(canvases.image)
+        # As everywhere in the model, the corners of grid and image coincide.
+        resize = tf.compat.v1.image.resize_nearest_neighbor
         enlarged = [
-            tf.image.resize(a[..., None], self.size, "nearest")[..., 0] for a in assignments
+            resize(a[..., None], self.size, align_corners=True)[..., 0] for a in assignments
         ]
         return self._segments(panoptic, canvases) | {
             "confidence": _restore(confidence, canvases),
@@ -209,3 +211,14 @@ def export(experiment, model, export_dir, facts=(), *, lite=False):
     if tf.io.gfile.exists(export_dir):
         tf.io.gfile.rmtree(export_dir)
     tf.io.gfile.rename(temporary, export_dir)
+
+
+def predictor(export_dir):
+    """A function as `inference.predictor` makes it, of an export; without assignments."""
+    loaded = tf.saved_model.load(export_dir)
+
+    def predict(image):
+        panoptic, *_ = loaded.predict(image)
+        return postprocess.Panoptic(*panoptic), []
+
+    return predict

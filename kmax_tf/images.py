@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,8 +75,12 @@ def read_image(path: str) -> np.ndarray:
 def _header(content):
     """EXIF orientation and number of pixels; 1 and 0 where there is no header to read."""
     try:
-        picture = Image.open(io.BytesIO(content))
-        return picture.getexif().get(ORIENTATION, 1), math.prod(picture.size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(content))
+            # Else Pillow looks for EXIF behind the pixels, and decodes them all.
+            exif = picture.getexif() if "exif" in picture.info else {}
+        return exif.get(ORIENTATION, 1), math.prod(picture.size)
     except Image.DecompressionBombError:  # much more than LARGEST
         return 1, math.inf
     except Exception:  # Pillow has no one kind of error for files that are not in order

@@ -15,7 +15,7 @@ OUT = flags.DEFINE_string("out", None, "Folder of the export.", required=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Which one; the newest if not given.")
 PRECISION = flags.DEFINE_string("precision", None, "float32 or mixed_bfloat16, if not the run's.")
 TFLITE = flags.DEFINE_bool("tflite", False, "Also in TensorFlow Lite, weights in 8 bits.")
-MEASURE = flags.DEFINE_bool("measure", False, "Print the PQ of what was exported.")
+MEASURE = flags.DEFINE_bool("measure", False, "Print the PQ of the model and of each file.")
 
 
 def main():
@@ -28,13 +28,14 @@ def main():
     export.export(experiment, model, OUT.value, facts, lite=TFLITE.value)
     print(f"exported {path} to {OUT.value}")
     if MEASURE.value:
-        predictors = {experiment.precision: inference.predictor(model, experiment)}
+        predictors = {"model": inference.predictor(model, experiment)}
+        predictors["SavedModel"] = export.predictor(OUT.value)
         if TFLITE.value:
             content = files.read_bytes(os.path.join(OUT.value, tflite.FILE_NAME))
             predictors["TensorFlow Lite"] = tflite.predictor(content)
         for name, predict in predictors.items():
             metrics, *_ = evaluate.evaluate(experiment, predict, checkpoint.step_of(path))
-            print(f"{name}: PQ {metrics['PQ']:.2f} on {metrics['num_images']} images")
+            print(f"{name}: PQ {metrics['PQ'] or 0:.2f} on {metrics['num_images']} images")
 
 
 if __name__ == "__main__":
