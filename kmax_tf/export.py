@@ -193,11 +193,7 @@ def export(experiment, model, export_dir, facts=(), *, lite=False):
       facts: (name, value) of what the model card is to say of the weights.
     Raises InputError if TensorFlow Lite's converter refuses the model.
     """
-    temporary = export_dir.rstrip("/") + ".unfinished"
-    if tf.io.gfile.exists(temporary):
-        tf.io.gfile.rmtree(temporary)
     segmenter = Segmenter(model, experiment)
-    tf.saved_model.save(segmenter, temporary, signatures=segmenter.signatures())
     categories = [category._asdict() for category in experiment.dataset.categories]
     texts = {
         CATEGORIES: json.dumps({"categories": categories}),
@@ -206,6 +202,10 @@ def export(experiment, model, export_dir, facts=(), *, lite=False):
     }
     if lite:
         texts[tflite.FILE_NAME] = tflite.convert(segmenter)
+    temporary = export_dir.rstrip("/") + ".unfinished"
+    if tf.io.gfile.exists(temporary):
+        tf.io.gfile.rmtree(temporary)
+    tf.saved_model.save(segmenter, temporary, signatures=segmenter.signatures())
     for name, content in texts.items():
         write_atomic(os.path.join(temporary, name), content)
     if tf.io.gfile.exists(export_dir):

@@ -4,10 +4,12 @@ The image comes fitted and padded (`augment.fit_and_pad`), and the segments are 
 that depend on the image are what devices without TensorFlow run worst.
 """
 
+import re
+
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.files import InputError
+from kmax_tf.files import InputError, first_line
 from kmax_tf.postprocess import Panoptic
 
 FILE_NAME = "model.tflite"
@@ -31,7 +33,12 @@ def convert(segmenter):
     try:
         return converter.convert()
     except Exception as error:  # the converter's errors are of no kind of their own
-        raise InputError(f"TensorFlow Lite's converter refuses this model: {error}") from error
+        # One line an operation, of hundreds of characters; the reasons repeat.
+        reasons = dict.fromkeys(re.findall(r"error: (.*)", str(error))) or [first_line(error)]
+        raise InputError(
+            f"TensorFlow Lite's converter refuses the model: {'; '.join(reasons):.400};"
+            " export it in float32, or without TensorFlow Lite"
+        ) from error
 
 
 def predictor(content):
