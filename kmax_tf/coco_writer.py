@@ -24,7 +24,7 @@ class PanopticWriter:
     def __init__(self, json_path: str, folder: str, categories: Sequence[Category]):
         self._json_path = json_path
         self._folder = folder
-        self._content = {
+        self._content: dict[str, list] = {
             "images": [],
             "annotations": [],
             "categories": [
@@ -34,9 +34,14 @@ class PanopticWriter:
         }
 
     def add(
-        self, image_id: int | str, file_name: str, segment_map: np.ndarray, segments: Sequence[dict]
+        self,
+        image_id: int | str,
+        file_name: str,
+        segment_map: np.ndarray,
+        segments: Sequence[dict],
+        png_name: str | None = None,
     ) -> None:
-        """Writes `<stem of file_name>.png` and notes the image and its segments.
+        """Writes the PNG file and notes the image and its segments; several threads may call it.
 
         Args:
             image_id: int or str, unique.
@@ -44,6 +49,7 @@ class PanopticWriter:
             segment_map: int32 [height, width], 0 = void, else a segment's id, below 2^24.
             segments: list of dicts with "id" (int >= 1), "category_id" and what else is to be noted
                 ("score", "isthing", "iscrowd"); "area" (pixels) is counted here.
+            png_name: str, name of the PNG file, `<stem of file_name>.png` if not given.
 
         Raises:
             ValueError: the ids of the map and of the segments differ.
@@ -56,7 +62,7 @@ class PanopticWriter:
                 f"{file_name}: segments: ids {sorted(listed)} but the map holds {sorted(area)}; "
                 "list every segment of the map once"
             )
-        name = os.path.splitext(os.path.basename(file_name))[0] + ".png"
+        name = png_name or os.path.splitext(os.path.basename(file_name))[0] + ".png"
         write_atomic(tf.io.gfile.join(self._folder, name), encode_ids(segment_map))
         height, width = segment_map.shape
         self._content["images"].append(
@@ -71,6 +77,8 @@ class PanopticWriter:
         )
 
     def finish(self) -> None:
-        """Writes the JSON file."""
+        """Writes the JSON file, its lists in the order of the file names."""
+        for entries in (self._content["images"], self._content["annotations"]):
+            entries.sort(key=lambda entry: entry["file_name"])
         text = json.dumps(self._content, default=lambda number: number.item())
         write_atomic(self._json_path, text)

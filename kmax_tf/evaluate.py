@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kmax_tf import best, checkpoint, follow, inference, run_folder, statistics, visualize
 from kmax_tf.data import records
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import InputError, read_bytes, write_atomic
+from kmax_tf.files import InputError, read_bytes, read_json, write_atomic
 from kmax_tf.gallery import Gallery, Scored
 from kmax_tf.metrics import Metrics, Truth, measure
 from kmax_tf.report import write_report
@@ -205,3 +205,15 @@ def _publish(run_dir):
     if done:
         write_atomic(run_folder.latest_metrics(run_dir), read_bytes(done[-1]))
         write_report(run_dir)
+
+
+def facts(run_dir: str, path: str) -> list[tuple[str, str]]:
+    """What a model card says of the weights of a checkpoint: its name and what it was scored."""
+    found = [("weights", "/".join(path.split("/")[-2:]))]
+    scored = run_folder.metrics(run_dir, checkpoint.step_of(path))
+    if tf.io.gfile.exists(scored):
+        metrics = read_json(scored)
+        names = ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU")
+        figures = ", ".join(f"{n} {metrics[n]:.1f}" for n in names if metrics[n] is not None)
+        found.append(("scored", f"{figures} on {metrics['num_images']} images"))
+    return found

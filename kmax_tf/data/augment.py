@@ -87,7 +87,7 @@ def fit(shape: tf.Tensor, smallest: tuple[int, int], largest: tuple[int, int]) -
 
 def fitted_size(sample: Sample, size: tuple[int, int]) -> tf.Tensor:
     """The largest size (height, width), int32, of the sample's proportions that `size` holds."""
-    return fit(tf.shape(sample.segment_map), size, size)
+    return tf.maximum(fit(tf.shape(sample.segment_map), size, size), 1)  # of a line of pixels
 
 
 def locate(fitted: tf.Tensor, draw: Draw, size: tuple[int, int]) -> Geometry:
