@@ -11,6 +11,7 @@ from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.pipeline import TrainingInput
 from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion
+from kmax_tf.postprocess import PostProcess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Experiment:
     optimizer: Callable  # steps -> AdamW
     training_input: TrainingInput
     criterion: Criterion
-    postprocess: Callable  # final Prediction, size, num_things -> Panoptic
+    postprocess: PostProcess
     batch_size: int  # images a step, of all replicas together
     steps: int
     evaluation_size: tuple[int, int]  # height, width in pixels
