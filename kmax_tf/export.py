@@ -205,7 +205,7 @@ def export(
     """
     segmenter = Segmenter(model, experiment)
     categories = [category._asdict() for category in experiment.dataset.categories]
-    texts = {
+    texts: dict[str, str | bytes] = {
         CATEGORIES: json.dumps({"categories": categories}),
         "config.gin": config.resolved(),
         "model_card.md": model_card.text(experiment, model, facts, SEGMENTS, DETAILS),

@@ -6,11 +6,10 @@ masks claim a pixel, so the areas that decide come from one table of pairwise ov
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.model.heads import Prediction
 from kmax_tf.model.layers import resize_bilinear
 
 
@@ -53,7 +52,7 @@ class PostProcess:
         if not 1 / 3 < self.pixel_threshold < 1:
             raise ValueError(f"pixel_threshold is {self.pixel_threshold}: choose from 1/3 to 1")
 
-    def __call__(self, prediction: Prediction, size: Sequence[int], num_things: int) -> Panoptic:
+    def __call__(self, prediction: Any, size: Sequence[int], num_things: int) -> Panoptic:
         """Pastes and merges a final `Prediction` at `size` (height, width); returns `Panoptic`."""
         return self.merge(self.paste(prediction, size, num_things), num_things)
 
@@ -87,7 +86,7 @@ class PostProcess:
             pasted.semantic_map,
         )
 
-    def paste(self, prediction: Prediction, size: Sequence[int], num_things: int) -> Pasted:
+    def paste(self, prediction: Any, size: Sequence[int], num_things: int) -> Pasted:
         """Pastes the masks that pass the thresholds, best first; returns `Pasted`."""
         probabilities = tf.nn.softmax(prediction.class_logits)[..., :-1]
         classes = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
