@@ -28,7 +28,7 @@ def compare(case: Case, comparison: Comparison) -> None:
         facts["things"],
     )
     pasted, panoptic = (
-        type(result)(*(field.numpy() for field in result))
+        tf.nest.map_structure(lambda field: field.numpy(), result)
         for result in (postprocess.paste(*arguments), postprocess(*arguments))
     )
     category = np.array(facts["class_order"])
