@@ -93,7 +93,7 @@ class Segmenter(tf.Module):
     def segments(self, canvases: Canvases) -> dict[str, tf.Tensor]:
         """`Canvases` -> the outputs that `SEGMENTS` describes."""
         panoptic, *_ = self.predict(canvases.image)
-        return self._segments(panoptic, canvases)
+        return self._listed(panoptic, canvases)
 
     def details(self, canvases: Canvases) -> dict[str, tf.Tensor]:
         """`Canvases` -> the outputs that `SEGMENTS` and `DETAILS` describe."""
@@ -103,9 +103,12 @@ class Segmenter(tf.Module):
         enlarged = [
             resize(a[..., None], self.size, align_corners=True)[..., 0] for a in assignments
         ]
-        return self._segments(panoptic, canvases) | {
+        segments = self._listed(panoptic, canvases)
+        nothing = segments["panoptic_map"][:, None][:, :0]  # where no decoder predicts
+        restored = [_restore(a, canvases)[:, None] for a in enlarged]
+        return segments | {
             "confidence": _restore(confidence, canvases),
-            "assignments": tf.stack([_restore(a, canvases) for a in enlarged], axis=1),
+            "assignments": tf.concat([nothing, *restored], axis=1),
             "mask_probability": tf.nn.softmax(final.mask_logits),
             "class_probability": tf.nn.softmax(final.class_logits),
             "fitted_size": canvases.fitted_size,
@@ -126,7 +129,7 @@ class Segmenter(tf.Module):
         output = Canvases(tf.TensorSpec([*self.size, 3]), size, size)
         return tf.map_fn(prepare, images, fn_output_signature=output)
 
-    def _segments(self, panoptic, canvases):
+    def _listed(self, panoptic, canvases):
         panoptic_map = _restore(panoptic.segment_map, canvases)
         area, box = _measure(panoptic_map, panoptic.segment_class.shape[1])
         order = tf.argsort(tf.where(area > 0, 0, 1), stable=True)  # those that are there first

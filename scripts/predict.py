@@ -64,9 +64,9 @@ def main(options):
         batch_size=options.batch_size or (8 if tf.config.list_physical_devices("GPU") else 1),
         details=files.needs_details,
     )
-    files.finish()
     if len(skipped) == len(sources):
         raise InputError(f"none of {len(sources)} images could be predicted")
+    files.finish()
     print(f"{len(sources) - len(skipped)} images, {len(skipped)} skipped: see {options.out}")
     if options.pseudo_labels is not None:
         print(
