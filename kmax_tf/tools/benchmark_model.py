@@ -8,12 +8,14 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from kmax_tf import inference
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 from kmax_tf.tools import tpu_compile
 
@@ -49,13 +51,13 @@ class Benchmark(NamedTuple):
         }
 
 
-def of_experiment(experiment):
+def of_experiment(experiment: Experiment) -> tuple[Callable, tuple[int, int]]:
     """The prediction of an experiment with random weights: a function of a batch, and its size."""
     predict = inference.predictor(experiment.build_evaluation_model(), experiment)
     return lambda image: predict(image)[0].segment_map, experiment.evaluation_size
 
 
-def of_export(export_dir):
+def of_export(export_dir: str) -> tuple[Callable, tuple[int, int]]:
     """The same of an export; InputError if there is none."""
     try:
         loaded = tf.saved_model.load(export_dir)
@@ -66,7 +68,7 @@ def of_export(export_dir):
     return lambda image: loaded.predict(image)[0].segment_map, tuple(size)
 
 
-def run(predict, size, batch_size, seconds):
+def run(predict: Callable, size: tuple[int, int], batch_size: int, seconds: float) -> Benchmark:
     """Runs `predict`, float32 [batch, *size, 3] -> a tensor, for so long; returns a `Benchmark`."""
     rng = np.random.default_rng(0)
     image = tf.constant(rng.uniform(0, 255, (batch_size, *size, 3)), tf.float32)
@@ -92,7 +94,7 @@ def run(predict, size, batch_size, seconds):
     return Benchmark(device, tuple(size), batch_size, compile_seconds, np.array(runs), peak)
 
 
-def tpu_estimate(experiment, batch_size):
+def tpu_estimate(experiment: Experiment, batch_size: int) -> tpu_compile.Compiled:
     """What the TPU compiler says of the prediction on one core: `tpu_compile.Compiled`.
 
     Raises InputError as `tpu_compile` does.
@@ -110,7 +112,7 @@ def tpu_estimate(experiment, batch_size):
     return tpu_compile.compile_for_tpu(tpu_compile.lower(predict, [spec]), TPU, 1)
 
 
-def text(benchmark, estimate=None):
+def text(benchmark: Benchmark, estimate: tpu_compile.Compiled | None = None) -> str:
     """The measurement as lines to read."""
     latency, runs = benchmark.as_json()["latency_ms"], len(benchmark.run_seconds)
     height, width = benchmark.input_size
