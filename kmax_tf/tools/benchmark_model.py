@@ -91,7 +91,7 @@ def run(predict: Callable, size: tuple[int, int], batch_size: int, seconds: floa
     else:
         device = f"a CPU ({platform.machine()}, {os.cpu_count()} cores)"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Benchmark(device, tuple(size), batch_size, compile_seconds, np.array(runs), peak)
+    return Benchmark(device, (size[0], size[1]), batch_size, compile_seconds, np.array(runs), peak)
 
 
 def tpu_estimate(experiment: Experiment, batch_size: int) -> tpu_compile.Compiled:
