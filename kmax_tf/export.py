@@ -174,18 +174,24 @@ def _measure(panoptic_map, n):
     panoptic_map: int32 [batch, height, width].
     """
     batch, height, width = tf.unstack(tf.shape(panoptic_map))
-    rows, columns = tf.meshgrid(tf.range(height), tf.range(width), indexing="ij")
-    place = tf.tile(tf.stack([columns, rows], -1)[None], [batch, 1, 1, 1])
     ids = panoptic_map + tf.range(batch)[:, None, None] * (n + 1)
 
-    def reduced(operation, values):
-        result = operation(values, ids, batch * (n + 1))
-        return tf.reshape(result, tf.concat([[batch, n + 1], tf.shape(result)[1:]], 0))[:, 1:]
+    def counts(line, size):  # of the pixels of each segment in each row, or in each column
+        flat = tf.math.bincount(
+            tf.reshape(ids * size + line, [-1]), minlength=batch * (n + 1) * size
+        )
+        return tf.reshape(flat, [batch, n + 1, size])[:, 1:]
 
-    first = reduced(tf.math.unsorted_segment_min, place)
-    last = reduced(tf.math.unsorted_segment_max, place)
-    area = reduced(tf.math.unsorted_segment_sum, tf.ones_like(panoptic_map))
-    return area, tf.concat([first, last - first + 1], axis=-1)
+    def extent(count):
+        there = tf.cast(count > 0, tf.int32)
+        first = tf.argmax(there, axis=-1, output_type=tf.int32)
+        last = tf.shape(there)[-1] - tf.argmax(there[..., ::-1], axis=-1, output_type=tf.int32)
+        return first, last - first
+
+    rows = counts(tf.range(height)[:, None], height)
+    top, tall = extent(rows)
+    left, wide = extent(counts(tf.range(width), width))
+    return tf.reduce_sum(rows, axis=-1), tf.stack([left, top, wide, tall], axis=-1)
 
 
 def export(
