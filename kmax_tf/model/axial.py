@@ -69,11 +69,19 @@ class AxialAttention(tf_keras.layers.Layer):
         logits += tf.einsum("bjhd,ijd->bhij", k * c, rk)
         attention = softmax(logits)
         if training:
-            output = [
+            output = (
                 tf.einsum("bhij,bjhd->bhid", attention, v),
                 tf.einsum("bhij,ijd->bhid", attention, rv),
-            ]
-            return tf.reduce_sum(self.output_norm(tf.stack(output), training=True), axis=0)
+            )
+            output = [tf.cast(t, tf.float32) for t in output]
+            scale, offset = self.output_norm.training_affine(
+                *(
+                    tf.stack([tf.reduce_mean(f(t), axis=[0, 2], keepdims=True) for t in output])
+                    for f in (tf.identity, tf.square)
+                )
+            )
+            output = output[0] * scale[0] + output[1] * scale[1] + tf.reduce_sum(offset, axis=0)
+            return tf.cast(output, v.dtype)
         scale, offset = (tf.cast(t, v.dtype) for t in self.output_norm.affine())
         output = tf.einsum("bhij,bjhd->bhid", attention, v * scale[0, :, :, 0])
         output += tf.einsum("bhij,ijd->bhid", attention, rv) * scale[1]
