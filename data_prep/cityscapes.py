@@ -9,6 +9,7 @@ python -m data_prep.cityscapes --source cityscapes --out data/cityscapes/records
     [--split train val test]
 """
 
+import functools
 import os
 import sys
 
@@ -37,10 +38,7 @@ def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]
     return items, dataset
 
 
-def main(argv: list[str] | None = None) -> int:
-    made = convert.parser(__doc__, SPLITS)
-    return convert.main(made, argv, lambda args, split: read(args.source, split))
-
+main = functools.partial(convert.main_of_folder, __doc__, SPLITS, read)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,8 +8,8 @@ python -m data_prep.coco_format --images images --panoptic_json panoptic.json \
     --panoptic_dir labels --out records --split train
 
 Several JSON files may make one split: give as many --images and --panoptic_dir, or one for all.
-What scripts/predict.py writes (predictions.json, predictions/) is in this format as well, and
-becomes the labels of its images (pseudo labels).
+What scripts/predict.py --pseudo_labels writes (pseudo_labels.json, pseudo_labels/) is in this
+format as well, and becomes the labels of its images.
 """
 
 import os

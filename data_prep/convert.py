@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ def convert(
     out_dir: str,
     split: str,
     num_shards: int | None = None,
-    run: Callable[[Callable, list[tuple]], None] = pool.run,
+    run: Callable = pool.run,
 ) -> datasets.Split:
     """Writes one split as TFRecord shards and enters it in dataset.json, which is written last.
 
@@ -130,7 +130,7 @@ def convert_item(item: Item) -> bytes:
         raise files.InputError(f"{where}: {error}") from error
 
 
-def read_labels(item: Item) -> tuple[np.ndarray | None, list[coco_panoptic.Segment]]:
+def read_labels(item: Item) -> tuple[np.ndarray | None, Sequence[coco_panoptic.Segment]]:
     """Reads the labels of an image.
 
     Returns:
@@ -214,7 +214,8 @@ def main(made: argparse.ArgumentParser, argv: list[str] | None, read: Callable) 
         run = functools.partial(beam.run, flags=[f"--runner={args.runner}", *rest])
     try:
         for split in args.split:
-            size = convert(*read(args, split), args.out, split, args.shards, run)
+            items, dataset = read(args, split)
+            size = convert(items, dataset, args.out, split, args.shards, run)
             print(
                 f"{args.out}: split {split}, {size.num_examples} images, {size.num_shards} shards"
             )
@@ -222,3 +223,10 @@ def main(made: argparse.ArgumentParser, argv: list[str] | None, read: Callable) 
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def main_of_folder(
+    documentation: str, splits: tuple[str, ...], read: Callable, argv: list[str] | None = None
+) -> int:
+    """As `main`, of a dataset that lies in one folder: read(folder, split) -> (items, dataset)."""
+    return main(parser(documentation, splits), argv, lambda args, split: read(args.source, split))

@@ -207,7 +207,7 @@ def _sprites(rng: np.random.Generator, digits: Digits, level: str) -> list[Sprit
     if rng.random() < 0.08:
         label = rng.integers(10)
         colors = _colors(rng, hues[count])
-        columns, rows = rng.integers(2, 4), 2
+        columns, rows = int(rng.integers(2, 4)), 2
         picture = Image.new("RGBA", ((columns * CELL) + 6, (rows * CELL) + 6))
         for cell in range(columns * rows):
             ink = digits.ink[rng.choice(np.flatnonzero(digits.label == label))]
@@ -233,7 +233,9 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     return tuple(np.round(rgb).astype(int).tolist())
 
 
-def _draw(rng: np.random.Generator, ink: np.ndarray, level: str, size: int, colors) -> Image.Image:
+def _draw(
+    rng: np.random.Generator, ink: np.ndarray, level: str, size: int, colors: tuple
+) -> Image.Image:
     """Draws one digit, uint8 [8, 8], as RGBA of `size` pixels, rotated up to 10 degrees."""
     paper, pen = colors
     padded = Image.fromarray(np.pad(ink, 1)).resize((FACE, FACE), Image.Resampling.BICUBIC)
@@ -259,7 +261,9 @@ def _rounded(margin: int) -> Image.Image:
     return mask
 
 
-def _find_place(rng: np.random.Generator, picture: Image.Image, full: list, seen: list):
+def _find_place(
+    rng: np.random.Generator, picture: Image.Image, full: list, seen: list
+) -> tuple | None:
     """Looks for a place where every thing stays visible enough.
 
     Args:
@@ -271,7 +275,7 @@ def _find_place(rng: np.random.Generator, picture: Image.Image, full: list, seen
         Its corner (x, y), its mask bool [97, 97] and its whole area in pixels, or None.
     """
     alpha = picture.getchannel("A").point(OPAQUE)
-    area = np.count_nonzero(alpha)
+    area = np.count_nonzero(np.asarray(alpha))
     for _ in range(30):
         low = [-0.08 * side for side in picture.size]  # the frame may cut a little off
         high = [SIZE - 0.92 * side for side in picture.size]

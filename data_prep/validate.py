@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
     """One image with its labels."""
 
     name: str
-    image: np.ndarray | bytes  # uint8 [h, w, 3], or the file
+    image: Any  # uint8 [h, w, 3], or the bytes of the file
     segment_map: np.ndarray  # int32 [h, w], 0 void, k the k-th segment
     category_id: list[int]  # of each segment
 
@@ -164,7 +164,9 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
     return Picture(name, image, segment_map, categories), problems
 
 
-def _read_record(parse, record, place, dataset) -> tuple[Picture | None, list[Problem]]:
+def _read_record(
+    parse: Callable, record: bytes, place: str, dataset: datasets.Dataset
+) -> tuple[Picture | None, list[Problem]]:
     """Reads a record; one that is damaged, or of unknown categories, is a problem."""
     try:
         item = records.parse_one(parse, record, place)

@@ -1,9 +1,12 @@
 """The moving average of the weights, which evaluation and export take in place of the weights."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
+import tf_keras
 
 
-def copy_of(build_model):
+def copy_of(build_model: Callable[[], tf_keras.Model]) -> tf_keras.Model:
     """A model of `build_model()` whose variables every replica moves by itself.
 
     Call it in the strategy's scope. No replica needs another's: their weights are the same, and so
@@ -22,7 +25,9 @@ def copy_of(build_model):
         return build_model()
 
 
-def update(average, model, decay, step, finite):
+def update(
+    average: tf_keras.Model, model: tf_keras.Model, decay: float, step: tf.Tensor, finite: tf.Tensor
+) -> None:
     """Moves weights and statistics of `average` towards those of `model`; in a replica context.
 
     Early steps decay faster, by (1 + step) / (10 + step) as tf.train.ExponentialMovingAverage has

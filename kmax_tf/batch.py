@@ -1,9 +1,10 @@
 """The global batch: how it is dealt out, and the rule by which the schedule follows its size."""
 
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 
 
-def rescaled(experiment, batch_size):
+def rescaled(experiment: Experiment, batch_size: int) -> list[str]:
     """gin bindings that train the recipe `experiment` with `batch_size` images a step.
 
     The linear scaling rule (Goyal et al., arXiv 1706.02677): with k times the images the learning
@@ -26,7 +27,7 @@ def rescaled(experiment, batch_size):
     ]
 
 
-def deal(experiment, replicas):
+def deal(experiment: Experiment, replicas: int) -> int:
     """How many images each replica has in a micro-batch.
 
     Raises InputError if the replicas cannot have equally many.
@@ -42,7 +43,7 @@ def deal(experiment, replicas):
     return experiment.batch_size // parts
 
 
-def describe(experiment, replicas, num_examples):
+def describe(experiment: Experiment, replicas: int, num_examples: int) -> str:
     """One line: the effective batch and its schedule."""
     schedule = experiment.optimizer(experiment.steps).schedule
     epochs = experiment.steps * experiment.batch_size / num_examples

@@ -4,15 +4,17 @@ import json
 import os
 
 import tensorflow as tf
+import tf_keras
 
 from kmax_tf import checkpoint
 from kmax_tf import export as saved_model
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_json, write_atomic
 
 FOLDER = "best"
 
 
-def keep(run_dir, model, metrics):
+def keep(run_dir: str, model: tf_keras.Model, metrics: dict) -> None:
     """Keeps the weights of the model if no evaluated step had a better PQ."""
     folder, step = os.path.join(run_dir, FOLDER), metrics["step"]
     before = _noted(folder)
@@ -24,7 +26,7 @@ def keep(run_dir, model, metrics):
     checkpoint.prune(folder, [path])  # the one before goes last: what is noted is always there
 
 
-def export(run_dir, experiment, model):
+def export(run_dir: str, experiment: Experiment, model: tf_keras.Model) -> None:
     """Exports the weights that are kept into RUN_DIR/best/export, unless they are there already.
 
     The model has other weights afterwards.

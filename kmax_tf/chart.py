@@ -3,13 +3,14 @@
 import html
 import json
 import math
+from collections.abc import Sequence
 
 COLORS = ("#3b82f6", "#f97316", "#10b981")  # legible on white and on black
 POINTS = 400  # a curve is drawn with at most this many
 LEFT, RIGHT, TOP, BOTTOM = 44, 348, 10, 172  # of the plot in its 360 x 196 box
 
 
-def chart(title, steps, curves):
+def chart(title: str, steps: Sequence[int], curves: dict[str, Sequence[float | None]]) -> str:
     """A figure with one line a curve over the steps; its caption tells the values pointed at.
 
     Args:
@@ -88,7 +89,7 @@ def _finite(value):
     return value if value is not None and math.isfinite(value) else None
 
 
-def number(value):
+def number(value: float) -> str:
     """At most two decimal digits, or two significant ones where those would all be 0."""
     if _finite(value) is None:
         return "–"
@@ -97,6 +98,6 @@ def number(value):
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
-def percent(value):
+def percent(value: float | None) -> str:
     """Two decimal digits, or a dash."""
     return "–" if _finite(value) is None else f"{value:.2f}"

@@ -9,8 +9,10 @@ is read: the index holds a checksum of every tensor and of each of its own block
 
 import os
 import re
+from collections.abc import Iterable
 
 import tensorflow as tf
+import tf_keras
 from absl import logging
 
 from kmax_tf.files import InputError, first_line, make_folder
@@ -20,7 +22,7 @@ UNREADABLE = (tf.errors.OpError, IndexError)  # the latter from a truncated file
 _WRITING = "writing-"
 
 
-def save(saver, run_dir, step, keep):
+def save(saver: tf.train.Checkpoint, run_dir: str, step: int, keep: int) -> None:
     """Saves a tf.train.Checkpoint as RUN_DIR/checkpoints/ckpt-STEP; keeps it and `keep` - 1 before.
 
     Checkpoints of later steps go too: they could not be read, or `resume` would have chosen them.
@@ -30,7 +32,7 @@ def save(saver, run_dir, step, keep):
     prune(folder, [path for path in complete(folder) if step_of(path) <= step][-keep:])
 
 
-def write(saver, folder, step):
+def write(saver: tf.train.Checkpoint, folder: str, step: int) -> str:
     """Writes a tf.train.Checkpoint as FOLDER/ckpt-STEP, whole or not at all; returns that path."""
     make_folder(folder)
     path = path_of(folder, step)
@@ -40,7 +42,7 @@ def write(saver, folder, step):
     return path
 
 
-def prune(folder, kept):
+def prune(folder: str, kept: Iterable[str]) -> None:
     """Removes the checkpoints of a folder that are not `kept`, and what killed saves left."""
     names = {os.path.basename(path) for path in kept}
     for name in sorted(tf.io.gfile.listdir(folder), reverse=True):  # .index before .data-...
@@ -51,7 +53,7 @@ def prune(folder, kept):
             tf.io.gfile.remove(path)
 
 
-def complete(folder):
+def complete(folder: str) -> list[str]:
     """Paths of the checkpoints of a folder of which every file is there, in the order of steps."""
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
     shards = {}  # name of a checkpoint -> of each data file, how many belong together
@@ -67,7 +69,7 @@ def complete(folder):
     return sorted(whole, key=step_of)
 
 
-def resume(saver, run_dir):
+def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
     """Restores the newest checkpoint of a run that can be read; its path, None if there is none.
 
     Raises InputError if there are checkpoints and none of them can be read.
@@ -88,7 +90,7 @@ def resume(saver, run_dir):
     return None
 
 
-def restore_model(model, path):
+def restore_model(model: tf_keras.Model, path: str) -> None:
     """Restores the weights alone, all of them: their average over steps where it is kept.
 
     A checkpoint keeps the average as an item `average` of the same structure as `model`.
@@ -111,12 +113,12 @@ def _foreign(path, error):
     return f"{path}: is of another model ({reason}); use the gin file it was trained with"
 
 
-def completed(run_dir):
+def completed(run_dir: str) -> list[str]:
     """Paths of the checkpoints of a run that are complete, in the order of steps."""
     return complete(os.path.join(run_dir, FOLDER))
 
 
-def newest(run_dir):
+def newest(run_dir: str) -> str:
     """The path of the newest complete checkpoint of a run; InputError if it has none."""
     paths = completed(run_dir)
     if not paths:
@@ -124,12 +126,12 @@ def newest(run_dir):
     return paths[-1]
 
 
-def path_of(folder, step):
+def path_of(folder: str, step: int) -> str:
     """The path of the checkpoint of a step in a folder."""
     return os.path.join(folder, f"ckpt-{step}")
 
 
-def step_of(path):
+def step_of(path: str) -> int:
     """The training step of a checkpoint, from its name; InputError if that does not end in one."""
     match = re.search(r"-(\d+)$", path)
     if not match:

@@ -1,26 +1,28 @@
 """Two evaluations side by side: what differs, and whether it can be told from noise."""
 
 import html
-import os
 
 import tensorflow as tf
 
-from kmax_tf import report, statistics
+from kmax_tf import report, run_folder, statistics
 from kmax_tf.chart import chart, percent
-from kmax_tf.evaluate import metrics_path, pictures_folder, statistics_path
 from kmax_tf.files import read_json
+from kmax_tf.statistics import Difference
 
 CONFIDENCE = 95  # percent of the interval
 
 
-def compare_runs(first, second):
+def compare_runs(first: str, second: str) -> tuple[dict[str, Difference], list[tuple[str, dict]]]:
     """Compares two evaluations, each named RUN_DIR (its latest step) or RUN_DIR@STEP.
 
     Returns {"All": `Difference`, ...} in fractions, second less first, and the two metrics.
     Raises InputError if one is not evaluated, or the images or the classes differ.
     """
     runs = [_load(first), _load(second)]
-    kept = [statistics.read(statistics_path(run_dir, metrics["step"])) for run_dir, metrics in runs]
+    kept = [
+        statistics.read(run_folder.statistics(run_dir, metrics["step"]))
+        for run_dir, metrics in runs
+    ]
     return statistics.compare(*kept, confidence=CONFIDENCE / 100), runs
 
 
@@ -28,18 +30,18 @@ def _load(name):
     """(run folder, metrics) of RUN_DIR or RUN_DIR@STEP."""
     run_dir, at, step = name.rpartition("@")
     if at and step.isdigit():
-        return run_dir, read_json(metrics_path(run_dir, int(step)))
-    return name, read_json(os.path.join(name, "metrics.json"))
+        return run_dir, read_json(run_folder.metrics(run_dir, int(step)))
+    return name, read_json(run_folder.latest_metrics(name))
 
 
-def verdict(difference):
+def verdict(difference: Difference) -> str:
     """What the interval says, in words."""
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "within the noise"
 
 
-def write_comparison(first, second, path):
+def write_comparison(first: str, second: str, path: str) -> dict[str, Difference]:
     """Writes a page with two evaluations side by side; returns the differences of PQ.
 
     The arguments and what is raised are those of `compare_runs`.
@@ -135,7 +137,7 @@ def _pictures(names, runs):
     """
     if any(report.read_evaluations(run_dir)[-1]["step"] != m["step"] for run_dir, m in runs):
         return ""
-    places = [pictures_folder(run_dir) for run_dir, _ in runs]
+    places = [run_folder.pictures(run_dir) for run_dir, _ in runs]
     kept = [{p["folder"]: p for p in metrics["pictures"]} for _, metrics in runs]
     strips = ""
     for stem in (stem for stem in kept[0] if stem in kept[1]):

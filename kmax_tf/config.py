@@ -58,7 +58,7 @@ class _Source(NamedTuple):
     text: str
     statements: list
 
-    def at(self, statement) -> str:
+    def at(self, statement: Any) -> str:
         """Where a statement is, for messages."""
         return f"{self.name}:{statement.location.line_num}" if self.is_file else self.name
 
@@ -119,9 +119,7 @@ def resolved() -> str:
 def bindings(text: str) -> dict[str, str]:
     """Returns the value of each parameter and macro that a text of `resolved` binds, as text."""
     return {
-        "/".join(filter(None, [s.scope, ".".join(filter(None, [s.selector, s.arg_name]))])): (
-            repr(s.value)
-        )
+        _written(s): repr(s.value)
         for s in _parse("config.gin", text)
         if isinstance(s, config_parser.BindingStatement)
     }
@@ -227,26 +225,21 @@ def _check(sources: list[_Source]) -> set[Callable]:
     """Checks every name of the sources; returns the configurables whose parameters they bind."""
     final = {}  # (scope, configurable, parameter) -> (value, the name as written, where)
     defined, used = {}, {}  # macro -> where it is first defined, referred to
-    for source in sources:
-        modules = _modules(source)
-        for statement in source.statements:
-            if not isinstance(statement, config_parser.BindingStatement):
-                continue
-            scope, selector, parameter, value, _ = statement
-            at = source.at(statement)
-            written = "/".join(filter(None, (scope, ".".join(filter(None, (selector, parameter))))))
-            if parameter:
-                configurable = _resolve(selector, modules, at)
-                _check_parameter(configurable, statement, at)
-                final[scope, configurable, parameter] = value, written, at
+    for statement, modules, at in _bindings(sources):
+        scope, selector, parameter, value, _ = statement
+        written = _written(statement)
+        if parameter:
+            configurable = _resolve(selector, modules, at)
+            _check_parameter(configurable, statement, at)
+            final[scope, configurable, parameter] = value, written, at
+        else:
+            defined.setdefault(written, at)
+            final["", gin_config.macro, written] = value, written, at
+        for reference in _references(value):
+            if reference.is_macro:
+                used.setdefault(reference.name, at)
             else:
-                defined.setdefault(written, at)
-                final["", gin_config.macro, written] = value, written, at
-            for reference in _references(value):
-                if reference.is_macro:
-                    used.setdefault(reference.name, at)
-                else:
-                    _resolve(reference.name.split("/")[-1], modules, at)
+                _resolve(reference.name.split("/")[-1], modules, at)
 
     for name, at in used.items():
         if name not in defined and name != _REQUIRED.name:
@@ -260,6 +253,21 @@ def _check(sources: list[_Source]) -> set[Callable]:
         if value == _REQUIRED:
             raise InputError(f"{at}: {written} is required; give it with '{written} = ...'")
     return {configurable for _, configurable, _ in final}
+
+
+def _bindings(sources: list[_Source]) -> Iterator[tuple]:
+    """Yields every binding, the modules that its source imports, and where it is."""
+    for source in sources:
+        modules = _modules(source)
+        for statement in source.statements:
+            if isinstance(statement, config_parser.BindingStatement):
+                yield statement, modules, source.at(statement)
+
+
+def _written(binding: config_parser.BindingStatement) -> str:
+    """Returns the left side of a binding: scope/selector.parameter, or the macro's name."""
+    name = ".".join(filter(None, (binding.selector, binding.arg_name)))
+    return "/".join(filter(None, (binding.scope, name)))
 
 
 def _modules(source: _Source) -> dict[str, Any]:

@@ -5,23 +5,26 @@ The device predicts while worker threads measure the images before; both stream.
 
 import json
 import os
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from kmax_tf import best, checkpoint, follow, inference, statistics, visualize
+from kmax_tf import best, checkpoint, follow, inference, run_folder, statistics, visualize
 from kmax_tf.data import records
-from kmax_tf.files import InputError, read_bytes, write_atomic
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import InputError, read_bytes, read_json, write_atomic
 from kmax_tf.gallery import Gallery, Scored
 from kmax_tf.metrics import Metrics, Truth, measure
 from kmax_tf.report import write_report
 
-FOLDER = "eval"
 THUMBNAIL = 384  # pixels of the longer side of a picture in TensorBoard, which keeps all of them
 
 
-def evaluate(experiment, predict, step):
+def evaluate(
+    experiment: Experiment, predict: Callable, step: int
+) -> tuple[dict, statistics.Statistics, Gallery]:
     """Predicts the evaluation split of an experiment.
 
     Arguments:
@@ -109,8 +112,14 @@ def _confusion(confusion, names, most=12):
 
 
 def evaluate_run(
-    experiment, run_dir, *, once=False, checkpoint_path=None, wait=0.0, newest_first=False
-):
+    experiment: Experiment,
+    run_dir: str,
+    *,
+    once: bool = False,
+    checkpoint_path: str | None = None,
+    wait: float = 0.0,
+    newest_first: bool = False,
+) -> dict | None:
     """Evaluates the checkpoints of a run, each once, until the last step's; exports the best.
 
     Arguments:
@@ -129,7 +138,7 @@ def evaluate_run(
         _publish(run_dir)  # in case that an earlier evaluator was cut off
         paths = follow.checkpoints(
             run_dir,
-            lambda step: tf.io.gfile.exists(metrics_path(run_dir, step)),
+            lambda step: tf.io.gfile.exists(run_folder.metrics(run_dir, step)),
             experiment.steps,
             seconds=wait,
             newest_first=newest_first,
@@ -151,13 +160,13 @@ def evaluate_run(
 def _evaluate_checkpoint(experiment, run_dir, model, predict, path):
     step = checkpoint.step_of(path)
     metrics, image_statistics, gallery = evaluate(experiment, predict, step)
-    later = [p for p in _all_metrics(run_dir) if p > metrics_path(run_dir, step)]
-    metrics["pictures"] = [] if later else gallery.write(pictures_folder(run_dir))
-    statistics.write(statistics_path(run_dir, step), image_statistics)
+    later = [p for p in run_folder.all_metrics(run_dir) if p > run_folder.metrics(run_dir, step)]
+    metrics["pictures"] = [] if later else gallery.write(run_folder.pictures(run_dir))
+    statistics.write(run_folder.statistics(run_dir, step), image_statistics)
     best.keep(run_dir, model, metrics)
     _write_summaries(run_dir, metrics)
     # From here on the checkpoint is done.
-    write_atomic(metrics_path(run_dir, step), json.dumps(metrics, indent=1))
+    write_atomic(run_folder.metrics(run_dir, step), json.dumps(metrics, indent=1))
     _publish(run_dir)
     print(
         f"step {step}: PQ {metrics['PQ'] or 0:.1f}  things {metrics['PQ_things'] or 0:.1f}"
@@ -170,43 +179,41 @@ def _evaluate_checkpoint(experiment, run_dir, model, predict, path):
 
 def _write_summaries(run_dir, metrics):
     """For TensorBoard: the figures; of the first images prediction and clusters, by kind."""
-    summaries = tf.summary.create_file_writer(os.path.join(run_dir, FOLDER))
+    summaries = tf.summary.create_file_writer(run_folder.evaluation(run_dir))
     with summaries.as_default(metrics["step"]):
         for key, value in metrics.items():
             if isinstance(value, float):
                 tf.summary.scalar(key, value)
         for picture in (p for p in metrics["pictures"] if p["role"] == "first"):
-            folder = os.path.join(pictures_folder(run_dir), picture["folder"])
-            for path in tf.io.gfile.glob(os.path.join(folder, "*.webp")):
-                kind = os.path.splitext(os.path.basename(path))[0]
-                if kind not in ("image", "label"):  # which are the same at every step
-                    image = visualize.decode(read_bytes(path), THUMBNAIL)
-                    tf.summary.image(f"{kind}/{picture['folder']}", image[None])
+            name = picture["folder"]
+            for kind, path in _changing(os.path.join(run_folder.pictures(run_dir), name)):
+                image = visualize.decode(read_bytes(path), THUMBNAIL)
+                tf.summary.image(f"{kind}/{name}", image[None])
     summaries.close()
+
+
+def _changing(folder):
+    """The pictures of an image that are not the same at every step: (kind, path)."""
+    paths = tf.io.gfile.glob(os.path.join(folder, "*.webp"))
+    kinds = [(os.path.splitext(os.path.basename(path))[0], path) for path in paths]
+    return [entry for entry in kinds if entry[0] not in ("image", "label")]
 
 
 def _publish(run_dir):
     """metrics.json, those of the latest step, and the report, from what is in the folder."""
-    done = _all_metrics(run_dir)
+    done = run_folder.all_metrics(run_dir)
     if done:
-        write_atomic(os.path.join(run_dir, "metrics.json"), read_bytes(done[-1]))
+        write_atomic(run_folder.latest_metrics(run_dir), read_bytes(done[-1]))
         write_report(run_dir)
 
 
-def pictures_folder(run_dir):
-    """Where the pictures of the latest evaluated step are."""
-    return os.path.join(run_dir, FOLDER, "pictures")
-
-
-def statistics_path(run_dir, step):
-    """Where the `Statistics` of a step are."""
-    return os.path.join(run_dir, FOLDER, f"images-{step:08d}.npz")
-
-
-def metrics_path(run_dir, step):
-    """Where the metrics of a step are; the step is done once they are there."""
-    return os.path.join(run_dir, FOLDER, f"metrics-{step:08d}.json")
-
-
-def _all_metrics(run_dir):
-    return sorted(tf.io.gfile.glob(os.path.join(run_dir, FOLDER, "metrics-*.json")))
+def facts(run_dir: str, path: str) -> list[tuple[str, str]]:
+    """What a model card says of the weights of a checkpoint: its name and what it was scored."""
+    found = [("weights", "/".join(path.split("/")[-2:]))]
+    scored = run_folder.metrics(run_dir, checkpoint.step_of(path))
+    if tf.io.gfile.exists(scored):
+        metrics = read_json(scored)
+        names = ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU")
+        figures = ", ".join(f"{n} {metrics[n]:.1f}" for n in names if metrics[n] is not None)
+        found.append(("scored", f"{figures} on {metrics['num_images']} images"))
+    return found

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import tf_keras
+
 from kmax_tf import runtime
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.pipeline import TrainingInput
@@ -52,11 +54,11 @@ class Experiment:
                 f" {self.steps_per_loop}; bind Experiment.steps_per_loop to a divisor"
             )
 
-    def build_model(self):
+    def build_model(self) -> tf_keras.Model:
         """The model with its variables made, for images of the training size."""
         return self._build(self.training_input.size)
 
-    def build_evaluation_model(self):
+    def build_evaluation_model(self) -> tf_keras.Model:
         """The same for images of the evaluation size; the variables are of the same shapes."""
         return self._build(self.evaluation_size)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import uuid
+from typing import Any
 
 import tensorflow as tf
 
@@ -26,7 +27,7 @@ def read_bytes(path: str) -> bytes:
         raise InputError(f"{path}: cannot be read ({reason}); check the path") from error
 
 
-def read_json(path: str):
+def read_json(path: str) -> Any:
     """Returns the parsed content of a JSON file; InputError names the line that is not JSON."""
     content = read_bytes(path)
     try:
@@ -42,7 +43,7 @@ def read_json(path: str):
         raise InputError(f"{path}: not JSON that can be read ({error}); fix it") from error
 
 
-def field(entry, key: str, kind: type | tuple[type, ...], where: str):
+def field(entry: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
     """Returns entry[key] of a JSON object.
 
     Args:

@@ -1,17 +1,18 @@
 """Waits for what training writes: the run's configuration, then one checkpoint after the other."""
 
-import os
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
-from kmax_tf import checkpoint
+from kmax_tf import checkpoint, run_folder
 from kmax_tf.files import InputError
 
 SECONDS = 1.0  # between two looks
 
 
-def poll(look, seconds):
+def poll(look: Callable[[], Any], seconds: float) -> Any:
     """Calls `look` until it returns anything but None; returns that, or None after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -21,18 +22,25 @@ def poll(look, seconds):
         time.sleep(SECONDS)
 
 
-def wait_for_config(run_dir, seconds):
+def wait_for_config(run_dir: str, seconds: float) -> str:
     """The path of the run's config.gin, once training has written it.
 
     Raises InputError if it is not there after `seconds`.
     """
-    path = os.path.join(run_dir, "config.gin")
+    path = run_folder.config(run_dir)
     if not poll(lambda: tf.io.gfile.exists(path) or None, seconds):
         raise InputError(f"{path}: missing; start scripts/train.py with this run_dir")
     return path
 
 
-def checkpoints(run_dir, is_done, last_step, *, seconds, newest_first=False):
+def checkpoints(
+    run_dir: str,
+    is_done: Callable[[int], bool],
+    last_step: int,
+    *,
+    seconds: float,
+    newest_first: bool = False,
+) -> Iterator[str]:
     """Yields the complete checkpoints of a run, until the last step's is done.
 
     One whose files change after it was tried, and which is still not done, is yielded again: it

@@ -2,6 +2,7 @@
 
 import heapq
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import postprocess, visualize
+from kmax_tf.data.datasets import Category
 from kmax_tf.files import write_atomic
 from kmax_tf.inference import Segmented
 from kmax_tf.metrics import Measured, Truth
@@ -25,7 +27,7 @@ class Scored(NamedTuple):
     truth: Truth
     measured: Measured
 
-    def drawn_from_memory(self):
+    def drawn_from_memory(self) -> "Scored":
         """The same with its canvas at hand, so that the batch it is a part of can go."""
         canvas = self.segmented.canvas()
         return self._replace(segmented=self.segmented._replace(canvas=lambda: canvas))
@@ -34,7 +36,7 @@ class Scored(NamedTuple):
 class Gallery:
     """Keeps the images to show, however many it is offered, and draws them at the end."""
 
-    def __init__(self, categories):
+    def __init__(self, categories: Sequence[Category]):
         self._categories = categories
         self._first, self._best, self._worst = [], [], []
 

@@ -3,15 +3,18 @@
 import collections
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from kmax_tf import postprocess
 from kmax_tf.data import pipeline, records
+from kmax_tf.experiment import Experiment
+from kmax_tf.model.kmax import Outputs
 
 
 class Segmented(NamedTuple):
@@ -28,7 +31,7 @@ class Segmented(NamedTuple):
     assignments: tuple  # of every decoder in order, int32 [height, width] at its stride
 
 
-def predictor(model, experiment):
+def predictor(model: tf_keras.Model, experiment: Experiment) -> Callable:
     """A compiled function image [batch, height, width, 3] -> (`Panoptic`, assignments).
 
     The assignments are those of each decoder in order, int32 [batch, height, width] at its stride.
@@ -40,15 +43,17 @@ def predictor(model, experiment):
         panoptic = experiment.postprocess(
             outputs.final, experiment.evaluation_size, experiment.dataset.num_things
         )
-        assignments = [
-            tf.argmax(p.mask_logits, axis=-1, output_type=tf.int32) for p in outputs.auxiliary
-        ]
-        return panoptic, assignments
+        return panoptic, assignments(outputs)
 
     return predict
 
 
-def on_all_replicas(predict, image, batch_size):
+def assignments(outputs: Outputs) -> list[tf.Tensor]:
+    """Each pixel's cluster in every decoder: a list of int32 [batch, height, width]."""
+    return [tf.argmax(p.mask_logits, axis=-1, output_type=tf.int32) for p in outputs.auxiliary]
+
+
+def on_all_replicas(predict: Callable, image: tf.Tensor, batch_size: int) -> list:
     """Calls `predict` with the images dealt out to the replicas of the strategy in scope.
 
     Arguments:
@@ -69,12 +74,14 @@ def on_all_replicas(predict, image, batch_size):
     return [tf.nest.pack_sequence_as(outputs, tensors) for tensors in zip(*each, strict=True)]
 
 
-def evaluation_records(experiment):
+def evaluation_records(experiment: Experiment) -> records.Records:
     """The `Records` of the evaluation split; InputError as of `records.find`."""
     return records.find(experiment.data_dir, experiment.evaluation_split, experiment.dataset)
 
 
-def stream(experiment, predict, work, *beside):
+def stream(
+    experiment: Experiment, predict: Callable, work: Callable, *beside: Iterable
+) -> Iterator:
     """Predicts the evaluation split and yields work(number, `Segmented`, ...) in order.
 
     Worker threads call `work`, while the device predicts what comes after; a batch and a bit of

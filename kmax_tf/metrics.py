@@ -8,6 +8,7 @@ import contextlib
 import copy
 import os
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from hotcoco import StreamingEval, mask
 from hotcoco import metrics as formulas
 from hotcoco.panoptic import PanopticEval
 
+from kmax_tf.data.datasets import Category
 from kmax_tf.files import InputError, field, read_json
 from kmax_tf.inference import Segmented
 from kmax_tf.statistics import COUNTS, Statistics
@@ -44,7 +46,7 @@ class Measured(NamedTuple):
     confusion: np.ndarray  # uint64 [classes, classes], pixels of (true, predicted) class
 
 
-def measure(categories, truth: Truth, prediction: Segmented) -> Measured:
+def measure(categories: Sequence[Category], truth: Truth, prediction: Segmented) -> Measured:
     """Compares the prediction of one image with its label; safe to call in many threads.
 
     Args:
@@ -127,7 +129,7 @@ class Metrics:
         categories: sequence of `Category` in class order.
     """
 
-    def __init__(self, categories):
+    def __init__(self, categories: Sequence[Category]):
         self._categories = categories
         things = [{"id": i, "name": str(i)} for i, c in enumerate(categories) if c.isthing]
         self._precision = StreamingEval(things, "segm")
@@ -195,7 +197,7 @@ class Metrics:
         return self._confusion
 
 
-def summarize(counts, categories) -> dict:
+def summarize(counts: np.ndarray, categories: Sequence[Category]) -> dict:
     """Panoptic quality from counts, as `panoptic_quality` gives it.
 
     Args:

@@ -1,7 +1,11 @@
 """AdamW with the official rule of who decays and who learns slower, and its learning rate."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 import tf_keras
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 
 
 class WarmupPolynomial(tf_keras.optimizers.schedules.LearningRateSchedule):
@@ -10,16 +14,17 @@ class WarmupPolynomial(tf_keras.optimizers.schedules.LearningRateSchedule):
     The decay counts from step 0, so it has begun when the warm-up ends (official code).
     """
 
-    def __init__(self, base, warmup_steps, steps):
+    def __init__(self, base: float, warmup_steps: int, steps: int):
         self.base, self.warmup_steps, self.steps = base, warmup_steps, steps
 
-    def __call__(self, step):
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """step: integer scalar, from 0; returns the rate, float32 scalar."""
         step = tf.cast(step, tf.float32)
         warm = self.base * step / max(self.warmup_steps, 1)
         decayed = self.base * tf.maximum(1 - step / self.steps, 0.0) ** 0.9
         return tf.where(step < self.warmup_steps, warm, decayed)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"base": self.base, "warmup_steps": self.warmup_steps, "steps": self.steps}
 
 
@@ -36,22 +41,18 @@ class AdamW(tf_keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        steps,
-        learning_rate=5e-4,
-        warmup_steps=5000,
-        weight_decay=0.05,
-        encoder_multiplier=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-7,
+        steps: int,
+        learning_rate: float = 5e-4,
+        warmup_steps: int = 5000,
+        weight_decay: float = 0.05,
+        encoder_multiplier: float = 0.1,
     ):
         super().__init__(name="AdamW", jit_compile=False)
         self.schedule = WarmupPolynomial(learning_rate, warmup_steps, steps)
         self._learning_rate = self._build_learning_rate(self.schedule)
         self.decay, self.encoder_multiplier = weight_decay, encoder_multiplier
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
-    def build_for(self, model):
+    def build_for(self, model: tf_keras.Model) -> None:
         """Makes the moments of the model's trainable variables, once they exist."""
         encoder = {v.ref() for v in model.pixel_encoder.trainable_variables}
         self._trained = variables = model.trainable_variables
@@ -64,19 +65,20 @@ class AdamW(tf_keras.optimizers.Optimizer):
             [self.add_variable_from_reference(v, name) for v in variables] for name in ("m", "v")
         )
 
-    def apply(self, gradients, finite):
+    def apply(self, gradients: Sequence[tf.Tensor], finite: tf.Tensor) -> None:
         """One step with the gradients of `model.trainable_variables`, summed over the replicas.
 
-        Where `finite` (bool scalar) is false, weights and moments stay as they are.
+        Each is of its variable's shape. Where `finite` (bool scalar) is false, weights and moments
+        stay as they are.
         """
         step = tf.cast(self.iterations + 1, tf.float32)
         enabled = tf.cast(finite, tf.float32)
         self._scalars = dict(
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
-            beta1=tf.where(finite, self.beta_1, 1.0),
-            beta2=tf.where(finite, self.beta_2, 1.0),
-            epsilon=self.epsilon,
+            beta1_power=BETA_1**step,
+            beta2_power=BETA_2**step,
+            beta1=tf.where(finite, BETA_1, 1.0),
+            beta2=tf.where(finite, BETA_2, 1.0),
+            epsilon=EPSILON,
         )
         # The schedule itself: the variable `learning_rate` still holds the last step's rate.
         rate = self.schedule(self.iterations) * enabled
@@ -86,7 +88,7 @@ class AdamW(tf_keras.optimizers.Optimizer):
             zip(gradients, self._trained, strict=True), skip_gradients_aggregation=True
         )
 
-    def update_step(self, gradient, variable):
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Decay at the scheduled rate, then Adam with epsilon beside the uncorrected root."""
         i = self._index_dict[self._var_key(variable)]
         rate = self._rates[self._multipliers[i]]
@@ -101,11 +103,11 @@ class AdamW(tf_keras.optimizers.Optimizer):
             **self._scalars,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return super().get_config()
 
 
-def clip(gradients, clip_norm):
+def clip(gradients: Sequence[tf.Tensor], clip_norm: float) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Scales gradients to a global norm of at most `clip_norm`; returns them and the old norm."""
     norm = tf.linalg.global_norm(gradients)
     scale = tf.minimum(1.0, clip_norm / norm)

@@ -5,7 +5,8 @@ masks claim a pixel, so the areas that decide come from one table of pairwise ov
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -51,12 +52,15 @@ class PostProcess:
         if not 1 / 3 < self.pixel_threshold < 1:
             raise ValueError(f"pixel_threshold is {self.pixel_threshold}: choose from 1/3 to 1")
 
-    def __call__(self, prediction, size, num_things):
-        """Merges a final `Prediction` at `size` (height, width); returns `Panoptic`.
+    def __call__(self, prediction: Any, size: Sequence[int], num_things: int) -> Panoptic:
+        """Pastes and merges a final `Prediction` at `size` (height, width); returns `Panoptic`."""
+        return self.merge(self.paste(prediction, size, num_things), num_things)
+
+    def merge(self, pasted: Pasted, num_things: int) -> Panoptic:
+        """Makes segments of `Pasted` masks; returns `Panoptic`.
 
         Masks of one stuff class share a segment, which has the number of the first of them.
         """
-        pasted = self.paste(prediction, size, num_things)
         is_thing = pasted.mask_class < num_things
         n = pasted.mask_class.shape[1]
         area = _sum(tf.ones_like(pasted.probability), pasted.mask_map, n)
@@ -82,7 +86,7 @@ class PostProcess:
             pasted.semantic_map,
         )
 
-    def paste(self, prediction, size, num_things):
+    def paste(self, prediction: Any, size: Sequence[int], num_things: int) -> Pasted:
         """Pastes the masks that pass the thresholds, best first; returns `Pasted`."""
         probabilities = tf.nn.softmax(prediction.class_logits)[..., :-1]
         classes = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
@@ -177,7 +181,9 @@ def _leaders(classes, is_thing, present):
     return tf.argmax(same, axis=2, output_type=tf.int32)
 
 
-def to_original_size(values, fitted_size, original_size):
+def to_original_size(
+    values: tf.Tensor, fitted_size: tf.Tensor, original_size: tf.Tensor
+) -> tf.Tensor:
     """Takes one canvas back to the image: the padding cut off, then nearest neighbour.
 
     values: int32 [height, width]; sizes: int32 [2]. Returns int32 [*original_size].

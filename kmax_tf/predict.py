@@ -1,94 +1,164 @@
-"""Prediction with an exported model, without any of the model's code."""
+"""Prediction with an exported model, without any of the model's code.
 
+from kmax_tf import predict
+segmenter = predict.load("runs/demo/export")
+result = segmenter("photo.jpg")
+"""
+
+import collections
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from kmax_tf import visualize
-from kmax_tf.coco_writer import PanopticWriter
-from kmax_tf.data.datasets import parse_categories
-from kmax_tf.files import InputError, first_line, read_bytes, read_json, write_atomic
+from kmax_tf import images
+from kmax_tf.data.datasets import Category, parse_categories
+from kmax_tf.files import InputError, first_line, read_json
 
 CATEGORIES = "categories.json"  # in an export, beside the SavedModel
-IMAGES = (".jpg", ".jpeg", ".png")
-SEGMENT_KEYS = ("segment_id", "category_id", "score", "isthing")
+AHEAD = (
+    8  # images that are read while the device predicts, and batches that wait for their pictures
+)
 
 
-def load(export_dir):
-    """The model of an export, a function uint8 [height, width, 3] -> dict, and its categories.
+class Segment(NamedTuple):
+    """One segment of a panoptic map."""
 
-    Raises InputError if there is no export, or a damaged one.
-    """
+    id: int  # on the map
+    category_id: int
+    isthing: bool
+    score: float  # probability of its class times that of its mask
+    area: int  # pixels
+    box: list  # left, top, width, height in pixels
+
+
+class Segmentation(NamedTuple):
+    """The prediction of one image, at its size; the last two only where details are asked for."""
+
+    panoptic_map: np.ndarray  # int32 [height, width], 0 void, else the id of a segment
+    segments: list  # of `Segment`
+    confidence: np.ndarray | None = None  # float32 [height, width], of the pixel's likeliest mask
+    assignments: np.ndarray | None = None  # int32 [decoders, height, width], the pixel's cluster
+
+
+class Segmenter:
+    """An exported model: images in, `Segmentation`s out; it knows its `categories`."""
+
+    def __init__(self, signatures: Any, categories: Sequence[Category]):
+        self._signatures = signatures
+        self.categories = categories
+
+    def __call__(self, image: str | np.ndarray, details: bool = False) -> Segmentation:
+        """The `Segmentation` of a path, or of uint8 [height, width, 3].
+
+        Raises InputError for a file that cannot be decoded.
+        """
+        image = images.read_image(image) if isinstance(image, str) else image
+        return self.batch(image[None], details)[0]
+
+    def batch(self, stacked: np.ndarray, details: bool = False) -> list[Segmentation]:
+        """The `Segmentation`s of images of one size, uint8 [batch, height, width, 3]."""
+        signature = self._signatures["uint8_details" if details else "uint8"]
+        result = {k: v.numpy() for k, v in signature(images=tf.constant(stacked, tf.uint8)).items()}
+        columns = [result[name].tolist() for name in ("segment_id", *Segment._fields[1:])]
+        more = [result[name] for name in ("confidence", "assignments")] if details else []
+        return [
+            Segmentation(panoptic_map, [Segment(*s) for s in zip(*lists) if s[0]], *others)
+            for panoptic_map, lists, *others in zip(result["panoptic_map"], zip(*columns), *more)
+        ]
+
+
+def load(export_dir: str) -> Segmenter:
+    """The `Segmenter` of an export; InputError if there is none, or a damaged or older one."""
     path = os.path.join(export_dir, CATEGORIES)
     categories = parse_categories(read_json(path), path)
     try:
-        return tf.saved_model.load(export_dir), categories
+        signatures = tf.saved_model.load(export_dir).signatures
     except (OSError, tf.errors.OpError) as error:
         reason = first_line(error)
         raise InputError(f"{export_dir}: cannot be read ({reason}); export again") from error
+    if "uint8_details" not in signatures:
+        raise InputError(f"{export_dir}: of an older version; export again")
+    return Segmenter(signatures, categories)
 
 
-def find_images(paths):
-    """The image files that `paths` name, folders standing for the images in them.
+def predict(
+    segmenter: Segmenter,
+    sources: Sequence[images.Source],
+    finish: Callable,
+    *,
+    batch_size: int = 1,
+    details: bool = False,
+) -> list:
+    """Predicts images and hands each to finish(source, image uint8, `Segmentation`).
 
-    Raises InputError for a path that is not there or a folder without images.
+    While the device predicts, one thread reads what comes after, and others call `finish`. Images
+    of one size make a batch. A progress bar shows where it is.
+    Returns (source, reason) of the images that were skipped.
     """
-    found = []
-    for path in paths:
-        if tf.io.gfile.isdir(path):
-            names = sorted(n for n in tf.io.gfile.listdir(path) if n.lower().endswith(IMAGES))
-            if not names:
-                raise InputError(f"{path}: holds no {', '.join(IMAGES)} file")
-            found += [os.path.join(path, name) for name in names]
-        elif tf.io.gfile.exists(path):
-            found.append(path)
-        else:
-            raise InputError(f"{path}: no such image")
-    return found
+    skipped = []
+    with (
+        ThreadPoolExecutor(1) as reader,  # one, so that frames of a video are read in their order
+        ThreadPoolExecutor(os.cpu_count()) as workers,
+        tqdm(total=len(sources), desc="predicting", unit="image") as bar,
+    ):
 
-
-def read_image(path):
-    """An image file as uint8 [height, width, 3]; InputError if it cannot be decoded."""
-    try:
-        return tf.io.decode_image(read_bytes(path), channels=3, expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
-        raise InputError(f"{path}: not a JPEG or PNG that can be decoded; convert it") from error
-
-
-def predict(export_dir, paths, out_dir):
-    """Writes the segmentations of images into `out_dir`.
-
-    predictions.json and predictions/*.png are in COCO panoptic format, overlays/*.png to look at.
-    A file that is no image is named and left out. Returns the number of images predicted.
-    """
-    model, categories = load(export_dir)
-    by_id = {category.id: category for category in categories}
-    writer = PanopticWriter(
-        os.path.join(out_dir, "predictions.json"), os.path.join(out_dir, "predictions"), categories
-    )
-    done = 0
-    for path in tqdm(find_images(paths), desc="predicting", unit="image"):
-        try:
-            image = read_image(path)
-        except InputError as error:
+        def skip(source, error):
+            skipped.append((source, error))
             tqdm.write(f"skipped: {error}")
-            continue
-        result = {key: value.numpy() for key, value in model(image).items()}
-        segments = [
-            {"id": int(i), "category_id": int(c), "score": round(float(s), 4), "isthing": int(t)}
-            for i, c, s, t in zip(*(result[key] for key in SEGMENT_KEYS), strict=True)
-        ]
-        name = os.path.basename(path)
-        stem = os.path.splitext(name)[0]
-        image_id = int(stem) if stem.isdecimal() else stem  # COCO's own, so that labels join these
-        writer.add(image_id, name, result["panoptic_map"], segments)
-        labelled = [
-            (s["id"], by_id[s["category_id"]].name, by_id[s["category_id"]].color) for s in segments
-        ]
-        overlay = visualize.overlay(image.numpy(), result["panoptic_map"], labelled)
-        target = os.path.join(out_dir, "overlays", f"{stem}.png")
-        write_atomic(target, tf.io.encode_png(overlay).numpy())
-        done += 1
-    writer.finish()
-    return done
+            bar.update()
+
+        waiting = collections.deque()
+        for batch in _batches(_read_ahead(reader, sources, skip), batch_size):
+            try:
+                results = segmenter.batch(np.stack([image for _, image in batch]), details)
+            except tf.errors.OpError as error:  # such as of memory
+                for source, _ in batch:
+                    skip(source, InputError(f"{source.name}: {first_line(error)}"))
+                continue
+            waiting += [
+                workers.submit(finish, *one, result)
+                for one, result in zip(batch, results, strict=True)
+            ]
+            while waiting and (waiting[0].done() or len(waiting) > AHEAD * batch_size):
+                waiting.popleft().result()
+                bar.update()
+        while waiting:
+            waiting.popleft().result()
+            bar.update()
+    return skipped
+
+
+def _read_ahead(reader, sources, skip):
+    """Yields (source, image), in order; calls skip(source, error) for those that are no image."""
+    reading = collections.deque()
+    remaining = iter(sources)
+    while True:
+        for source in remaining:
+            reading.append((source, reader.submit(source.read)))
+            if len(reading) > AHEAD:
+                break
+        if not reading:
+            return
+        source, image = reading.popleft()
+        try:
+            yield source, image.result()
+        except InputError as error:
+            skip(source, error)
+
+
+def _batches(read, batch_size):
+    """Lists of (source, image) of one size; images of rare sizes do not wait for long."""
+    sizes = collections.defaultdict(list)
+    for source, image in read:
+        same = sizes[image.shape]
+        same.append((source, image))
+        if len(same) == batch_size:
+            yield sizes.pop(image.shape)
+        elif sum(map(len, sizes.values())) >= AHEAD * batch_size:
+            yield sizes.pop(max(sizes, key=lambda size: len(sizes[size])))
+    yield from sizes.values()

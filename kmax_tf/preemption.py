@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -17,7 +18,7 @@ RESTART = 75  # exit status "try again" (EX_TEMPFAIL of sysexits.h)
 
 
 @contextlib.contextmanager
-def watch():
+def watch() -> Iterator[Callable[[], bool]]:
     """Within it SIGTERM ends nothing; gives a function that says whether one came.
 
     A second one, or SIGINT after it, ends the process at once. Use it in the main thread.
@@ -46,7 +47,7 @@ def watch():
         os.close(writer)
 
 
-def on_any_host(strategy, came):
+def on_any_host(strategy: tf.distribute.Strategy, came: bool) -> bool:
     """Whether `came`, a bool, is true in any program of the strategy; all of them must ask."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return came  # there is but one program

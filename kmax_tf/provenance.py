@@ -12,17 +12,18 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf import checkpoint, config
+from kmax_tf import checkpoint, config, run_folder
+from kmax_tf.data.datasets import Dataset
+from kmax_tf.data.records import Records
 from kmax_tf.files import InputError, read_bytes, read_json, write_atomic
 
-FILE_NAME = "run.json"
 # What may differ when a run goes on: where the same records are now, how often the host looks, and
 # the code and packages, which another machine brings along. The training is meant to be the same.
 _FREE = {"data_dir", "steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
 
 
-def describe(dataset, found):
+def describe(dataset: Dataset, found: Records) -> dict:
     """What a run is made with, as JSON takes it.
 
     Arguments:
@@ -51,13 +52,13 @@ def describe(dataset, found):
     }
 
 
-def write(run_dir, description):
+def write(run_dir: str, description: dict) -> None:
     """Writes config.gin, the configuration loaded last, and run.json."""
-    write_atomic(os.path.join(run_dir, "config.gin"), config.resolved())
-    write_atomic(os.path.join(run_dir, FILE_NAME), json.dumps(description, indent=1))
+    write_atomic(run_folder.config(run_dir), config.resolved())
+    write_atomic(run_folder.provenance(run_dir), json.dumps(description, indent=1))
 
 
-def check(run_dir, description, *, allow_changes):
+def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
     """Compares with what the checkpoints of a run were made with; prints a line a difference.
 
     Raises InputError where the training would not be the same any more (see `_FREE`), unless
@@ -65,8 +66,8 @@ def check(run_dir, description, *, allow_changes):
     """
     if not checkpoint.completed(run_dir):
         return
-    text = read_bytes(os.path.join(run_dir, "config.gin")).decode()
-    path = os.path.join(run_dir, FILE_NAME)
+    text = read_bytes(run_folder.config(run_dir)).decode()
+    path = run_folder.provenance(run_dir)
     old = config.bindings(text) | (read_json(path) if tf.io.gfile.exists(path) else description)
     new = config.bindings(config.resolved()) | description
     changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]

@@ -4,9 +4,11 @@ import base64
 import html
 import os
 import re
+from collections.abc import Sequence
 
 import tensorflow as tf
 
+from kmax_tf import run_folder
 from kmax_tf.chart import chart, percent
 from kmax_tf.files import InputError, field, read_bytes, read_json, write_atomic
 
@@ -47,8 +49,7 @@ def write_report(run_dir: str) -> str:
     Raises:
         InputError: metrics.json is missing or lacks a field.
     """
-    join = tf.io.gfile.join
-    path = join(run_dir, "metrics.json")
+    path = run_folder.latest_metrics(run_dir)
     if not tf.io.gfile.exists(path):
         raise InputError(f"{path}: missing; evaluate a checkpoint of the run first")
     metrics = read_json(path)
@@ -56,12 +57,12 @@ def write_report(run_dir: str) -> str:
         field(metrics, key, kind, path)
 
     evaluations = read_evaluations(run_dir)
-    charts = _quality_charts(evaluations) + _loss_charts(_read_losses(join(run_dir, "train")))
-    config = join(run_dir, "config.gin")
+    charts = _quality_charts(evaluations) + _loss_charts(_read_losses(run_folder.training(run_dir)))
+    config = run_folder.config(run_dir)
     sections = [
         _headline(run_name(run_dir), metrics),
         section("Training", f'<div class="grid">{charts}</div>' if charts else ""),
-        *_picture_sections(join(run_dir, "eval/pictures"), metrics["pictures"]),
+        *_picture_sections(run_folder.pictures(run_dir), metrics["pictures"]),
         section("Classes", _class_table(metrics["classes"])),
         f'<div class="grid">{section("Sizes", _size_table(metrics))}'
         f"{section('Confusion', _confusion_table(metrics.get('confusion')))}</div>",
@@ -69,34 +70,33 @@ def write_report(run_dir: str) -> str:
     if tf.io.gfile.exists(config):
         text = html.escape(read_bytes(config).decode())
         sections.append(f"<details><summary>config.gin</summary><pre>{text}</pre></details>")
-    return write_page(join(run_dir, "report.html"), run_name(run_dir), sections)
+    return write_page(os.path.join(run_dir, "report.html"), run_name(run_dir), sections)
 
 
-def write_page(path, title, sections):
+def write_page(path: str, title: str, sections: Sequence[str]) -> str:
     """Writes a page of sections; returns its path."""
     page = read_bytes(PAGE).decode().replace("{title}", html.escape(title))
     write_atomic(path, page.replace("{body}", "\n".join(sections)))
     return path
 
 
-def run_name(run_dir):
+def run_name(run_dir: str) -> str:
     """The last part of a run folder's path."""
     return os.path.basename(str(run_dir).rstrip("/"))
 
 
-def read_evaluations(run_dir):
+def read_evaluations(run_dir: str) -> list[dict]:
     """The metrics of all evaluated steps, ascending."""
-    paths = tf.io.gfile.glob(tf.io.gfile.join(run_dir, "eval/metrics-*.json"))
-    return [read_json(path) for path in sorted(paths)]
+    return [read_json(path) for path in run_folder.all_metrics(run_dir)]
 
 
-def section(title, content):
+def section(title: str, content: str) -> str:
     """A titled part of the page, empty where there is no content."""
     note = f'<p class="note">{NOTES[title]}</p>' if title in NOTES else ""
     return f"<section><h2>{title}</h2>{note}{content}</section>" if content else ""
 
 
-def table(head, rows, kind="sortable"):
+def table(head: Sequence[str], rows: Sequence[Sequence], kind: str = "sortable") -> str:
     """A table: `head` of texts, `rows` of cells, each HTML, the first of them a row's heading."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     lines = "".join(
@@ -184,12 +184,12 @@ def _loss_charts(losses):
 def _read_losses(folder):
     """{tag: {step: value}} of TensorBoard files; of a step written twice the newer file counts."""
     losses = {}
-    for path in sorted(tf.io.gfile.glob(tf.io.gfile.join(folder, "*tfevents*"))):
-        for event in _events(path):
-            for value in event.summary.value:
-                if value.tag.startswith("loss/"):
-                    number = float(tf.make_ndarray(value.tensor))
-                    losses.setdefault(value.tag, {})[event.step] = number
+    paths = sorted(tf.io.gfile.glob(tf.io.gfile.join(folder, "*tfevents*")))
+    for event in (event for path in paths for event in _events(path)):
+        for value in event.summary.value:
+            if value.tag.startswith("loss/"):
+                number = float(tf.make_ndarray(value.tensor))
+                losses.setdefault(value.tag, {})[event.step] = number
     return losses
 
 
@@ -225,7 +225,7 @@ def _strip(folder, entry):
     return f'<h3>{text}</h3><div class="strip">{figures}</div>'
 
 
-def picture(path, title):
+def picture(path: str, title: str) -> str:
     """A picture file as a figure of the page, empty if it is gone."""
     if not tf.io.gfile.exists(path):
         return ""

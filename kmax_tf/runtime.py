@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -122,22 +123,23 @@ def set_seed(seed: int) -> None:
     tf_keras.utils.set_random_seed(seed + 1)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a program: absl parses its flags, then main() is called; never returns.
+def run(main: Callable[..., None], *options: Any) -> None:
+    """Runs a program: absl parses its flags, then main(*options) is called; never returns.
 
+    Where there are `options`, argparse made them of all words, and absl gets none.
     What the user got wrong (InputError) is one line `error: ...` on stderr and exit status 1, not
-    a traceback. Programs take flags only: a word that is no flag is such an error too.
+    a traceback. To absl a word that is no flag is such an error too.
     """
 
-    def guarded(words: list[str]) -> int | None:
+    def guarded(words):
         try:
             logging.set_verbosity(logging.WARNING)
             tf.get_logger().setLevel("ERROR")  # deprecations of operations that are meant
             if words[1:]:
                 raise InputError(f"{words[1]!r} is not a flag; flags are --name=value")
-            main()
+            main(*options)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
-    app.run(guarded)
+    app.run(guarded, sys.argv[:1] if options else None)

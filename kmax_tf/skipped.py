@@ -1,8 +1,12 @@
 """Steps without a finite loss and gradient: left out, counted, and named with their images."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from kmax_tf.data import pipeline
+from kmax_tf.data.records import Records
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 
 LIMIT = 10  # skipped steps in a row that end a training
@@ -19,22 +23,22 @@ class SkippedSteps:
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
-    def update(self, step, finite):
+    def update(self, step: tf.Tensor, finite: tf.Tensor) -> None:
         """Notes `step`, an int64 scalar, unless it was `finite`; in a replica context."""
         pushed = tf.concat([[step], self._steps[:-1]], axis=0)
         self._steps.assign(tf.where(finite, self._steps, pushed))
 
-    def since(self, step):
+    def since(self, step: int) -> list[int]:
         """The skipped ones of the steps from `step` on, in order, at most `LIMIT`."""
         return sorted(int(s) for s in self._steps.numpy() if s >= step)
 
-    def in_a_row(self):
+    def in_a_row(self) -> bool:
         """Whether the last `LIMIT` skipped steps came one after the other."""
         steps = self._steps.numpy()
         return steps[-1] >= 0 and steps[0] - steps[-1] == LIMIT - 1
 
 
-def report(experiment, found, steps):
+def report(experiment: Experiment, found: Records, steps: Sequence[int]) -> list[str]:
     """One line for each of `steps`: that it was skipped, and which images of `found` it had."""
     return [
         f"step {step} was skipped, its loss or gradient is not finite; images: "
@@ -43,7 +47,7 @@ def report(experiment, found, steps):
     ]
 
 
-def check(skipped, step):
+def check(skipped: SkippedSteps, step: int) -> None:
     """Raises InputError if too many steps in a row were skipped up to `step`."""
     if skipped.in_a_row():
         raise InputError(

@@ -64,7 +64,9 @@ class Difference(NamedTuple):
     high: float
 
 
-def compare(a: Statistics, b: Statistics, *, resamples=2000, confidence=0.95, seed=0) -> dict:
+def compare(
+    a: Statistics, b: Statistics, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict:
     """The paired bootstrap over images, percentile method.
 
     Args:

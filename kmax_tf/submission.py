@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import unittest.mock
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from kmax_tf import inference
 from kmax_tf.coco_writer import PanopticWriter
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError, make_folder, write_atomic
 
 
-def write_coco(experiment, predict, path):
+def write_coco(experiment: Experiment, predict: Callable, path: str) -> None:
     """Writes NAME.zip with NAME.json and NAME/*.png, as COCO's panoptic test server wants them.
 
     Arguments:
@@ -39,7 +41,7 @@ def write_coco(experiment, predict, path):
         tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
 
 
-def write_cityscapes(experiment, predict, folder):
+def write_cityscapes(experiment: Experiment, predict: Callable, folder: str) -> None:
     """Writes the three submissions of Cityscapes, a folder each.
 
     panoptic/ holds predictions.json and its PNG files, semantic/ a PNG of label ids an image,
@@ -94,7 +96,7 @@ def _png(image):
     return content.getvalue()
 
 
-def cityscapes_average_precision(folder, labels):
+def cityscapes_average_precision(folder: str, labels: str) -> dict:
     """Scores instance/ of a Cityscapes submission with the official script.
 
     Its AP is not COCO's: it knows void, groups and a minimum size.

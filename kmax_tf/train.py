@@ -3,21 +3,23 @@
 import contextlib
 import functools
 import io
-import os
 import sys
+from collections.abc import Iterator
 
 import orbit
 import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
-from kmax_tf import average, batch, checkpoint, preemption, provenance, runtime, skipped
+from kmax_tf import average, batch, checkpoint, preemption, provenance, run_folder, runtime, skipped
 from kmax_tf.data import datasets, pipeline, records
-from kmax_tf.data.targets import count_damaged
+from kmax_tf.data.records import Records
+from kmax_tf.data.targets import Targets, count_damaged
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
-from kmax_tf.loss.criterion import Losses
+from kmax_tf.loss.criterion import Criterion, Losses
 from kmax_tf.model.layers import random_seed, random_uniform
-from kmax_tf.optimizer import clip
+from kmax_tf.optimizer import AdamW, clip
 from kmax_tf.skipped import SkippedSteps
 
 NO_VOID = (
@@ -25,18 +27,34 @@ NO_VOID = (
     ' and instances separate slowly; bind Criterion.unmatched to "nonvoid", or scale images below 1'
 )
 # Steps a second, however few; tqdm's own would become seconds a step.
-PROGRESS = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+PROGRESS = dict(desc="training", unit=" steps", bar_format=RATE)
 
 
-def training_losses(model, criterion, image, targets):
-    """The `Losses` of a batch in training mode; call it within `random_seed`."""
+def training_losses(
+    model: tf_keras.Model, criterion: Criterion, image: tf.Tensor, targets: Targets
+) -> Losses:
+    """The `Losses` of a batch in training mode; call it within `random_seed`.
+
+    image: float32 [batch, height, width, 3], 0..255; targets: `Targets`, batched.
+    """
     outputs = model(image, training=True)
     batch, height, width, _ = outputs.final.mask_logits.shape
     noise = random_uniform([1 + len(outputs.auxiliary), batch, height * width])
     return criterion(outputs, targets, noise)
 
 
-def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm, accumulation=1):
+def train_step(
+    model: tf_keras.Model,
+    criterion: Criterion,
+    optimizer: AdamW,
+    image: tf.Tensor,
+    targets: Targets,
+    *,
+    seed: tf.Tensor,
+    clip_norm: float,
+    accumulation: int = 1,
+) -> tuple[Losses, tf.Tensor, tf.Tensor]:
     """One step on one replica; call it in a replica context.
 
     Arguments:
@@ -75,7 +93,7 @@ def train_step(model, criterion, optimizer, image, targets, *, seed, clip_norm, 
     return means, norm, finite
 
 
-def mean_shapes(model):
+def mean_shapes(model: tf_keras.Model) -> Losses:
     """The shapes of the batch means of `Losses`."""
     outputs = tf.TensorShape([model.num_predictions])
     return Losses(*[outputs] * 4, semantic=tf.TensorShape([]), found=tf.TensorShape([]))
@@ -103,7 +121,15 @@ def _sum(part, count, shapes):
 class Trainer(orbit.StandardTrainer):
     """Runs `train_step` on all replicas, and averages what it returns until the host looks."""
 
-    def __init__(self, experiment, strategy, model, optimizer, step, average):
+    def __init__(
+        self,
+        experiment: Experiment,
+        strategy: tf.distribute.Strategy,
+        model: tf_keras.Model,
+        optimizer: AdamW,
+        step: tf.Variable,
+        average: tf_keras.Model | None,
+    ):
         super().__init__(None)
         self.experiment, self.strategy = experiment, strategy
         self.model, self.optimizer, self.step = model, optimizer, step
@@ -124,12 +150,12 @@ class Trainer(orbit.StandardTrainer):
         )
 
     @property
-    def state(self):
+    def state(self) -> dict:
         """What a checkpoint holds, by name."""
         items = {"model": self.model, "optimizer": self.optimizer, "step": self.step}
         return items | ({"average": self.average} if self.average else {})
 
-    def train_step(self, iterator):
+    def train_step(self, iterator: Iterator) -> None:
         self.strategy.run(self._on_replica, args=next(iterator))
         self.step.assign_add(1)
 
@@ -159,7 +185,7 @@ class Trainer(orbit.StandardTrainer):
         self.skips.update_state((1 - weight) / context.num_replicas_in_sync)
         self.skipped.update(self.step, finite)
 
-    def train_loop_end(self):
+    def train_loop_end(self) -> dict[str, float]:
         """Means since the last call, as scalars; damaged records are counted from the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
         scalars = {
@@ -182,7 +208,7 @@ class Trainer(orbit.StandardTrainer):
         return scalars
 
 
-def make_trainer(experiment, strategy):
+def make_trainer(experiment: Experiment, strategy: tf.distribute.Strategy) -> Trainer:
     """Model, optimizer and step counter in the strategy's scope; returns them as a `Trainer`.
 
     Its dataset is set once the step to start from is known.
@@ -203,15 +229,23 @@ def make_trainer(experiment, strategy):
         return Trainer(experiment, strategy, model, optimizer, step, copy)
 
 
-def training_records(experiment):
-    """The `Records` of the training split.
+def training_records(experiment: Experiment) -> records.Records:
+    """The `Records` of the training split, counted.
 
     Raises InputError if they are missing, empty, of an unknown schema or of other classes.
     """
-    return records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
+    found = records.find(experiment.data_dir, experiment.train_split, experiment.dataset)
+    return found._replace(num_examples=records.count(found))
 
 
-def training_dataset(experiment, found, strategy, stride, start_step, service=""):
+def training_dataset(
+    experiment: Experiment,
+    found: Records,
+    strategy: tf.distribute.Strategy,
+    stride: int,
+    start_step: int,
+    service: str = "",
+) -> tf.distribute.DistributedDataset:
     """The distributed training input of the `Records` found, from `start_step` on.
 
     `service` is the address of a tf.data service that makes it, "" for the hosts themselves.
@@ -239,7 +273,14 @@ def training_dataset(experiment, found, strategy, stride, start_step, service=""
     return strategy.distribute_datasets_from_function(per_host)
 
 
-def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
+def train(
+    experiment: Experiment,
+    run_dir: str,
+    strategy: tf.distribute.Strategy,
+    service: str = "",
+    *,
+    allow_changes: bool = False,
+) -> tf_keras.Model:
     """Trains `experiment` in `run_dir`, going on from its newest checkpoint; returns the model.
 
     `service` is the address of a tf.data service that makes the input, "" for the hosts themselves.
@@ -249,39 +290,28 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
     Raises SystemExit(RESTART) once SIGTERM came and a checkpoint is saved; see preemption.py.
     """
     found = training_records(experiment)  # before anything that takes long
-    found = found._replace(num_examples=records.count(found))
     print(batch.describe(experiment, strategy.num_replicas_in_sync, found.num_examples))
     made_with = provenance.describe(experiment.dataset, found)
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
     folder = runtime.own_folder(strategy, run_dir)
     trainer = make_trainer(experiment, strategy)
     saver = tf.train.Checkpoint(**trainer.state)
-    with strategy.scope():
-        resumed = checkpoint.resume(saver, run_dir)
-        if experiment.initial_checkpoint and not resumed:
-            checkpoint.restore_model(trainer.model, experiment.initial_checkpoint)
-    start = int(trainer.step.numpy())
-    print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
+    start = _restore(trainer, saver, run_dir)
     provenance.write(folder, made_with)
     trainer.train_dataset = training_dataset(
         experiment, found, strategy, trainer.model.output_stride, start, service
     )
-    progress = tqdm(
-        total=experiment.steps, initial=start, desc="training", unit=" steps", bar_format=PROGRESS
-    )
+    every = experiment.steps_per_loop
+    progress = tqdm(total=experiment.steps, initial=start, **PROGRESS)
 
     def after_loop(scalars):
-        _report(progress, experiment, found, trainer, scalars)
-        step = progress.n
+        step = _report(progress, experiment, found, trainer, scalars)
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
             checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
         if stop:
             progress.write(f"stopped at step {step}; start it again to go on", sys.stderr)
             raise SystemExit(preemption.RESTART)
-
-    def steps_to_run(step):  # so that loops end where checkpoints are due, wherever it went on from
-        return experiment.steps_per_loop - step % experiment.steps_per_loop
 
     with (
         _named_errors(experiment, found),
@@ -295,15 +325,27 @@ def train(experiment, run_dir, strategy, service="", *, allow_changes=False):
             trainer=trainer,
             strategy=strategy,
             train_actions=[after_loop],
-            steps_per_loop=steps_to_run,
-            summary_interval=experiment.steps_per_loop,
-            summary_dir=os.path.join(folder, "train"),
+            # Loops end where checkpoints are due, wherever it went on from.
+            steps_per_loop=lambda step: every - step % every,
+            summary_interval=every,
+            summary_dir=run_folder.training(folder),
         ).train(experiment.steps)
     return trainer.model
 
 
+def _restore(trainer, saver, run_dir):
+    """Reads the newest checkpoint, or the initial one into a new run; returns the step reached."""
+    initial = trainer.experiment.initial_checkpoint
+    with trainer.strategy.scope():
+        resumed = checkpoint.resume(saver, run_dir)
+        if initial and not resumed:
+            checkpoint.restore_model(trainer.model, initial)
+    print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
+    return int(trainer.step.numpy())
+
+
 def _report(progress, experiment, found, trainer, scalars):
-    """After a loop of steps: the progress line, and what the user should know.
+    """After a loop of steps: the progress line, what the user should know; returns the step.
 
     Raises InputError after too many skipped steps in a row.
     """
@@ -319,6 +361,7 @@ def _report(progress, experiment, found, trainer, scalars):
     note = f", {damaged:.0f} damaged records skipped" if damaged else ""
     images = experiment.batch_size * (progress.format_dict["rate"] or 0)
     progress.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
+    return step
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ scripts/benchmark_input.py --gin_file=gin/experiments/coco_resnet50.gin --thread
 import argparse
 import json
 import os
-import sys
 
 from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
@@ -43,6 +42,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    options = parse()
-    del sys.argv[1:]  # read already; absl takes no pair of words
-    runtime.run(lambda: main(options))
+    runtime.run(main, parse())

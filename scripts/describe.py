@@ -5,7 +5,6 @@ scripts/describe.py --gin_file=gin/experiments/coco_resnet50.gin --input_size 12
 
 import argparse
 import json
-import sys
 
 from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
@@ -35,6 +34,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    options = parse()
-    del sys.argv[1:]  # read already; absl takes no pair of words
-    runtime.run(lambda: main(options))
+    runtime.run(main, parse())

@@ -1,21 +1,83 @@
 """Segments images with an exported model.
 
-scripts/predict.py --export=runs/demo/export --out=predictions --images=folder_or_file
+scripts/predict.py runs/demo/export photos 'more/*.jpg' clip.mp4 --out predictions
 """
 
-from absl import flags
+import argparse
+import sys
 
-from kmax_tf import predict, runtime
+import tensorflow as tf
 
-EXPORT = flags.DEFINE_string("export", None, "Folder of the export.", required=True)
-IMAGES = flags.DEFINE_multi_string("images", None, "Image file or folder.", required=True)
-OUT = flags.DEFINE_string("out", "predictions", "Folder to write into.")
+from kmax_tf import images, predict, runtime
+from kmax_tf.files import InputError
+from kmax_tf.prediction_files import Labels, PredictionFiles
 
 
-def main():
-    done = predict.predict(EXPORT.value, IMAGES.value, OUT.value)
-    print(f"{done} images: COCO format and overlays are in {OUT.value}")
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("words", nargs="*", metavar="EXPORT IMAGES", help="as the flags below")
+    parser.add_argument("--export", help="folder of the export")
+    parser.add_argument(
+        "--images", action="append", default=[], help="image, video, folder of images, or glob"
+    )
+    parser.add_argument("--out", default="predictions", help="folder to write into")
+    parser.add_argument("--batch_size", type=int, help="images at once; 8 on a GPU, else 1")
+    parser.add_argument(
+        "--cluster_assignments", action="store_true", help="also draw each decoder's clusters"
+    )
+    parser.add_argument("--gt_json", help="labels to draw beside the clusters, COCO panoptic")
+    parser.add_argument("--gt_folder", help="their PNG files; the JSON's path without .json")
+    parser.add_argument(
+        "--pseudo_labels",
+        type=float,
+        nargs="?",
+        const=0.7,
+        metavar="CONFIDENCE",
+        help="also write what is that sure as labels (0 to 1; %(const)s if not given)",
+    )
+    options = parser.parse_args()
+    if not options.export and options.words:
+        options.export = options.words.pop(0)
+    options.images += options.words
+    if not (options.export and options.images):
+        parser.error("give the folder of an export, then images")
+    return options
+
+
+def main(options):
+    root, sources = images.find(options.images)
+    labels = None
+    if options.gt_json:
+        labels = Labels(options.gt_json, options.gt_folder or options.gt_json.removesuffix(".json"))
+    segmenter = predict.load(options.export)
+    files = PredictionFiles(
+        options.out,
+        segmenter.categories,
+        cluster_assignments=options.cluster_assignments,
+        confidence=options.pseudo_labels,
+        labels=labels,
+    )
+    skipped = predict.predict(
+        segmenter,
+        sources,
+        files.add,
+        batch_size=options.batch_size or (8 if tf.config.list_physical_devices("GPU") else 1),
+        details=files.needs_details,
+    )
+    if len(skipped) == len(sources):
+        raise InputError(f"none of {len(sources)} images could be predicted")
+    files.finish()
+    print(f"{len(sources) - len(skipped)} images, {len(skipped)} skipped: see {options.out}")
+    if options.pseudo_labels is not None:
+        print(
+            "the pseudo labels become records by\n"
+            f"  python -m data_prep.coco_format --split pseudo --out RECORDS --images {root} \\\n"
+            f"    --panoptic_json {options.out}/pseudo_labels.json"
+            f" --panoptic_dir {options.out}/pseudo_labels"
+        )
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    options = parse()
+    del sys.argv[1:]  # read already; absl takes no words
+    runtime.run(lambda: main(options))

@@ -5,11 +5,10 @@ scripts/submit.py --run_dir=runs/cityscapes --split=test --out=cityscapes_result
 """
 
 import dataclasses
-import os
 
 from absl import flags
 
-from kmax_tf import checkpoint, config, inference, runtime, submission
+from kmax_tf import checkpoint, config, inference, run_folder, runtime, submission
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 
@@ -23,7 +22,7 @@ LABELS = flags.DEFINE_string("labels", None, "gtFine of that split: print the of
 
 def main():
     with runtime.strategy(DEVICE.value).scope():
-        experiment = config.load(Experiment, os.path.join(RUN_DIR.value, "config.gin"))
+        experiment = config.load(Experiment, run_folder.config(RUN_DIR.value))
         experiment = dataclasses.replace(
             experiment, evaluation_split=SPLIT.value or experiment.evaluation_split
         )

@@ -42,6 +42,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    options = parse()
-    del sys.argv[1:]  # read already; absl takes no pair of words
-    runtime.run(lambda: main(options))
+    runtime.run(main, parse())

@@ -5,14 +5,16 @@ import gc
 import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
 import pathlib
 import signal
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tensorflow.python.framework import ops
 
 from data_prep import coco_format, convert, demo, pool
-from kmax_tf import config
+from kmax_tf import config, export
 from kmax_tf.experiment import Experiment
 
 # Two devices for the tests of replicas; to be said before TensorFlow touches the CPU.
@@ -80,6 +82,29 @@ def tiny(records, tmp_path):
         return config.load(Experiment, str(path), bindings)
 
     return load
+
+
+class Exported(NamedTuple):
+    """An export of the toy model, whose every mask is pasted, and what it was made of."""
+
+    folder: str
+    experiment: Experiment
+    model: tf_keras.Model
+
+
+@pytest.fixture(scope="session")
+def exported(records, tmp_path_factory) -> Exported:
+    """The export, for all tests: making it takes its time."""
+    root = tmp_path_factory.mktemp("exported")
+    (root / "tiny.gin").write_text(TINY.format(records=records))
+    # An untrained model is sure of nothing.
+    names = ("thing_threshold", "stuff_threshold", "overlap_threshold")
+    bindings = [f"postprocess.PostProcess.{name} = 0.0" for name in names]
+    experiment = config.load(Experiment, str(root / "tiny.gin"), bindings)
+    model = experiment.build_evaluation_model()
+    model.cluster_path.head.mask_norm.gamma.assign(tf.fill([1, 1, 1, 1], 100.0))  # sharp masks
+    export.export(experiment, model, str(root / "export"), [("weights", "none")])
+    return Exported(str(root / "export"), experiment, model)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import checkpoint, evaluate, inference, runtime, statistics
+from kmax_tf import checkpoint, evaluate, inference, run_folder, runtime, statistics
 from kmax_tf.data import example
 from kmax_tf.data.targets import class_indices
 from kmax_tf.files import InputError
@@ -112,7 +112,7 @@ def test_follows_a_training_beside_it(tiny, tmp_path):
     best = json.loads((run_dir / "best" / "export" / "best.json").read_text())
     assert best["PQ"] == max(m["PQ"] for m in evaluated)
     assert (run_dir / "best" / "export" / "saved_model.pb").exists()
-    compared = statistics.read(evaluate.statistics_path(str(run_dir), 4))
+    compared = statistics.read(run_folder.statistics(str(run_dir), 4))
     quality = summarize(compared.sum(), tiny().dataset.categories)
     assert 100 * quality["All"]["pq"] == metrics["PQ"]
 

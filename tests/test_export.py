@@ -1,78 +1,152 @@
-"""An export predicts what the model predicts, at the image's own size."""
+"""An export predicts what the evaluator predicts, at the images' own sizes, by every signature."""
 
-import json
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import export, inference, postprocess, predict
-from kmax_tf.data import augment
+from kmax_tf import config, export, files, inference, predict, tflite
+from kmax_tf.data import example, pipeline
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 
 
-@pytest.fixture
-def experiment(tiny):
-    # An untrained model is sure of nothing: every mask is to be pasted.
-    names = ("thing_threshold", "stuff_threshold", "overlap_threshold")
-    return tiny(*(f"postprocess.PostProcess.{name} = 0.0" for name in names))
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(exported.folder)
 
 
-@pytest.fixture
-def image():
-    noise = np.random.default_rng(0).integers(0, 256, (5, 8, 3)).astype(np.uint8)
-    return np.kron(noise, np.ones((20, 20, 1), np.uint8))  # [100, 160, 3]
+@pytest.fixture(scope="module")
+def evaluated(exported):
+    """What the evaluator sees of the validation images, a list of `Segmented`."""
+    run = inference.predictor(exported.model, exported.experiment)
+    return list(inference.stream(exported.experiment, run, lambda _, segmented: segmented))
 
 
-def test_export_equals_model(experiment, image, tmp_path):
-    model = experiment.build_model()
-    model.cluster_path.head.mask_norm.gamma.assign(tf.fill([1, 1, 1, 1], 100.0))  # sharp masks
-    export.export(experiment, model, str(tmp_path / "export"))
-    loaded, categories = predict.load(str(tmp_path / "export"))
-    result = {key: value.numpy() for key, value in loaded(image).items()}
+@pytest.fixture(scope="module")
+def images(exported):
+    """The files of the validation images, as the records have them."""
+    paths = example.shard_paths(exported.experiment.data_dir, "val")
+    records = [r for path in paths for r in example.read_records(path)]
+    feature = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
+    return [tf.io.parse_single_example(r, feature)["image/encoded"].numpy() for r in records]
 
-    sample = augment.Sample(tf.cast(image, tf.float32), tf.zeros(image.shape[:2], tf.int32))
-    size = experiment.evaluation_size
-    panoptic, _ = inference.predictor(model, experiment)(
-        augment.fit_and_pad(sample, size).image[None]
+
+def check(result, evaluated):
+    """Compares the outputs of a signature with what the evaluator made of the same images."""
+    result = {name: value.numpy() for name, value in result.items()}
+    for i, expected in enumerate(evaluated):
+        height, width = result["size"][i]
+        panoptic_map = result["panoptic_map"][i, :height, :width]
+        np.testing.assert_array_equal(panoptic_map, expected.segment_map)
+        ids, areas = np.unique(panoptic_map[panoptic_map > 0], return_counts=True)
+        assert len(ids) > 1
+        missing = result["segment_id"].shape[1] - len(ids)
+        np.testing.assert_array_equal(result["segment_id"][i], [*ids, *[0] * missing])
+        np.testing.assert_array_equal(result["area"][i], [*areas, *[0] * missing])
+        np.testing.assert_allclose(
+            result["score"][i, : len(ids)], expected.segment_score[ids - 1], atol=1e-5
+        )
+        for k, box in zip(ids, result["box"][i], strict=False):
+            rows, columns = np.nonzero(panoptic_map == k)
+            corner = columns.min(), rows.min()
+            assert tuple(box) == (*corner, np.ptp(columns) + 1, np.ptp(rows) + 1)
+        assert not result["panoptic_map"][i, height:].any()
+        assert not result["panoptic_map"][i, :, width:].any()
+
+
+@pytest.mark.parametrize("name", ["serving_default", "serving_details"])
+def test_files_give_what_the_evaluator_gives(name, loaded, evaluated, images):
+    check(loaded.signatures[name](images=tf.constant(images)), evaluated)
+
+
+@pytest.mark.parametrize("name", ["uint8", "uint8_details"])
+def test_pixels_give_what_the_evaluator_gives(name, loaded, evaluated, images):
+    for image, expected in zip(images, evaluated, strict=True):
+        pixels = tf.io.decode_image(image)[None]
+        check(loaded.signatures[name](images=pixels), [expected])
+
+
+def test_classes_of_segments(loaded, exported, evaluated, images):
+    result = loaded.signatures["serving_default"](images=tf.constant(images[:1]))
+    ids = result["segment_id"][0].numpy()
+    index = evaluated[0].segment_class[ids - 1]
+    classes = [exported.experiment.dataset.categories[i] for i in index]
+    assert result["category_id"][0].numpy().tolist() == [c.id for c in classes]
+    assert result["isthing"][0].numpy().tolist() == [c.isthing for c in classes]
+
+
+def test_images_of_several_sizes(loaded):
+    def png(*size):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+        return tf.io.encode_png(image).numpy()
+
+    sizes = [(30, 70), (200, 11), (1, 1), (1, 900)]
+    images = [png(*size) for size in sizes]
+    together = loaded.signatures["serving_details"](images=tf.constant(images))
+    assert together["size"].numpy().tolist() == [list(size) for size in sizes]
+    assert together["panoptic_map"].shape == [4, 200, 900]
+    for i, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+        alone = loaded.signatures["serving_details"](images=tf.constant([image]))
+        for name in ("panoptic_map", "confidence", "assignments"):
+            other = together[name][i, ..., :height, :width]
+            np.testing.assert_allclose(alone[name][0], other, atol=1e-4)
+
+
+def test_details(loaded, exported, evaluated, images):
+    result = loaded.signatures["serving_details"](images=tf.constant(images[:1]))
+    assert set(result) == set(export.SEGMENTS) | set(export.DETAILS)
+    [assignment] = evaluated[0].assignments  # of the toy model's one decoder, here at stride 16
+    height, width = evaluated[0].segment_map.shape
+    size = exported.experiment.evaluation_size
+    fitted = result["fitted_size"][0].numpy()
+
+    def nearest(pixels, length, other):  # of another grid, corners aligned
+        return np.floor(pixels * np.float32((other - 1) / (length - 1)) + 0.5).astype(int)
+
+    rows, columns = (  # image > what is fitted, a corner of the input > the decoder's grid
+        nearest(nearest(np.arange(n), n, f), whole, cells)
+        for n, f, whole, cells in zip((height, width), fitted, size, assignment.shape, strict=True)
     )
-    expected = postprocess.to_original_size(
-        panoptic.segment_map[0], augment.fitted_size(sample, size), image.shape[:2]
-    ).numpy()
-    assert result["panoptic_map"].shape == image.shape[:2]
-    np.testing.assert_array_equal(result["panoptic_map"], expected)
-
-    ids, areas = np.unique(expected[expected > 0], return_counts=True)
-    assert len(ids) > 0
-    np.testing.assert_array_equal(result["segment_id"], ids)
-    np.testing.assert_array_equal(result["area"], areas)
-    classes = [experiment.dataset.categories[panoptic.segment_class[0, i - 1]] for i in ids]
-    np.testing.assert_array_equal(result["category_id"], [c.id for c in classes])
-    np.testing.assert_array_equal(result["isthing"], [c.isthing for c in classes])
-    assert tuple(categories) == experiment.dataset.categories
+    expected = assignment[rows][:, columns]
+    assert (result["assignments"][0, 0].numpy() == expected).mean() > 0.99
+    np.testing.assert_allclose(tf.reduce_sum(result["mask_probability"], -1), 1, rtol=1e-4)
+    np.testing.assert_allclose(tf.reduce_sum(result["class_probability"], -1), 1, rtol=1e-4)
+    confidence = result["confidence"].numpy()
+    assert confidence.shape == (1, height, width)
+    assert confidence.min() > 0 and confidence.max() <= 1 + 1e-5
+    pasted = result["panoptic_map"].numpy() > 0
+    assert (confidence[pasted] > 0.4).all()  # the pixel threshold
 
 
-def test_predict_writes_coco_format_and_skips_what_is_no_image(experiment, image, tmp_path, capsys):
-    export.export(experiment, experiment.build_model(), str(tmp_path / "export"))
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "0012.png").write_bytes(tf.io.encode_png(image).numpy())
-    (folder / "b.jpg").write_bytes(b"no image")
-    out = tmp_path / "out"
-    assert predict.predict(str(tmp_path / "export"), [str(folder)], str(out)) == 1
-    assert "b.jpg" in "".join(capsys.readouterr())
-    content = json.loads((out / "predictions.json").read_text())
-    [annotation] = content["annotations"]
-    assert annotation["image_id"] == 12  # as COCO names its images
-    png = tf.io.decode_png((out / "predictions" / annotation["file_name"]).read_bytes()).numpy()
-    ids = png[..., 0] + 256 * png[..., 1].astype(int)
-    listed = {s["id"]: s["area"] for s in annotation["segments_info"]}
-    assert listed == {i: (ids == i).sum() for i in np.unique(ids) if i}
-    assert (out / "overlays" / "0012.png").exists()
+def test_describes_itself(exported):
+    experiment = config.load(Experiment, os.path.join(exported.folder, "config.gin"))
+    assert experiment.postprocess == exported.experiment.postprocess
+    assert predict.load(exported.folder).categories == exported.experiment.dataset.categories
+    card = files.read_bytes(os.path.join(exported.folder, "model_card.md")).decode()
+    for category in experiment.dataset.categories:
+        assert category.name in card
+    for name in ("| weights | none |", *export.SEGMENTS, *export.DETAILS):
+        assert name in card
 
 
-def test_missing_export_and_image_are_named(tmp_path):
-    with pytest.raises(InputError, match="categories.json"):
-        predict.load(str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="no such image"):
-        predict.find_images([str(tmp_path / "none.jpg")])
+@pytest.mark.slow
+def test_tflite_gives_nearly_what_the_model_gives(exported, monkeypatch):
+    experiment = exported.experiment
+    segmenter = export.Segmenter(exported.model, experiment)
+    [batch, *_] = pipeline.evaluation_input(
+        inference.evaluation_records(experiment), experiment.evaluation_size, 2
+    )
+    panoptic, _ = tflite.predictor(tflite.convert(segmenter))(batch.image)
+    expected, _ = inference.predictor(exported.model, experiment)(batch.image)
+    assert panoptic.segment_map.shape == expected.segment_map.shape
+    same = panoptic.semantic_map == expected.semantic_map
+    assert tf.reduce_mean(tf.cast(same, tf.float32)) > 0.9
+
+    def refuse(self):
+        raise RuntimeError("somewhere: error: no Fancy\nsomewhere else: error: no Fancy\n")
+
+    monkeypatch.setattr(tf.lite.TFLiteConverter, "convert", refuse)
+    with pytest.raises(InputError, match="refuses the model: no Fancy; export it in float32"):
+        tflite.convert(segmenter)

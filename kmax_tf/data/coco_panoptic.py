@@ -2,8 +2,8 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -172,7 +172,7 @@ def read_panoptic(
 
 
 @contextlib.contextmanager
-def _reported(report: Report):
+def _reported(report: Report) -> Iterator[None]:
     """Hands an InputError inside to `report`."""
     try:
         yield
@@ -193,7 +193,7 @@ def _read_categories(content, path, dataset):
     return dataset.categories
 
 
-def _read_images(content, path: str, report: Report) -> dict[str, str]:
+def _read_images(content: Any, path: str, report: Report) -> dict[str, str]:
     """Returns the file name of each image id."""
     names = {}
     for index, image in enumerate(files.field(content, "images", list, path)):
@@ -206,7 +206,7 @@ def _read_images(content, path: str, report: Report) -> dict[str, str]:
     return names
 
 
-def _file_name(entry, where: str) -> str:
+def _file_name(entry: Any, where: str) -> str:
     """Returns "file_name" of an entry; a folder may be part of it."""
     name = files.field(entry, "file_name", str, where)
     if not name or not name.isprintable():
@@ -214,7 +214,7 @@ def _file_name(entry, where: str) -> str:
     return name
 
 
-def _read_segments(entry, known: set[int], where: str, report: Report) -> tuple[Segment, ...]:
+def _read_segments(entry: Any, known: set[int], where: str, report: Report) -> tuple[Segment, ...]:
     """Returns the segments of one annotation."""
     segments = {}
     for index, segment in enumerate(files.field(entry, "segments_info", list, where)):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kmax_tf.data import pixels
+from kmax_tf.data.augment import Draw
+from kmax_tf.data.pixels import Tables
 
 
 class Frame(NamedTuple):
@@ -22,15 +24,15 @@ class Frame(NamedTuple):
     is_whole: bool = False  # nothing is outside
     shown: Callable = lambda image: image  # what of the image is wanted once it is equalized
 
-    def within(self, margin):
+    def within(self, margin: int) -> tf.Tensor:
         """bool [h, w]: the pixels at least `margin` away from the outside."""
         last = self.size - 1 - margin
         rows = (self.rows >= margin) & (self.rows <= last[0])
         return rows[:, None] & (self.columns >= margin) & (self.columns <= last[1])
 
 
-def whole(image, **options):
-    """The frame of an image that is its own window."""
+def whole(image: tf.Tensor, **options: Callable) -> Frame:
+    """The frame of an image [h, w, 3] that is its own window."""
     size = tf.shape(image)[:2]
     return Frame(tf.range(size[0]), tf.range(size[1]), size, is_whole=True, **options)
 
@@ -42,20 +44,22 @@ def _blend(degenerate, image, factor):
     return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.uint8)
 
 
-def brightness(image, factor, frame, table):
-    """Darker below factor 1, brighter above."""
+def brightness(
+    image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None
+) -> tf.Tensor:
+    """uint8 [h, w, 3], darker below factor 1, brighter above."""
     return _blend(tf.zeros_like(image), image, factor)
 
 
-def color(image, factor, frame, table):
-    """Towards grey below factor 1, away from it above."""
+def color(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
+    """uint8 [h, w, 3], towards grey below factor 1, away from it above."""
     red, green, blue = tf.unstack(tf.cast(image, tf.float32) / 255, axis=-1)
     luma = red * 0.2989 + green * 0.587 + blue * 0.114
     return _blend(tf.cast(luma * 255.5, tf.uint8)[..., None], image, factor)
 
 
-def contrast(image, factor, frame, table):
-    """Towards one grey below factor 1, away from it above.
+def contrast(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
+    """uint8 [h, w, 3], towards one grey below factor 1, away from it above.
 
     The grey is the number of pixels over 256, where the mean was meant: white, but in small images.
     """
@@ -63,14 +67,16 @@ def contrast(image, factor, frame, table):
     return _blend(grey, image, factor)
 
 
-def solarize(image, threshold, frame, table):
-    """Inverts what is at least as bright as the threshold."""
+def solarize(
+    image: tf.Tensor, threshold: tf.Tensor, frame: Frame, table: Tables | None
+) -> tf.Tensor:
+    """Inverts what of uint8 [h, w, 3] is at least as bright as the threshold, 0 to 255."""
     bright = tf.cast(image >= tf.cast(threshold, tf.uint8), tf.uint8)
     return tf.bitwise.bitwise_xor(image, 255 * bright)
 
 
-def sharpness(image, factor, frame, table):
-    """Blurs below factor 1, sharpens above; the outermost pixels stay."""
+def sharpness(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
+    """Blurs uint8 [h, w, 3] below factor 1, sharpens above; the outermost pixels stay."""
     image = tf.cast(image, tf.float32)
     # As rows of numbers, in which a pixel is 3 from the next: faster on a CPU than as pixels.
     padded = tf.pad(tf.reshape(image, [tf.shape(image)[0], -1]), [[1, 1], [3, 3]])
@@ -80,8 +86,11 @@ def sharpness(image, factor, frame, table):
     return _blend(pixels.choose(frame.within(1), blurred, image), image, factor)
 
 
-def equalize(image, _, frame, table):
-    """Makes all levels of each channel about equally frequent; gives what `frame` shows of it."""
+def equalize(image: tf.Tensor, _: tf.Tensor, frame: Frame, table: Tables) -> tf.Tensor:
+    """Makes all levels of each channel of uint8 [h, w, 3] about equally frequent.
+
+    Gives what `frame` shows of it.
+    """
 
     def levels(values):
         counted = tf.cast(values, tf.int32)
@@ -100,7 +109,7 @@ def equalize(image, _, frame, table):
     return table.recolour(levels, frame.shown(image))
 
 
-def argument(operation, magnitude):
+def argument(operation: Callable, magnitude: float) -> float:
     """The factor or threshold that a magnitude, 0 to 10, means to an operation."""
     if operation is solarize:
         return float(int(magnitude / 10 * 256))
@@ -117,7 +126,13 @@ POLICY = (
 )
 
 
-def augment(image, draw, magnitude_scale, frame, table=pixels.HOST):
+def augment(
+    image: tf.Tensor,
+    draw: Draw,
+    magnitude_scale: float,
+    frame: Frame,
+    table: Tables | None = pixels.HOST,
+) -> tf.Tensor:
     """Applies the sub-policy that was drawn: its first operation, then its second.
 
     Arguments:
@@ -142,7 +157,7 @@ def augment(image, draw, magnitude_scale, frame, table=pixels.HOST):
     return image
 
 
-def needs_whole(draw):
-    """Whether the draw applies `equalize`, which counts all pixels of the whole image."""
+def needs_whole(draw: Draw) -> tf.Tensor:
+    """Whether the draw applies `equalize`, which counts all pixels [h, w] of the whole image."""
     probability = [[p if o is equalize else 0.0 for o, p, _ in pair] for pair in POLICY]
     return tf.reduce_any(draw.chance < tf.gather(probability, draw.policy))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kmax_tf.data import pixels
+from kmax_tf.data.augment import Sample
 
 MAX_SEGMENTS = 255  # of one image, so that ids are uint8 and exact in bfloat16
 
@@ -20,8 +21,8 @@ class Segments(NamedTuple):
     pasted: tf.Tensor  # int32, the segments 1 to `pasted` go onto another image
 
 
-def draw_stuff(seed, num_classes):
-    """Which classes are pasted if they are stuff, bool [num_classes], by `seed`.
+def draw_stuff(seed: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Which classes are pasted if they are stuff, bool [num_classes], by `seed`, integers [2].
 
     Each with the same probability, itself drawn uniformly: their number is then uniform and the
     choice of so many uniform too, which is how the official code draws.
@@ -30,7 +31,9 @@ def draw_stuff(seed, num_classes):
     return draw[1:] < draw[0]
 
 
-def number_segments(segment_map, segment_class, num_things, pasted_stuff):
+def number_segments(
+    segment_map: tf.Tensor, segment_class: tf.Tensor, num_things: int, pasted_stuff: tf.Tensor
+) -> tuple[tf.Tensor, Segments]:
     """Numbers segments anew: what is pasted first, stuff of one class as one segment.
 
     Arguments:
@@ -61,11 +64,14 @@ def number_segments(segment_map, segment_class, num_things, pasted_stuff):
     return tf.gather(table, segment_map), Segments(classes, count)
 
 
-def paste(sample, segments, other, other_segments):
+def paste(
+    sample: Sample, segments: Segments, other: Sample, other_segments: Segments
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Pastes one `Sample` onto another of the same size; both may be batched, with `Segments`.
 
-    Returns image, segment map int32, in which the pasted ids follow the others, and the class
-    index of each, int32 [(batch,) 2 * MAX_SEGMENTS].
+    Returns the image, (batch, height, width, 3) of the dtype of the first; the segment map, int32
+    (batch, height, width), in which the pasted ids follow the others; and the class index of
+    each, int32 [(batch,) 2 * MAX_SEGMENTS].
     """
     last = other_segments.pasted[..., None, None]
     segment_map = tf.cast(other.segment_map, tf.int32)
@@ -77,8 +83,10 @@ def paste(sample, segments, other, other_segments):
     )
 
 
-def paste_part(sample, segments, part, part_segments, corner):
-    """As `paste`, unbatched, of a smaller sample, whose corner comes to `corner`, int32 [2]."""
+def paste_part(
+    sample: Sample, segments: Segments, part: Sample, part_segments: Segments, corner: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As `paste`, unbatched, of a smaller sample [h, w, ...], its corner at int32 [2] `corner`."""
     end = corner + tf.shape(part.segment_map)
     under = tf.nest.map_structure(lambda x: pixels.cut(x, corner, end), sample)
     image, segment_map, classes = paste(under, segments, part, part_segments)

@@ -6,7 +6,7 @@ unless it is counted whole (`colour.needs_whole`). From the same draws come the 
 placement, but that the image to paste is the one before in the batch of the same replica.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -158,7 +158,9 @@ def _samples(decoded, options):
     return tf.nest.map_structure(lambda x: tf.reshape(x, [batch, roles, *x.shape[1:]]), samples)
 
 
-def examples(decoded, options, num_things, stride):
+def examples(
+    decoded: Decoded, options: Any, num_things: int, stride: int
+) -> tuple[tf.Tensor, Targets]:
     """One replica's batch of (image float32 [batch, height, width, 3], `Targets`).
 
     Arguments:

@@ -15,7 +15,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,9 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import files
+
+TEXT = tf.io.FixedLenFeature([], tf.string)
+SEGMENTS = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)  # one for each
 
 
 class Example(NamedTuple):
@@ -126,22 +129,20 @@ def encode_labels(labels: np.ndarray) -> bytes:
 
 
 def parse(serialized: tf.Tensor) -> Example:
-    """Reads a record back: scalar string -> Example, with TensorFlow operations only.
+    """Reads a record back: scalar string -> Example, whose image is uint8 [h, w, 3].
 
-    A damaged one is an InvalidArgumentError when it is read.
+    With TensorFlow operations only. A damaged one is an InvalidArgumentError when it is read.
     """
-    text = tf.io.FixedLenFeature([], tf.string)
-    segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
     record = tf.io.parse_single_example(
         serialized,
         {
-            "image/encoded": text,
-            "image/filename": text,
-            "image/id": text,
-            "panoptic/encoded": text,
-            "segment/id": segments,
-            "segment/category_id": segments,
-            "segment/is_crowd": segments,
+            "image/encoded": TEXT,
+            "image/filename": TEXT,
+            "image/id": TEXT,
+            "panoptic/encoded": TEXT,
+            "segment/id": SEGMENTS,
+            "segment/category_id": SEGMENTS,
+            "segment/is_crowd": SEGMENTS,
         },
     )
     labels = tf.io.decode_png(record["panoptic/encoded"], channels=1, dtype=tf.uint16)
@@ -257,5 +258,5 @@ def _bytes(value: bytes) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
-def _int64(values) -> tf.train.Feature:
+def _int64(values: Iterable[int]) -> tf.train.Feature:
     return tf.train.Feature(int64_list=tf.train.Int64List(value=map(int, values)))

@@ -6,6 +6,7 @@ it runs in servers without Python.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -51,17 +52,17 @@ class TrainingInput:
             )
 
     @property
-    def largest(self):
+    def largest(self) -> tuple[int, int]:
         """Height and width that the host sends to the device; larger images are fitted into it."""
         return self.canvas or self.size
 
     @property
-    def pairs(self):
+    def pairs(self) -> bool:
         """Whether an example is made of two records."""
         return bool(self.augment and self.paste_scales and self.placement == "host")
 
     @property
-    def target_options(self):
+    def target_options(self) -> dict:
         """What `make_targets` needs of these."""
         return dict(
             max_segments=self.max_segments,
@@ -126,7 +127,15 @@ def training_input(
     return batches.prefetch(1)
 
 
-def ordered_records(found, options, *, seed, start=0, host=0, num_hosts=1):
+def ordered_records(
+    found: Records,
+    options: TrainingInput,
+    *,
+    seed: int,
+    start: int = 0,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> tf.data.Dataset:
     """The host's `Records` from position `start` of the endless order of all hosts.
 
     Yields (position int64, record), and where the host pastes one more record, of another order.
@@ -156,7 +165,9 @@ def ordered_records(found, options, *, seed, start=0, host=0, num_hosts=1):
     return tf.data.Dataset.range(start // num_examples, ENDLESS).flat_map(epoch)
 
 
-def step_examples(options, dataset, stride, compiled):
+def step_examples(
+    options: TrainingInput, dataset: Dataset, stride: int, compiled: bool
+) -> Callable:
     """What the training step does first: a batch's parts -> (image, `Targets`) of one replica.
 
     `compiled`: by XLA, where the step itself is not.
@@ -201,8 +212,18 @@ def _parse_or_blank(record, parse):
     )
 
 
-def load(record, parse, dataset, options, pasted_stuff):
-    """Returns the `Sample`, its `Segments`, and whether the record was intact."""
+def load(
+    record: tf.Tensor,
+    parse: Callable,
+    dataset: Dataset,
+    options: TrainingInput,
+    pasted_stuff: tf.Tensor,
+) -> tuple[augment.Sample, copy_paste.Segments, tf.Tensor]:
+    """Reads a record, a string scalar: uint8 [h, w, 3] with its map as a `Sample`.
+
+    Returns also its `Segments`, and whether the record was intact, a bool scalar.
+    `pasted_stuff`: bool [num_classes], of `copy_paste.draw_stuff`.
+    """
     example, intact = (
         _parse_or_blank(record, parse) if options.skip_damaged else (parse(record), True)
     )
@@ -213,7 +234,9 @@ def load(record, parse, dataset, options, pasted_stuff):
     return augment.Sample(example.image, segment_map), segments, intact
 
 
-def draw(seed, dataset, options):
+def draw(
+    seed: tf.Tensor, dataset: Dataset, options: TrainingInput
+) -> tuple[augment.Draw, augment.Draw, tf.Tensor]:
     """All random numbers of an example, by `seed`, an integer [2].
 
     Returns the `Draw` of its image, the one of the image as what is pasted onto another (on the
@@ -227,11 +250,19 @@ def draw(seed, dataset, options):
     return own, other, copy_paste.draw_stuff(stuff_seed, dataset.num_classes)
 
 
-def training_example(records, parse, dataset, options, *, stride, seed):
-    """One element of `training_input`, unbatched.
+def training_example(
+    records: Sequence[tf.Tensor],
+    parse: Callable,
+    dataset: Dataset,
+    options: TrainingInput,
+    *,
+    stride: int,
+    seed: tf.Tensor,
+) -> tuple:
+    """One element of `training_input`: image float32 [height, width, 3], `Targets`; or `Decoded`.
 
     Arguments:
-      records: the record, and one more where the host pastes.
+      records: the record, a string scalar, and one more where the host pastes.
       parse: of the records, see records.py.
       seed: integer [2].
     """
@@ -259,13 +290,21 @@ def training_example(records, parse, dataset, options, *, stride, seed):
     return image, targets._replace(semantic_weight=weight)
 
 
-def augmented(sample, draw, options):
-    """The augmentations of one image on the host, to the pixel those of the official code."""
+def augmented(sample: augment.Sample, draw: augment.Draw, options: TrainingInput) -> augment.Sample:
+    """The augmentations of one image on the host, to the pixel those of the official code.
+
+    Returns a `Sample` of options.size: image float32 [height, width, 3] with its map.
+    """
     return augment.pad(*shown(sample, draw, options), options.size)
 
 
-def shown(sample, draw, options):
-    """What the crop shows of the augmented image: the `Sample`, and its corner in the crop."""
+def shown(
+    sample: augment.Sample, draw: augment.Draw, options: TrainingInput
+) -> tuple[augment.Sample, tf.Tensor]:
+    """What the crop shows of the augmented image, a `Sample` [h, w, ...] of its size at most.
+
+    Returns also its corner in the crop, int32 [2].
+    """
     fitted = _fitted(tf.shape(sample.segment_map), options)
     geometry = augment.locate(fitted, draw, options.size)
     begin, end, corner = augment.window(geometry, options.size)

@@ -60,12 +60,12 @@ HOST = Tables(_bincount, lambda table, index: tf.gather(table, tf.cast(index, tf
 DEVICE = Tables(_compared_count, _compared_lookup, _compared_recolour)
 
 
-def cut(image, begin, end):
+def cut(image: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
     """The rows and columns from `begin` to `end`, int32 [2], of [h, w, ...]."""
     return image[begin[0] : end[0], begin[1] : end[1]]
 
 
-def insert(image, part, corner):
+def insert(image: tf.Tensor, part: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
     """`image` [height, width, ...] with `part` [h, w, ...] in it, its corner at `corner`."""
     (top, left), (bottom, right) = tf.unstack(corner), tf.unstack(corner + tf.shape(part)[:2])
     rows = image[top:bottom]
@@ -73,7 +73,7 @@ def insert(image, part, corner):
     return tf.ensure_shape(tf.concat([image[:top], rows, image[bottom:]], axis=0), image.shape)
 
 
-def pad(part, corner, size, value):
+def pad(part: tf.Tensor, corner: tf.Tensor, size: tuple[int, int], value: float) -> tf.Tensor:
     """`part` [h, w, ...] in `size` (height, width) of `value`, its corner at int32 [2] `corner`."""
     shape = tf.shape(part)
     after = size - corner - shape[:2]
@@ -84,7 +84,7 @@ def pad(part, corner, size, value):
     return tf.reshape(tf.pad(rows, margins, constant_values=value), [*size, *part.shape[2:]])
 
 
-def choose(mask, image, other):
+def choose(mask: tf.Tensor, image: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     """The pixels of `image` where `mask` is, those of `other` elsewhere: [..., 3] by bool [...].
 
     As rows of numbers, which on a CPU is three times as fast as channel by channel.

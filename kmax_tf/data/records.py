@@ -91,16 +91,17 @@ def parse_one(parse: Callable, record: bytes, place: str) -> Example:
 def parse_deeplab2(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
     """Reads a record of the official deeplab2 (reference: its data/data_utils.py).
 
+    Scalar string -> `Example`, whose image is uint8 [h, w, 3], with TensorFlow operations only.
+
     Its label is raw int32, rank * label_divisor + instance, see `Dataset`; it is absent in the test
     split. Instances of things count from 1; instance 0 of a thing is crowd. The record gives no ids
     of segments, so they are 1 to s, and none of the image, which is its file name.
     """
-    text = tf.io.FixedLenFeature([], tf.string)
     record = tf.io.parse_single_example(
         serialized,
         {
-            "image/encoded": text,
-            "image/filename": text,
+            "image/encoded": example.TEXT,
+            "image/filename": example.TEXT,
             "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, ""),
         },
     )
@@ -155,19 +156,20 @@ def _number_labels(label: tf.Tensor, dataset: datasets.Dataset) -> tuple[tf.Tens
 
 
 def parse_tfds(serialized: tf.Tensor, category_ids: list[int]) -> Example:
-    """Reads a record of TFDS' `coco/2017_panoptic`; `category_ids` are those of its labels."""
-    text = tf.io.FixedLenFeature([], tf.string)
-    segments = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+    """Reads a record of TFDS' `coco/2017_panoptic`; `category_ids` are those of its labels.
+
+    Scalar string -> `Example`, whose image is uint8 [h, w, 3], with TensorFlow operations only.
+    """
     record = tf.io.parse_single_example(
         serialized,
         {
-            "image": text,
-            "image/filename": text,
+            "image": example.TEXT,
+            "image/filename": example.TEXT,
             "image/id": tf.io.FixedLenFeature([], tf.int64),
-            "panoptic_image": text,
-            "panoptic_objects/id": segments,
-            "panoptic_objects/label": segments,
-            "panoptic_objects/is_crowd": segments,
+            "panoptic_image": example.TEXT,
+            "panoptic_objects/id": example.SEGMENTS,
+            "panoptic_objects/label": example.SEGMENTS,
+            "panoptic_objects/is_crowd": example.SEGMENTS,
         },
     )
     rgb = tf.cast(tf.io.decode_png(record["panoptic_image"], channels=3), tf.int64)

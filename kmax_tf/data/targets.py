@@ -5,6 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kmax_tf.data import pixels
+from kmax_tf.data.datasets import Dataset
 
 
 class Targets(NamedTuple):
@@ -16,13 +17,16 @@ class Targets(NamedTuple):
     semantic_weight: tf.Tensor  # float32 [height, width], weight in the semantic loss
 
 
-def count_damaged(targets):
-    """How many of a batch's examples are of damaged records, which weigh nothing: float32."""
+def count_damaged(targets: Targets) -> tf.Tensor:
+    """How many of a batch's examples are of damaged records: float32 scalar.
+
+    Those weigh nothing: their semantic_weight [batch, height, width] is 0 everywhere.
+    """
     weight = tf.reduce_max(targets.semantic_weight, axis=[1, 2])
     return tf.reduce_sum(tf.cast(weight == 0, tf.float32))
 
 
-def class_indices(dataset, category_id):
+def class_indices(dataset: Dataset, category_id: tf.Tensor) -> tf.Tensor:
     """Class index of each category id, int64 [n] -> int32 [n]; -1 for an id of another dataset."""
     table = dataset.class_of_category
     ids = tf.constant(sorted(table), tf.int64)
@@ -32,16 +36,16 @@ def class_indices(dataset, category_id):
 
 
 def make_targets(
-    segment_map,
-    segment_class,
+    segment_map: tf.Tensor,
+    segment_class: tf.Tensor,
     *,
-    num_things,
-    stride,
-    max_segments,
-    small_thing_area=0,
-    small_thing_weight=1.0,
-    table=pixels.HOST,
-):
+    num_things: int,
+    stride: int,
+    max_segments: int,
+    small_thing_area: int = 0,
+    small_thing_weight: float = 1.0,
+    table: pixels.Tables = pixels.HOST,
+) -> Targets:
     """Targets of one sample, with static shapes.
 
     Arguments:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import tf_keras
 
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.files import InputError
@@ -24,7 +25,11 @@ class Report:
 
 
 def import_weights(
-    model, kind: str, source: dict[str, np.ndarray], dataset: Dataset, theirs: Dataset | None = None
+    model: tf_keras.Model,
+    kind: str,
+    source: dict[str, np.ndarray],
+    dataset: Dataset,
+    theirs: Dataset | None = None,
 ) -> Report:
     """Fills the variables of a built `KMaX` from a source of another code base.
 

@@ -4,8 +4,9 @@ import os
 import re
 
 import tensorflow as tf
+import tf_keras
 
-from kmax_tf import config
+from kmax_tf import config, run_folder
 from kmax_tf.checkpoint import FOLDER
 from kmax_tf.files import InputError, make_folder, write_atomic
 
@@ -19,7 +20,7 @@ def check(out: str) -> None:
         raise InputError(f"{out}: holds a checkpoint already; choose another --out")
 
 
-def write(model, out: str) -> str:
+def write(model: tf_keras.Model, out: str) -> str:
     """Writes a model as a checkpoint and returns its prefix.
 
     `out` is that prefix if it ends in -NUMBER. Else it is a run folder, which gets
@@ -32,7 +33,7 @@ def write(model, out: str) -> str:
     )
     path = manager.save(checkpoint_number=number)
     if not _is_prefix(out):
-        write_atomic(os.path.join(out, "config.gin"), config.resolved())
+        write_atomic(run_folder.config(out), config.resolved())
     return path
 
 

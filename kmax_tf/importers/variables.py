@@ -3,11 +3,12 @@
 import collections
 
 import tensorflow as tf
+import tf_keras
 
 PARTS = ("pixel_encoder", "pixel_decoder", "cluster_path", "semantic_branch")
 
 
-def variables(model):
+def variables(model: tf_keras.Model) -> dict[str, tf.Variable]:
     """Returns {path: variable} of a built `KMaX`, e.g. "pixel_encoder/stem/0/conv/kernel".
 
     The shortest path counts where several lead to a variable. Raises RuntimeError if a variable of

@@ -1,10 +1,11 @@
 """The objective: match once on the final prediction, then every term on every output."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from kmax_tf.data.targets import Targets
 from kmax_tf.files import InputError
 from kmax_tf.loss import terms
 from kmax_tf.loss.matcher import match
@@ -26,8 +27,8 @@ class Losses(NamedTuple):
     found: tf.Tensor  # [batch], see `found_share`
 
     @property
-    def total(self):
-        """The sum of all terms, [batch]."""
+    def total(self) -> tf.Tensor:
+        """The sum of all terms over the outputs [outputs, batch]: float32 [batch]."""
         deep = self.pq_mask + self.pq_class + self.mask_id + self.contrast
         return tf.reduce_sum(deep, axis=0) + self.semantic
 
@@ -59,7 +60,7 @@ def _look_up(values, index):
     return tf.reduce_sum(chosen * tf.reshape(values, shape), axis=-1)
 
 
-def match_segments(final, targets, unmatched="void"):
+def match_segments(final: Any, targets: Targets, unmatched: str = "void") -> Matching:
     """Matches segments to clusters by mask dice times class probability (MaX-DeepLab, section 3.3).
 
     Arguments:
@@ -111,15 +112,16 @@ def match_segments(final, targets, unmatched="void"):
     return Matching(*(tf.stop_gradient(t) for t in matching))
 
 
-def found_share(class_logits, segment_class, matching):
+def found_share(class_logits: tf.Tensor, segment_class: tf.Tensor, matching: Matching) -> tf.Tensor:
     """The share of the segments that their cluster finds, [batch]; 1 where there is none.
 
     Found is as PQ has it, without hard masks: the cluster's most probable class is the segment's,
     and their dice is over 2/3, which is an intersection over union of a half.
 
     Arguments:
-      class_logits: of the final prediction.
-      segment_class: of the `Targets`.
+      class_logits: float32 [batch, clusters, classes + 1], of the final prediction.
+      segment_class: int32 [batch, segments], of the `Targets`.
+      matching: of the same.
     """
     predicted = tf.argmax(class_logits, axis=-1, output_type=tf.int32)
     matched = tf.one_hot(matching.cluster_of_segment, class_logits.shape[1], True, False)
@@ -159,7 +161,7 @@ class Criterion:
         if self.unmatched not in ("void", "nonvoid"):
             raise InputError(f"Criterion.unmatched {self.unmatched!r} is neither void nor nonvoid")
 
-    def __call__(self, outputs, targets, noise):
+    def __call__(self, outputs: Any, targets: Targets, noise: tf.Tensor) -> Losses:
         """Losses of a batch.
 
         Arguments:

@@ -1,11 +1,13 @@
 """Relaxed masks and class targets in training (ReMaX, arXiv 2306.17319); inference has neither."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from kmax_tf.model.layers import resize_bilinear
 
 
-def relax_masks(prediction, semantic_logits):
+def relax_masks(prediction: Any, semantic_logits: tf.Tensor) -> Any:
     """ReMask: strengthens the masks where the semantic branch sees the class of their cluster.
 
     Arguments:
@@ -22,7 +24,7 @@ def relax_masks(prediction, semantic_logits):
     return prediction._replace(mask_logits=prediction.mask_logits * (1 + agreement))
 
 
-def class_shares(mask_logits, semantic_map, num_classes):
+def class_shares(mask_logits: tf.Tensor, semantic_map: tf.Tensor, num_classes: int) -> tf.Tensor:
     """ReClass: of each class in the image, the share that lies in each cluster's mask.
 
     Arguments:

@@ -14,7 +14,7 @@ CONTRAST_TEMPERATURE = 0.3
 VOID_SCORE = -99999.0
 
 
-def mean_nonzero(loss):
+def mean_nonzero(loss: tf.Tensor) -> tf.Tensor:
     """Mean over the numbers of each image that are not 0: [batch, ...] -> [batch]."""
     axes = list(range(1, loss.shape.rank))
     count = tf.math.count_nonzero(loss, axis=axes, dtype=tf.float32)
@@ -32,7 +32,7 @@ def _cross_entropy(logits, index):
     return total - tf.where(index >= 0, chosen, tf.stop_gradient(total))
 
 
-def pq_mask(mask_logits, cluster_of_pixel, weight):
+def pq_mask(mask_logits: tf.Tensor, cluster_of_pixel: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Dice term of the PQ-style loss (MaX-DeepLab, equation 12).
 
     Arguments:
@@ -51,7 +51,12 @@ def pq_mask(mask_logits, cluster_of_pixel, weight):
     return MATCHED / clusters * tf.reduce_sum(weight * dice, axis=1)
 
 
-def pq_class(class_logits, class_of_cluster, weight, relaxation=0.0):
+def pq_class(
+    class_logits: tf.Tensor,
+    class_of_cluster: tf.Tensor,
+    weight: tf.Tensor,
+    relaxation: tf.Tensor | float = 0.0,
+) -> tf.Tensor:
     """Cross entropy term of the PQ-style loss.
 
     Arguments:
@@ -68,7 +73,7 @@ def pq_class(class_logits, class_of_cluster, weight, relaxation=0.0):
     return mean_nonzero(weight * balance * loss)
 
 
-def mask_id(mask_logits, cluster_of_pixel, nonvoid):
+def mask_id(mask_logits: tf.Tensor, cluster_of_pixel: tf.Tensor, nonvoid: tf.Tensor) -> tf.Tensor:
     """Cross entropy of each pixel's cluster (MaX-DeepLab, section 3.4).
 
     Void has no part in it; crowd pushes every logit down, as in the official code.
@@ -82,7 +87,9 @@ def mask_id(mask_logits, cluster_of_pixel, nonvoid):
     return mean_nonzero(tf.where(nonvoid, loss, 0.0))
 
 
-def sample_pixels(nonvoid, area, noise, count, temperature):
+def sample_pixels(
+    nonvoid: tf.Tensor, area: tf.Tensor, noise: tf.Tensor, count: int, temperature: float
+) -> tf.Tensor:
     """Draws `count` pixels an image without replacement, small segments more often.
 
     Gumbel top-k with probability in proportion to (1 / area) ** temperature (CMT-DeepLab).
@@ -98,7 +105,7 @@ def sample_pixels(nonvoid, area, noise, count, temperature):
     return tf.math.top_k(score, count).indices
 
 
-def gather_features(features, pixels, size):
+def gather_features(features: tf.Tensor, pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """The features that a bilinear resize to `size` would have at `pixels`, corners aligned.
 
     Arguments:
@@ -129,7 +136,7 @@ def gather_features(features, pixels, size):
     return values
 
 
-def contrast(features, segment, segments):
+def contrast(features: tf.Tensor, segment: tf.Tensor, segments: int) -> tf.Tensor:
     """Instance discrimination: pixels of one segment attract each other, others repel.
 
     Arguments:
@@ -148,7 +155,9 @@ def contrast(features, segment, segments):
     return mean_nonzero(total - tf.where(segment >= 0, attraction, tf.stop_gradient(total)))
 
 
-def semantic(logits, semantic_map, weight, top_fraction=1.0):
+def semantic(
+    logits: tf.Tensor, semantic_map: tf.Tensor, weight: tf.Tensor, top_fraction: float = 1.0
+) -> tf.Tensor:
     """Cross entropy of the auxiliary semantic branch.
 
     Arguments:

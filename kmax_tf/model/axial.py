@@ -15,14 +15,14 @@ class AxialAttention(tf_keras.layers.Layer):
     position); each term is batch-normalised on its own, there is no 1 / sqrt(depth).
     """
 
-    def __init__(self, width, heads=8):
+    def __init__(self, width: int, heads: int = 8):
         super().__init__()
         self.width, self.heads = width, heads
         self.qkv_norm = BatchNorm()
         self.similarity_norm = BatchNorm(axis=(0, 2))
         self.output_norm = BatchNorm(axis=(0, 2, 4))
 
-    def build(self, shape):
+    def build(self, shape: tf.TensorShape) -> None:
         channels, depth = shape[-1], self.width // self.heads
         self.qkv_kernel = self.add_weight(
             "qkv_kernel", [channels, 4 * self.width], initializer=truncated_normal(channels**-0.5)
@@ -37,7 +37,7 @@ class AxialAttention(tf_keras.layers.Layer):
         self.similarity_norm.build([3, None, self.heads, None, None])
         self.output_norm.build([2, None, self.heads, None, 2 * depth])
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         length, width, heads = x.shape[1], self.width, self.heads
         qkv = self.qkv_norm(tf.einsum("blc,cd->bld", x, self.qkv_kernel))
         q, k, v = (
@@ -130,7 +130,7 @@ class AxialAttention2D(tf_keras.layers.Layer):
     [batch, height, width, channels] -> [batch, height / strides, width / strides, 2 * width].
     """
 
-    def __init__(self, width, strides, activation, heads=8):
+    def __init__(self, width: int, strides: int, activation: str, heads: int = 8):
         super().__init__()
         self.strides = strides
         self.height_axis, self.width_axis = (
@@ -139,7 +139,8 @@ class AxialAttention2D(tf_keras.layers.Layer):
         )
         self.activation = get_activation(activation)
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """x: float [batch, height, width, channels], at most 129 positions a side."""
         x = self._along_rows(self.height_axis, tf.transpose(x, [0, 2, 1, 3]))
         x = self._along_rows(self.width_axis, tf.transpose(x, [0, 2, 1, 3]))
         return self.activation(x)

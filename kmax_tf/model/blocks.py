@@ -1,5 +1,6 @@
 """The residual block of pixel encoder and pixel decoder, in its three kinds."""
 
+import tensorflow as tf
 import tf_keras
 
 from kmax_tf.model.axial import AxialAttention2D
@@ -26,19 +27,30 @@ class ResidualBlock(tf_keras.layers.Layer):
     is the identity, or a strided 1 x 1 convolution where the shape changes.
     """
 
-    def __init__(self, kind, width, channels, activation, strides=1, dilation=1, keep=1.0, heads=8):
+    def __init__(
+        self,
+        kind: str,
+        width: int,
+        channels: int,
+        activation: str,
+        strides: int = 1,
+        dilation: int = 1,
+        keep: float = 1.0,
+        heads: int = 8,
+    ):
         super().__init__()
         self.channels, self.strides = channels, strides
         self.activation = get_activation(activation)
         self.body = _body(kind, width, channels, strides, dilation, activation, heads)
         self.drop_path = DropPath(keep)
-        self.shortcut = None
+        self.shortcut: ConvBN | None = None
 
-    def build(self, shape):
+    def build(self, shape: tf.TensorShape) -> None:
         if self.strides > 1 or shape[-1] != self.channels:
             self.shortcut = ConvBN(self.channels, 1, self.strides)
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """x: float [batch, height, width, depth], not activated; returns the same kind."""
         x = self.activation(x)
         y = x
         for layer in self.body:

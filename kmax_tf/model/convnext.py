@@ -1,5 +1,7 @@
 """ConvNeXt pixel encoders (arXiv 2201.03545), for images of odd size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -26,7 +28,7 @@ class Block(tf_keras.layers.Layer):
     A new block is all but the identity, for its branch starts scaled by 1e-6.
     """
 
-    def __init__(self, channels, keep):
+    def __init__(self, channels: int, keep: float):
         super().__init__()
         self.depthwise = tf_keras.layers.DepthwiseConv2D(
             7, padding="same", depthwise_initializer=truncated_normal(0.02)
@@ -35,12 +37,13 @@ class Block(tf_keras.layers.Layer):
         self.expand, self.project = _dense(4 * channels, gelu), _dense(channels)
         self.drop_path = DropPath(keep)
 
-    def build(self, shape):
+    def build(self, shape: tf.TensorShape) -> None:
         self.layer_scale = self.add_weight(
             "layer_scale", [shape[-1]], initializer=tf_keras.initializers.Constant(1e-6)
         )
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """x: float [batch, height, width, channels]; returns the same shape."""
         y = self.project(self.expand(self.norm(self.depthwise(x))))
         return x + self.drop_path(y * self.layer_scale)
 
@@ -56,7 +59,12 @@ class ConvNeXt(tf_keras.layers.Layer):
     4, 4, 8, 16, 32; `stride` is the last one.
     """
 
-    def __init__(self, widths=(96, 192, 384, 768), depths=(3, 3, 9, 3), keep=1.0):
+    def __init__(
+        self,
+        widths: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (3, 3, 9, 3),
+        keep: float = 1.0,
+    ):
         super().__init__()
         self.stride = 4 * 2 ** (len(widths) - 1)
         self.stem = [_patches(widths[0], 4), _norm()]
@@ -67,7 +75,8 @@ class ConvNeXt(tf_keras.layers.Layer):
             for width, depth in zip(widths, depths, strict=True)
         ]
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+        """x: float [batch, height, width, 3] in [-1, 1]; returns the endpoints, fine to coarse."""
         x = tf.pad(x, [[0, 0], [1, 2], [1, 2], [0, 0]])
         for layer in self.stem:
             x = layer(x)

@@ -1,6 +1,7 @@
 """Prediction heads: masks and classes of the cluster centres, and the auxiliary semantic branch."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -31,7 +32,9 @@ class Prediction(NamedTuple):
 class PredictionHead(tf_keras.layers.Layer):
     """Masks as products of pixel features and mask embeddings; classes with the void prior."""
 
-    def __init__(self, num_classes, channels=256, depth=128, activation="gelu"):
+    def __init__(
+        self, num_classes: int, channels: int = 256, depth: int = 128, activation: str = "gelu"
+    ):
         super().__init__()
         self.depthwise = DepthwiseBN(activation)
         self.pointwise = ConvBN(channels, activation=activation)
@@ -45,7 +48,9 @@ class PredictionHead(tf_keras.layers.Layer):
         # An untrained head takes nine of ten clusters for void (MaX-DeepLab, appendix).
         self.void_prior = [0.0] * num_classes + [math.log(num_classes * 0.9 / 0.1)]
 
-    def call(self, pixels, mask_embedding, class_embedding):
+    def call(
+        self, pixels: tf.Tensor, mask_embedding: tf.Tensor, class_embedding: tf.Tensor
+    ) -> Prediction:
         """pixels [batch, height, width, channels], embeddings [batch, clusters, channels]."""
         x = self.pixel_projection(self.pointwise(self.depthwise(pixels)))
         features = tf.math.l2_normalize(tf.cast(self.pixel_norm(x), tf.float32), -1)
@@ -61,7 +66,7 @@ class PredictionHead(tf_keras.layers.Layer):
 class ASPP(tf_keras.layers.Layer):
     """Atrous spatial pyramid pooling (DeepLabv3): four convolutions and the image's mean."""
 
-    def __init__(self, channels, rates, activation, dropout):
+    def __init__(self, channels: int, rates: Sequence[int], activation: str, dropout: float):
         super().__init__()
         self.branches = [ConvBN(channels, activation=activation)] + [
             SparseConvBN(channels, 3, dilation=rate, activation=activation) for rate in rates
@@ -70,7 +75,8 @@ class ASPP(tf_keras.layers.Layer):
         self.projection = ConvBN(channels, activation=activation)
         self.keep = 1.0 - dropout
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Float [batch, height, width, depth] -> [batch, height, width, channels]."""
         pooled = self.pool(tf.reduce_mean(x, axis=[1, 2], keepdims=True))
         pooled = tf.broadcast_to(pooled, [tf.shape(x)[0], *x.shape[1:3], pooled.shape[-1]])
         x = tf.concat([branch(x) for branch in self.branches] + [pooled], axis=-1)
@@ -94,14 +100,14 @@ class SemanticBranch(tf_keras.layers.Layer):
 
     def __init__(
         self,
-        num_classes,
-        channels=256,
-        rates=(6, 12, 18),
-        low_level=((3, 64), (2, 32)),
-        low_level_activation="relu",
-        activation="gelu",
-        dropout=0.1,
-        void_channel=False,
+        num_classes: int,
+        channels: int = 256,
+        rates: Sequence[int] = (6, 12, 18),
+        low_level: Sequence[tuple[int, int]] = ((3, 64), (2, 32)),
+        low_level_activation: str = "relu",
+        activation: str = "gelu",
+        dropout: float = 0.1,
+        void_channel: bool = False,
     ):
         super().__init__()
         self.low_level_stages = [stage for stage, _ in low_level]
@@ -116,7 +122,7 @@ class SemanticBranch(tf_keras.layers.Layer):
             num_classes + void_channel, 1, kernel_initializer=truncated_normal(0.01)
         )
 
-    def call(self, endpoints):
+    def call(self, endpoints: list[tf.Tensor]) -> tf.Tensor:
         """Endpoints fine to coarse -> logits [batch, height, width, num_classes], float32."""
         x = endpoints[-1]
         if self.aspp is not None:

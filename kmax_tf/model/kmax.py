@@ -1,5 +1,6 @@
 """The whole model on one page: kMaX-DeepLab (arXiv 2207.04044, figure 2)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -34,12 +35,12 @@ class KMaX(tf_keras.Model):
 
     def __init__(
         self,
-        num_classes,
-        pixel_encoder,
-        pixel_decoder,
-        cluster_path,
-        semantic_branch,
-        batch_norm_momentum=0.99,
+        num_classes: int,
+        pixel_encoder: tf_keras.layers.Layer,
+        pixel_decoder: tf_keras.layers.Layer,
+        cluster_path: Callable,
+        semantic_branch: Callable,
+        batch_norm_momentum: float = 0.99,
     ):
         super().__init__(autocast=False)  # an image is normalised before it loses precision
         self.pixel_encoder = pixel_encoder
@@ -48,7 +49,7 @@ class KMaX(tf_keras.Model):
         self.semantic_branch = semantic_branch(num_classes)
         self.batch_norm_momentum = batch_norm_momentum
 
-    def call(self, image):
+    def call(self, image: tf.Tensor) -> Outputs:
         """image: uint8 or float [batch, height, width, 3], 0..255, padded with 127.5 (grey).
 
         Height and width are a multiple of the pixel encoder's stride plus one.
@@ -61,7 +62,7 @@ class KMaX(tf_keras.Model):
             final, auxiliary = self.cluster_path(self.pixel_decoder(endpoints))
         return Outputs(final, tuple(auxiliary), self.semantic_branch(endpoints))
 
-    def create_variables(self, height, width):
+    def create_variables(self, height: int, width: int) -> "KMaX":
         """Builds every layer for images of [height, width] pixels, and returns the model.
 
         Sets `output_stride`, pixels of the image a step on the grid of the final masks, and

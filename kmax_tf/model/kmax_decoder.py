@@ -1,10 +1,13 @@
 """The cluster path: cluster centres that k-means cross-attention updates (paper, section 3.2)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 import tf_keras
 
 from kmax_tf.files import InputError
-from kmax_tf.model.heads import PredictionHead
+from kmax_tf.model.heads import Prediction, PredictionHead
 from kmax_tf.model.layers import (
     BatchNorm,
     ConvBN,
@@ -17,7 +20,7 @@ from kmax_tf.model.layers import (
 )
 
 
-def kmeans_update(mask_logits, values):
+def kmeans_update(mask_logits: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """Sum of the values of the pixels that are assigned to each cluster (equations 5 to 7).
 
     Arguments:
@@ -31,7 +34,7 @@ def kmeans_update(mask_logits, values):
     return tf.einsum("bpn,bpc->bnc", tf.stop_gradient(assignment), values)
 
 
-def softmax_update(queries, keys, values, heads):
+def softmax_update(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, heads: int) -> tf.Tensor:
     """Mean of the pixels' values by a softmax over the pixels (equation 4), multi-head.
 
     Arguments:
@@ -66,17 +69,19 @@ def _merge_heads(x):
 class PixelAttention(tf_keras.layers.Layer):
     """The pixels' half of a dual path: every pixel attends to the centres (MaX-DeepLab, eq. 4)."""
 
-    def __init__(self, channels, heads, activation, keep):
+    def __init__(self, channels: int, heads: int, activation: str, keep: float):
         super().__init__()
         self.heads, self.activation = heads, get_activation(activation)
         self.query = DenseBN(channels // 2, kernel_initializer=truncated_normal(channels**-0.5))
         self.similarity_norm, self.value_norm = BatchNorm(axis=(1,)), BatchNorm(axis=(1, 3))
         self.drop_path = DropPath(keep)
 
-    def build(self, shape):
+    def build(self, shape: tf.TensorShape) -> None:
         self.projection = DenseBN(shape[-1], gamma=0.0)
 
-    def call(self, pixels, x, keys, values):
+    def call(
+        self, pixels: tf.Tensor, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
+    ) -> tf.Tensor:
         """pixels [batch, height, width, *] of which x [batch, pixels, channels] is a projection.
 
         keys, values: float [batch, clusters, *] of the centres. Returns the updated pixels.
@@ -94,7 +99,17 @@ class KMaXDecoder(tf_keras.layers.Layer):
     layer norm, and queries carry no positions. `head` is None where nothing is to be predicted.
     """
 
-    def __init__(self, head, channels, hidden, heads, activation, keep, cross_attention, dual_path):
+    def __init__(
+        self,
+        head: PredictionHead | None,
+        channels: int,
+        hidden: int,
+        heads: int,
+        activation: str,
+        keep: float,
+        cross_attention: str,
+        dual_path: bool,
+    ):
         super().__init__()
         self.activation = get_activation(activation)
         self.heads, self.depth = heads, channels // 2
@@ -115,7 +130,9 @@ class KMaXDecoder(tf_keras.layers.Layer):
             PixelAttention(channels, heads, activation, keep) if dual_path else None
         )
 
-    def call(self, centres, pixels):
+    def call(
+        self, centres: tf.Tensor, pixels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, Prediction | None]:
         """centres [batch, clusters, channels], pixels [batch, height, width, *].
 
         Returns the updated centres, the pixels (updated in a dual path) and the `Prediction`.
@@ -163,19 +180,19 @@ class ClusterPath(tf_keras.layers.Layer):
 
     def __init__(
         self,
-        num_classes,
-        num_clusters=128,
-        channels=256,
-        hidden=2048,
-        heads=8,
-        head_depth=128,
-        depths=(2, 2, 2),
-        activation="gelu",
-        keep=0.8,
-        cross_attention="kmeans",
-        dual_path=False,
-        deep_supervision=True,
-        drop_query=False,
+        num_classes: int,
+        num_clusters: int = 128,
+        channels: int = 256,
+        hidden: int = 2048,
+        heads: int = 8,
+        head_depth: int = 128,
+        depths: Sequence[int] = (2, 2, 2),
+        activation: str = "gelu",
+        keep: float = 0.8,
+        cross_attention: str = "kmeans",
+        dual_path: bool = False,
+        deep_supervision: bool = True,
+        drop_query: bool = False,
     ):
         super().__init__()
         if cross_attention not in ("kmeans", "spatial_softmax"):
@@ -211,7 +228,7 @@ class ClusterPath(tf_keras.layers.Layer):
         self.mask_projection = DenseBN(channels, activation)
         self.head = head()
 
-    def build(self, _):
+    def build(self, _: Any) -> None:
         self.cluster_centres = self.add_weight(
             "cluster_centres",
             [1, self.num_clusters, self.channels],
@@ -226,8 +243,13 @@ class ClusterPath(tf_keras.layers.Layer):
         order = tf.argsort(random_uniform([batch, self.num_clusters]), axis=1)
         return tf.gather(centres[0], order[:, : self.num_clusters // 2])
 
-    def call(self, features, pixel_decoder=None, training=None):
-        """features: the pixel decoder's outputs, coarse to fine.
+    def call(
+        self,
+        features: list[tf.Tensor],
+        pixel_decoder: tf_keras.layers.Layer | None = None,
+        training: bool | None = None,
+    ) -> tuple[Prediction, list[Prediction]]:
+        """features: the pixel decoder's outputs [batch, height, width, depth], coarse to fine.
 
         In a dual path: the pixel encoder's endpoints, and the decoder to take through its stages.
         Returns the final `Prediction`, at the finest output, and the decoders' ones in order.

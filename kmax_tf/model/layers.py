@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -11,7 +13,7 @@ _seeds = []
 
 
 @contextlib.contextmanager
-def random_seed(seed):
+def random_seed(seed: tf.Tensor) -> Iterator[None]:
     """Within it, `random_uniform` is a pure function of `seed` (int32 [2]) and of the call's place.
 
     Stateless, so that a resumed training draws the numbers that an undisturbed one draws.
@@ -23,7 +25,7 @@ def random_seed(seed):
         _seeds.pop()
 
 
-def random_uniform(shape):
+def random_uniform(shape: Any) -> tf.Tensor:
     """float32 numbers in [0, 1) of `shape`; outside of `random_seed` an error."""
     if not _seeds:
         raise RuntimeError("a random layer is called in training mode outside of random_seed()")
@@ -34,12 +36,12 @@ def random_uniform(shape):
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
-def compiled_by_xla():
+def compiled_by_xla() -> bool:
     """Whether what is traced here is for XLA, which is quick at other operations than the CPU's."""
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def resize_bilinear(x, size):
+def resize_bilinear(x: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Bilinear resize, corners aligned, of [batch, height, width, channels] to size [2]."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x
@@ -66,12 +68,19 @@ class BatchNorm(tf_keras.layers.Layer):
 
     fused = True  # one operation on a single replica; its rounding differs from that of several
 
-    def __init__(self, axis=(-1,), gamma=1.0, momentum=0.99, epsilon=1e-3, **kwargs):
+    def __init__(
+        self,
+        axis: tuple[int, ...] = (-1,),
+        gamma: float = 1.0,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.axis, self.momentum, self.epsilon = axis, momentum, epsilon
         self.gamma_initializer = tf_keras.initializers.Constant(gamma)
 
-    def build(self, shape):
+    def build(self, shape: tf.TensorShape) -> None:
         kept = {a % len(shape) for a in self.axis}
         self.reduced = [a for a in range(len(shape)) if a not in kept]
         self.channels_last = kept == {len(shape) - 1}
@@ -92,7 +101,8 @@ class BatchNorm(tf_keras.layers.Layer):
         self.moving_variance = self.add_weight("moving_variance", initializer="ones", **statistics)
         super().build(shape)
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """x: float [batch, ..., channels], any axes; returns its shape and dtype."""
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not training:
             return self._infer(x, gamma, beta)
@@ -106,10 +116,13 @@ class BatchNorm(tf_keras.layers.Layer):
         scale, offset = self.training_affine(*moments)
         return tf.cast(wide * scale + offset, x.dtype)
 
-    def training_affine(self, mean, mean_square):
+    def training_affine(
+        self, mean: tf.Tensor, mean_square: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Scale and offset of a training step, which moves the moving statistics.
 
-        Arguments: float32 of the parameters' shape, this replica's means of x and of its square.
+        Arguments: float32 of the parameters' shape, as [channels] or, with axes in between,
+        [1, heads, 1, depth]: this replica's means of x and of its square.
         """
         moments = tf.stack([mean, mean_square])
         context = tf.distribute.get_replica_context()
@@ -125,8 +138,11 @@ class BatchNorm(tf_keras.layers.Layer):
             # A step that overflows is skipped, and must leave no trace here either.
             moving.assign_sub(tf.where(tf.math.is_finite(change), change, 0.0))
 
-    def affine(self):
-        """Scale and offset of inference, of the parameters' shape, to be merged with neighbours."""
+    def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scale and offset of inference, to be merged with neighbours.
+
+        Float32 of the parameters' shape, as [channels] or [1, heads, 1, depth].
+        """
         return self._affine(self.gamma, self.beta, self.moving_mean, self.moving_variance)
 
     def _affine(self, gamma, beta, mean, variance):
@@ -155,8 +171,10 @@ class BatchNorm(tf_keras.layers.Layer):
 
 
 @tf.custom_gradient
-def gelu(x):
-    """The exact gelu; tf.nn.gelu computes it by erfc, which takes a CPU twice as long.
+def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """The exact gelu of float [batch, ..., channels].
+
+    tf.nn.gelu computes it by erfc, which takes a CPU twice as long.
 
     Its gradient starts from `x` again, in another form, so that XLA keeps nothing else for it.
     """
@@ -169,14 +187,17 @@ def gelu(x):
     return x * (0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))), gradient
 
 
-def get_activation(name):
+def get_activation(name: str | None) -> Callable:
     """The activation function of that Keras name."""
     return gelu if name == "gelu" else tf_keras.activations.get(name)
 
 
 @tf.custom_gradient
-def softmax(logits):
-    """Over the last axis, in float32 whatever the type; keeps for its gradient but the result."""
+def softmax(logits: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Over the last axis of float [batch, ..., n], in float32 whatever the type.
+
+    Keeps for its gradient but the result.
+    """
     result = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
 
     def gradient(upstream):
@@ -195,7 +216,8 @@ class Conv2D(tf_keras.layers.Conv2D):
     matrix product.
     """
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
         if not compiled_by_xla():
             return super().call(x)
         rows, columns = self.strides
@@ -235,7 +257,8 @@ class SparseConv2D(tf_keras.layers.Conv2D):
     Stride 1, "same", without bias. On 21 x 21 pixels a dilation of 18 leaves 18 % of the products.
     """
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Float [batch, height, width, depth] -> [batch, height, width, filters]."""
         taps = [self._tap(x, i, j) for i in range(3) for j in range(3)]
         return tf.add_n([tap for tap in taps if tap is not None])
 
@@ -260,7 +283,15 @@ class ConvBN(tf_keras.layers.Layer):
 
     convolution = Conv2D
 
-    def __init__(self, filters, kernel_size=1, strides=1, dilation=1, activation=None, gamma=1.0):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int = 1,
+        strides: int = 1,
+        dilation: int = 1,
+        activation: str | None = None,
+        gamma: float = 1.0,
+    ):
         super().__init__()
         self.conv = self.convolution(
             filters,
@@ -274,7 +305,8 @@ class ConvBN(tf_keras.layers.Layer):
         self.norm = BatchNorm(gamma=gamma)
         self.activation = get_activation(activation)
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
         return self.activation(self.norm(self.conv(x)))
 
 
@@ -287,17 +319,18 @@ class SparseConvBN(ConvBN):
 class DepthwiseBN(tf_keras.layers.Layer):
     """5 x 5 depthwise convolution without bias, batch norm, activation."""
 
-    def __init__(self, activation):
+    def __init__(self, activation: str):
         super().__init__()
         self.conv = tf_keras.layers.DepthwiseConv2D(5, padding="same", use_bias=False)
         self.norm = BatchNorm()
         self.activation = get_activation(activation)
 
-    def build(self, shape):
+    def build(self, shape: tf.TensorShape) -> None:
         self.conv.build(shape)  # in inference neither is called
         self.norm.build(shape)
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """x: float [batch, height, width, channels]; returns the same shape."""
         if training:
             return self.activation(self.norm(self.conv(x)))
         scale, offset = (tf.cast(v, x.dtype) for v in self.norm.affine())
@@ -309,7 +342,13 @@ class DepthwiseBN(tf_keras.layers.Layer):
 class DenseBN(tf_keras.layers.Layer):
     """Dense layer without bias, batch norm, activation: [batch, length, channels]."""
 
-    def __init__(self, units, activation=None, gamma=1.0, kernel_initializer="he_normal"):
+    def __init__(
+        self,
+        units: int,
+        activation: str | None = None,
+        gamma: float = 1.0,
+        kernel_initializer: Any = "he_normal",
+    ):
         super().__init__()
         self.dense = tf_keras.layers.Dense(
             units, use_bias=False, kernel_initializer=kernel_initializer
@@ -317,18 +356,20 @@ class DenseBN(tf_keras.layers.Layer):
         self.norm = BatchNorm(gamma=gamma)
         self.activation = get_activation(activation)
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Float [batch, length, depth] -> [batch, length, units]."""
         return self.activation(self.norm(self.dense(x)))
 
 
 class DropPath(tf_keras.layers.Layer):
     """Drops a residual branch per image in training, and scales the kept ones by 1 / keep."""
 
-    def __init__(self, keep):
+    def __init__(self, keep: float):
         super().__init__()
         self.keep = keep
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """x: float [batch, ...], of any shape; returns its shape and dtype."""
         if not training or self.keep == 1.0:
             return x
         shape = [tf.shape(x)[0]] + [1] * (x.shape.rank - 1)
@@ -336,5 +377,5 @@ class DropPath(tf_keras.layers.Layer):
         return x * tf.cast(kept, x.dtype)
 
 
-def truncated_normal(stddev):
+def truncated_normal(stddev: float) -> tf_keras.initializers.Initializer:
     return tf_keras.initializers.TruncatedNormal(stddev=stddev)

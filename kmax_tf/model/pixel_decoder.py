@@ -1,5 +1,8 @@
 """The pixel decoder: from the encoder's endpoints up to the output stride (paper, section 4.1)."""
 
+from collections.abc import Sequence
+
+import tensorflow as tf
 import tf_keras
 
 from kmax_tf.model.blocks import ResidualBlock
@@ -9,12 +12,13 @@ from kmax_tf.model.layers import ConvBN, get_activation, resize_bilinear
 class Fuse(tf_keras.layers.Layer):
     """Sums two feature maps at the second's size, each activated and projected to `channels`."""
 
-    def __init__(self, channels, activation):
+    def __init__(self, channels: int, activation: str):
         super().__init__()
         self.activation = get_activation(activation)
         self.coarse, self.fine = ConvBN(channels), ConvBN(channels)
 
-    def call(self, x, skip):
+    def call(self, x: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
+        """Float [b, h, w, depth] and [b, height, width, depth] -> [b, height, width, channels]."""
         x = self.coarse(self.activation(x))
         return resize_bilinear(x, skip.shape[1:3]) + self.fine(self.activation(skip))
 
@@ -28,11 +32,11 @@ class PixelDecoder(tf_keras.layers.Layer):
 
     def __init__(
         self,
-        widths=(512, 256, 128, 64),
-        depths=(1, 5, 1, 1),
-        kinds=("axial", "axial", "bottleneck", "bottleneck"),
-        activation="gelu",
-        heads=8,
+        widths: Sequence[int] = (512, 256, 128, 64),
+        depths: Sequence[int] = (1, 5, 1, 1),
+        kinds: Sequence[str] = ("axial", "axial", "bottleneck", "bottleneck"),
+        activation: str = "gelu",
+        heads: int = 8,
     ):
         super().__init__()
         self.norms = [tf_keras.layers.LayerNormalization(epsilon=1e-6) for _ in widths]
@@ -46,15 +50,19 @@ class PixelDecoder(tf_keras.layers.Layer):
             for width, depth, kind in zip(widths, depths, kinds, strict=True)
         ]
 
-    def stage(self, i, x, endpoints):
-        """The output of stage i from that of the stage before (None for the first)."""
+    def stage(self, i: int, x: tf.Tensor | None, endpoints: list[tf.Tensor]) -> tf.Tensor:
+        """The output of stage i, [batch, height, width, channels], at its endpoint's size.
+
+        x is the output of the stage before, None for the first; endpoints are fine to coarse.
+        """
         skip = self.norms[i](endpoints[-1 - i])
         x = skip if i == 0 else self.fuses[i - 1](x, skip)
         for block in self.stages[i]:
             x = block(x)
         return x
 
-    def call(self, endpoints):
+    def call(self, endpoints: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Endpoints [b, height, width, depth], fine to coarse -> outputs, coarse to fine."""
         outputs = [None]
         for i in range(len(self.stages)):
             outputs.append(self.stage(i, outputs[-1], endpoints))

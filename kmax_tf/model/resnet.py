@@ -1,7 +1,9 @@
 """ResNet pixel encoders: ResNet-50, MaX-S, narrow relatives (deeplab2's variant, no max-pool)."""
 
 import math
+from collections.abc import Sequence
 
+import tensorflow as tf
 import tf_keras
 
 from kmax_tf.model.blocks import ResidualBlock
@@ -26,14 +28,14 @@ class ResNet(tf_keras.layers.Layer):
 
     def __init__(
         self,
-        stem=((7, 2, 64),),
-        widths=(64, 128, 256, 512),
-        depths=(3, 4, 6, 3),
-        kind="bottleneck",
-        expansion=4,
-        activation="relu",
-        axial_from=math.inf,
-        axial_keep=1.0,
+        stem: Sequence[tuple[int, int, int]] = ((7, 2, 64),),
+        widths: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        kind: str = "bottleneck",
+        expansion: int = 4,
+        activation: str = "relu",
+        axial_from: float = math.inf,
+        axial_keep: float = 1.0,
     ):
         super().__init__()
         stem_stride = math.prod(strides for _, strides, _ in stem)
@@ -60,7 +62,8 @@ class ResNet(tf_keras.layers.Layer):
             for stage, depth in zip(range(len(widths)), depths, strict=True)
         ]
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+        """x: float [batch, height, width, 3] in [-1, 1]; returns the endpoints, fine to coarse."""
         endpoints = []
         for blocks in [self.stem, *self.stages]:
             for block in blocks:

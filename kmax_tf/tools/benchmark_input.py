@@ -12,6 +12,8 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf.data import datasets, example, pipeline, records
+from kmax_tf.data.datasets import Dataset
+from kmax_tf.experiment import Experiment
 
 IMAGES, SHARDS, SIZE = 64, 4, (480, 640)  # of the made records; height, width
 THINGS, STUFF = 8, 4  # segments of a made image, about as many as COCO's images have
@@ -51,7 +53,7 @@ class Benchmark(NamedTuple):
         }
 
 
-def run(experiment, threads: int, batch_size: int, seconds: float) -> Benchmark:
+def run(experiment: Experiment, threads: int, batch_size: int, seconds: float) -> Benchmark:
     """Measures each stage for `seconds`, with batches of `batch_size` images.
 
     Where the experiment's folder of records does not exist, records are made: JPEGs of
@@ -120,7 +122,7 @@ def _measure(dataset, images, threads, seconds):
     return Stage(count / wall, cpu / count)
 
 
-def make_records(folder, dataset, split):
+def make_records(folder: str, dataset: Dataset, split: str) -> None:
     """Writes records of images that cost as much as photographs, and their dataset.json."""
     random = np.random.default_rng(0)
     size = datasets.Split(IMAGES, SHARDS)

@@ -7,6 +7,7 @@ import collections
 import os
 import resource
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,7 +19,7 @@ from kmax_tf.metrics import Metrics, Truth, measure
 IMAGES, DISTINCT, SEGMENTS, SIZE = 500, 50, 15, (480, 640)
 
 
-def make_image(rng, num_classes):
+def make_image(rng: np.random.Generator, num_classes: int) -> tuple[Truth, Segmented]:
     """A label of the cells around random points, with void above; its prediction is shifted."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     points = rng.integers(0, SIZE, [SEGMENTS, 2])
@@ -34,7 +35,9 @@ def make_image(rng, num_classes):
     return Truth(segment_map, classes, np.zeros(SEGMENTS, bool)), prediction
 
 
-def run(categories, images):
+def run(
+    categories: Sequence[datasets.Category], images: Sequence[tuple[Truth, Segmented]]
+) -> tuple[float, float, dict]:
     """All metrics of the images, as the evaluator computes them."""
     metrics, waiting, workers = Metrics(categories), collections.deque(), os.cpu_count()
     with ThreadPoolExecutor(workers) as pool:
@@ -47,7 +50,7 @@ def run(categories, images):
     return metrics.quality()["All"]["pq"], metrics.average_precision()["AP"], metrics.mean_iou()
 
 
-def main():
+def main() -> None:
     categories = datasets.load("coco").categories
     rng = np.random.default_rng(0)
     images = [make_image(rng, len(categories)) for _ in range(DISTINCT)]

@@ -2,11 +2,15 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 import tensorflow as tf
+import tf_keras
+
+from kmax_tf.experiment import Experiment
 
 
-def describe(experiment, height, width):
+def describe(experiment: Experiment, height: int, width: int) -> dict:
     """Builds the graph of an experiment's model for images of [height, width], and counts.
 
     Returns a dictionary: "input_size" [2]; "parameters", the trainable ones, "total",
@@ -34,7 +38,7 @@ def describe(experiment, height, width):
     }
 
 
-def parameters(model):
+def parameters(model: tf_keras.Model) -> dict:
     """Trainable parameters of a built model: "total", "without_semantic_branch", "by_part"."""
     path = model.cluster_path
     by_part = {
@@ -53,7 +57,7 @@ def _size(layer):
     return sum(math.prod(v.shape) for v in layer.trainable_variables)
 
 
-def multiply_adds(outputs):
+def multiply_adds(outputs: Iterable[tf.Tensor]) -> int:
     """Multiplications of convolutions and matrix products that graph tensors are computed with.
 
     All shapes must be static.
@@ -86,7 +90,7 @@ def _elements(tensor):
     return math.prod(tensor.shape)
 
 
-def text(description):
+def text(description: dict) -> str:
     """The description as lines to read."""
     parameters = description["parameters"]
     rows = [*parameters["by_part"].items()]

@@ -4,6 +4,7 @@ First what can be told without TensorFlow, whose import aborts the process besid
 so nothing that imports it is imported before that.
 """
 
+import argparse
 import configparser
 import glob
 import importlib.metadata
@@ -13,7 +14,7 @@ import platform
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -242,7 +243,7 @@ def check_run_dir(path: str) -> tuple[str, list[Problem]]:
     return "can be written", []
 
 
-def check_records(data_dir: str, dataset, splits: Sequence[str]) -> tuple[str, list[Problem]]:
+def check_records(data_dir: str, dataset: Any, splits: Sequence[str]) -> tuple[str, list[Problem]]:
     """Looks for the records of a dataset; returns what to show, and a problem for each split."""
     import tensorflow as tf
 
@@ -266,7 +267,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0].rpartition("; ")[0][:200] or str(error).splitlines()[0][:200]
 
 
-def look(options) -> tuple[list[tuple[str, str]], list[Problem]]:
+def look(options: argparse.Namespace) -> tuple[list[tuple[str, str]], list[Problem]]:
     """Examines the machine.
 
     Args:

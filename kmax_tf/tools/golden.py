@@ -11,6 +11,7 @@ import types
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from kmax_tf import files
@@ -73,7 +74,9 @@ class Comparison:
     def __init__(self):
         self.ratios: dict[str, float] = {}
 
-    def add(self, name: str, ours, stored, tolerance) -> None:
+    def add(
+        self, name: str, ours: npt.ArrayLike, stored: npt.ArrayLike, tolerance: npt.ArrayLike
+    ) -> None:
         """Compares arrays of one shape; `tolerance` is absolute, one or one for each number.
 
         Not a number anywhere, or another shape, is as far off as can be. A name may come again.
@@ -89,7 +92,7 @@ class Comparison:
         worst = float(ratio.max(initial=0.0))
         self.ratios[name] = max(worst, self.ratios.get(name, 0.0))
 
-    def add_whole(self, facts: dict, ours, stored) -> None:
+    def add_whole(self, facts: dict, ours: npt.ArrayLike, stored: np.ndarray) -> None:
         """Compares a tensor of which `stored` is flat[::stride], and facts describe the whole."""
         ours, name, tolerance = np.asarray(ours), facts["name"], facts["tol"]
         if list(ours.shape) != facts["shape"]:

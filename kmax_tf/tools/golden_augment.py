@@ -9,6 +9,7 @@ import tensorflow as tf
 from kmax_tf.data import augment, colour, copy_paste, datasets, pixels
 from kmax_tf.data.targets import make_targets
 from kmax_tf.importers.classes import channels
+from kmax_tf.tools.golden import Case, Comparison
 
 IMAGE_TOLERANCE = 5e-5  # of bilinear values, 0..255
 SHARPNESS_SHARE = 0.004  # of its values may differ by one: the blur's rounding before the cut
@@ -16,7 +17,7 @@ SCALES = {"coco": (0.3, 1.7), "cityscapes": (0.5, 2.0), "ade20k": (0.5, 2.0)}
 LAST_DRAW = np.nextafter(np.float32(1), np.float32(0))
 
 
-def compare(case, comparison) -> None:
+def compare(case: Case, comparison: Comparison) -> None:
     """Compares every array of an augment case."""
     {"colour": _colour, "geometry": _geometry, "targets": _targets}[case.name](case, comparison)
 
@@ -37,20 +38,24 @@ def _colour(case, comparison):
         numbers = [[[o[1:] for o in pair] for pair in p] for p in (ours, stored)]
         comparison.add(f"{name}/numbers", *numbers, 1e-6)
     for facts in case.facts["operations"]:
-        operation = getattr(colour, facts["operation"].lower())
         for size, step in (("small", 1), ("large", 3)):
-            name = f"op/{facts['name']}/{size}"
-            for image in _both(
-                lambda image, o=operation, m=facts["magnitude"]: o(
-                    image, colour.argument(o, m), colour.whole(image), pixels.HOST
-                ),
-                case[f"image/{size}"],
-            ):
-                ours, stored = image.numpy()[::step, ::step], case[name]
-                sharpness = operation is colour.sharpness
-                comparison.add(name, ours, stored, 1 if sharpness else 0)
-                if sharpness and ours.shape == stored.shape:
-                    comparison.add(f"{name}/share", np.mean(ours != stored), 0, SHARPNESS_SHARE)
+            _operation(case, comparison, facts, size, step)
+
+
+def _operation(case, comparison, facts, size, step):
+    """One colour operation on one image, of which every `step`-th pixel is stored."""
+    operation = getattr(colour, facts["operation"].lower())
+    argument = colour.argument(operation, facts["magnitude"])
+    name = f"op/{facts['name']}/{size}"
+    for image in _both(
+        lambda image: operation(image, argument, colour.whole(image), pixels.HOST),
+        case[f"image/{size}"],
+    ):
+        ours, stored = image.numpy()[::step, ::step], case[name]
+        sharpness = operation is colour.sharpness
+        comparison.add(name, ours, stored, 1 if sharpness else 0)
+        if sharpness and ours.shape == stored.shape:
+            comparison.add(f"{name}/share", np.mean(ours != stored), 0, SHARPNESS_SHARE)
 
 
 def _geometry(case, comparison):

@@ -8,6 +8,7 @@ from kmax_tf.loss import terms
 from kmax_tf.loss.criterion import Criterion, match_segments
 from kmax_tf.model.heads import Prediction
 from kmax_tf.model.kmax import Outputs
+from kmax_tf.tools.golden import Case, Comparison
 
 OUTPUTS = ["main"] + [f"aux_{i}" for i in range(6)]
 FIELDS = {
@@ -26,7 +27,7 @@ TERMS = {
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 
 
-def compare(case, comparison) -> None:
+def compare(case: Case, comparison: Comparison) -> None:
     """Compares every array of a loss case."""
     variables = {name: tf.Variable(value) for name, value in _predictions(case)}
     targets, rows = _targets(case, variables["main/pixel_space_mask_logits"].shape[1])

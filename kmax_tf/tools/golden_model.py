@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import tempfile
+import types
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.importers import classes, importer, names, readers
 from kmax_tf.importers.variables import variables
 from kmax_tf.model.layers import resize_bilinear
+from kmax_tf.tools.golden import Case, Comparison
 
 # Official backbone names where ours differ, in the names of the experiments.
 BACKBONES = {"r50": "resnet50", "axial_r50": "max_s"}
@@ -34,7 +36,9 @@ def gin_file(model: str) -> str:
     return f"gin/experiments/{dataset}_{BACKBONES.get(backbone, backbone)}.gin"
 
 
-def write_official_checkpoint(prefix: str, keys: list[dict], rule, seed: int) -> None:
+def write_official_checkpoint(
+    prefix: str, keys: list[dict], rule: types.ModuleType, seed: int
+) -> None:
     """Writes a checkpoint with the official keys and shapes, filled by the rule."""
     tensors = [tf.constant(rule.weight(entry["key"], entry["shape"], seed)) for entry in keys]
     tf.raw_ops.SaveV2(
@@ -45,7 +49,7 @@ def write_official_checkpoint(prefix: str, keys: list[dict], rule, seed: int) ->
     )
 
 
-def compare(case, comparison) -> None:
+def compare(case: Case, comparison: Comparison) -> None:
     """Compares every array of a model's case."""
     name, seed, rule = case.facts["model"], case.facts["seed"], case.rule()
     experiment = config.load(Experiment, gin_file(name))

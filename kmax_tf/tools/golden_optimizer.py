@@ -6,12 +6,13 @@ import numpy as np
 import tensorflow as tf
 
 from kmax_tf.optimizer import AdamW, WarmupPolynomial
+from kmax_tf.tools.golden import Case, Comparison
 
 TOLERANCE = 2e-6  # of values, absolute
 LAST = 10  # steps before the end, where 1 - step / steps is rounded
 
 
-def compare(case, comparison) -> None:
+def compare(case: Case, comparison: Comparison) -> None:
     """Compares every array of an optimizer's case."""
     facts = case.facts
     described = facts["variables"]

@@ -5,9 +5,10 @@ import tensorflow as tf
 
 from kmax_tf.model.heads import Prediction
 from kmax_tf.postprocess import PostProcess
+from kmax_tf.tools.golden import Case, Comparison
 
 
-def compare(case, comparison) -> None:
+def compare(case: Case, comparison: Comparison) -> None:
     """Compares every map of a case."""
     facts = case.facts
     masks = case["mask_logits_int8"].astype(np.float32) / 8 + case["mask_logits_offset"]
@@ -27,7 +28,7 @@ def compare(case, comparison) -> None:
         facts["things"],
     )
     pasted, panoptic = (
-        type(result)(*(field.numpy() for field in result))
+        tf.nest.map_structure(lambda field: field.numpy(), result)
         for result in (postprocess.paste(*arguments), postprocess(*arguments))
     )
     category = np.array(facts["class_order"])

@@ -8,7 +8,8 @@ pass, losses, matching, gradients, their sum over all cores, optimizer. It needs
 import dataclasses
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ from tensorflow.python.distribute import one_device_strategy
 
 from kmax_tf import batch
 from kmax_tf.data import example, pipeline
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 from kmax_tf.train import make_trainer
 
@@ -53,7 +55,7 @@ class OutOfMemory(InputError):
     """The program does not fit into a core's memory."""
 
 
-def training_step(experiment, cores):
+def training_step(experiment: Experiment, cores: int) -> tuple[Callable, list[tf.TensorSpec]]:
     """The step that each of `cores` runs, and the TensorSpecs of its arguments.
 
     The step is a tf.function with jit_compile=True that takes a core's part of a batch and updates
@@ -116,7 +118,7 @@ class _SliceExtended(one_device_strategy.OneDeviceExtended):
         return tf.nest.map_structure(reduce, value)
 
 
-def lower(step, specs):
+def lower(step: Any, specs: Sequence[tf.TensorSpec]) -> bytes:
     """The step as a serialized HLO module.
 
     Raises InputError for what a TPU refuses (an operation in Python, double precision, a shape
@@ -159,7 +161,7 @@ def _line(operation):
     return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else operation.name
 
 
-def compile_for_tpu(hlo, accelerator, replicas):
+def compile_for_tpu(hlo: bytes, accelerator: str, replicas: int) -> Compiled:
     """Compiles a serialized HLO module for `replicas` cores of an accelerator; -> `Compiled`.
 
     Raises InputError for an unknown accelerator or without jax and libtpu, and `OutOfMemory`.
@@ -181,7 +183,8 @@ def compile_for_tpu(hlo, accelerator, replicas):
     except ImportError as error:
         raise InputError(f"{error}: pip install -e .[tpu_compile]") from error
     name = TOPOLOGIES[accelerator].name
-    devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices[:replicas]
+    topology: Any = topologies.get_topology_desc(topology_name=name, platform="tpu")
+    devices = topology.devices[:replicas]
     options = _jax.CompileOptions()
     options.num_replicas, options.num_partitions = replicas, 1
     options.device_assignment = _jax.DeviceAssignment.create(np.arange(replicas)[:, None])
@@ -206,7 +209,7 @@ def compile_for_tpu(hlo, accelerator, replicas):
     )
 
 
-def stablehlo(hlo):
+def stablehlo(hlo: bytes) -> Any:
     """An HLO proto as a StableHLO module that the TPU compiler takes."""
     from jax.extend import mlir
     from jax.interpreters.mlir import make_ir_context
@@ -227,7 +230,7 @@ def stablehlo(hlo):
     return module
 
 
-def portable(experiment, cores):
+def portable(experiment: Experiment, cores: int) -> bytes:
     """One core's step, without the sums over the cores, as bytes for scripts/time_stablehlo.py."""
     from jaxlib.mlir.dialects import stablehlo as dialect
 

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import first_line
 from kmax_tf.tools import tpu_compile
 from kmax_tf.tools.tpu_compile import TOPOLOGIES
@@ -22,7 +24,7 @@ COLUMNS = (
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
-def report(experiment, accelerator):
+def report(experiment: Experiment, accelerator: str) -> dict:
     """Compiles the whole step; returns a dictionary.
 
     "fits"; "hbm_bytes" of a core: "arguments", "outputs", "temporaries", "needed" (outputs that
@@ -63,7 +65,7 @@ def report(experiment, accelerator):
     }
 
 
-def text(compiled):
+def text(compiled: dict) -> str:
     """The report as lines to read."""
     if "hbm_bytes" not in compiled:
         return f"does not fit: {compiled['message']}"
@@ -87,7 +89,7 @@ def _seconds(compiled):
     return f"{estimate:.3f} s" if estimate else "unknown"
 
 
-def table_row(script, path, bindings, accelerator):
+def table_row(script: str, path: str, bindings: Sequence[str], accelerator: str) -> str:
     """One row of the table under `HEAD`; the compiler runs in a process of its own.
 
     Its memory is free again for the next. What is wrong with an experiment stands in its row.
@@ -97,7 +99,7 @@ def table_row(script, path, bindings, accelerator):
     done = subprocess.run(command, capture_output=True, text=True)
     name = path.rsplit("/", 1)[-1].removesuffix(".gin")
     if done.returncode:
-        compiled = {"fits": False, "message": done.stderr.strip().splitlines()[-1]}
+        compiled: dict = {"fits": False, "message": done.stderr.strip().splitlines()[-1]}
     else:
         compiled = json.loads(done.stdout.splitlines()[-1])
     if "hbm_bytes" not in compiled:

@@ -178,5 +178,5 @@ def test_no_python_operation_in_any_training_input(paths, path, placement):
     names = operations(dataset)
     assert "DecodePng" in names or "DecodeImage" in names
     assert not [name for name in names if "PyFunc" in name or name == "GeneratorDataset"]
-    with_python = dataset.map(lambda *x: tf.numpy_function(lambda: np.int64(1), [], tf.int64))
+    with_python = dataset.map(lambda *x: tf.numpy_function(lambda: np.int64(1), [], tf.int64))  # noqa: TID251
     assert any("PyFunc" in name for name in operations(with_python))

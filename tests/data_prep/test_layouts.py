@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import ade20k, cityscapes, coco, coco_format, convert
-from kmax_tf import files, predict
+from data_prep import ade20k, cityscapes, coco, convert
+from kmax_tf import files
 from kmax_tf.data import coco_panoptic, datasets
 
 DATA = pathlib.Path(__file__).parents[2].parent / "shared/data"
@@ -140,48 +140,3 @@ def test_ade20k_panoptic(ade, tmp_path, alone, read_all, write_json):
     write_json(ade / "ade20k_panoptic_val.json", content)
     with pytest.raises(files.InputError, match=r"ade20k_panoptic_val\.json: the ids of"):
         ade20k.read(str(ade), "val", False)
-
-
-def test_predictions_become_labels(tmp_path, alone, read_all, monkeypatch):
-    """Pseudo labels: what scripts/predict.py writes of photos converts as it is."""
-    images = DATA / "coco_sample/sample_data/input_images"
-    coco_classes = datasets.load("coco").categories
-
-    def model(image):
-        halves = np.ones(image.shape[:2], np.int32)
-        halves[: len(halves) // 2] = 2
-        things = [coco_classes[0], coco_classes[100]]
-        result = {
-            "panoptic_map": halves,
-            "segment_id": np.array([1, 2]),
-            "category_id": np.array([c.id for c in things]),
-            "score": np.array([0.9, 0.8]),
-            "isthing": np.array([c.isthing for c in things]),
-        }
-        return {key: tf_value(value) for key, value in result.items()}
-
-    monkeypatch.setattr(predict, "load", lambda folder: (model, coco_classes))
-    assert predict.predict("export", [str(images)], str(tmp_path / "pseudo")) == 2
-    source = coco_format.read(
-        [str(images)],
-        [str(tmp_path / "pseudo/predictions.json")],
-        [str(tmp_path / "pseudo/predictions")],
-        "coco",
-    )
-    convert.convert(*source, str(tmp_path / "out"), "pseudo", run=alone)
-    examples = read_all(tmp_path / "out", "pseudo").values()
-    assert datasets.same_classes(datasets.load(str(tmp_path / "out")).categories, coco_classes)
-    assert len(examples) == 2
-    for example in examples:
-        expected = np.ones(example.segment_map.shape, int)
-        expected[: len(expected) // 2] = 2
-        np.testing.assert_array_equal(example.segment_map, expected)
-        assert example.category_id.numpy().tolist() == [coco_classes[0].id, coco_classes[100].id]
-
-
-def tf_value(array):
-    class Value:
-        def numpy(self):
-            return array
-
-    return Value()

@@ -17,7 +17,7 @@ SPECS = [tf.TensorSpec([4, 4], tf.float32)]
 
 
 def calls_python(x):
-    return tf.numpy_function(np.sin, [x], tf.float32)
+    return tf.numpy_function(np.sin, [x], tf.float32)  # noqa: TID251
 
 
 def depends_on_values(x):

@@ -1,0 +1,104 @@
+"""What an export says of itself, in Markdown."""
+
+import math
+from collections.abc import Sequence
+
+import tf_keras
+
+from kmax_tf.experiment import Experiment
+
+TEMPLATE = """# kMaX-DeepLab on {dataset}
+
+Panoptic segmentation by the k-means Mask Transformer (arXiv 2207.04044), exported by kmax_tf.
+
+| | |
+|---|---|
+{facts}
+
+It knows the classes below and what the images of {dataset} look like; on other images measure
+before you rely on it. Scores are not calibrated: they rank segments of a class.
+
+## Use
+
+```python
+from kmax_tf import predict
+
+segmenter = predict.load("FOLDER OF THIS FILE")
+result = segmenter("photo.jpg")
+```
+
+or `scripts/predict.py FOLDER photos/ --out DIR`, or, with TensorFlow alone,
+
+```python
+model = tf.saved_model.load(FOLDER)
+result = model.signatures["serving_default"](images=tf.constant([open("photo.jpg", "rb").read()]))
+```
+
+| signature | images |
+|---|---|
+| `serving_default`, `serving_details` | string [batch]: JPEG, PNG, GIF or BMP files, as stored |
+| `uint8`, `uint8_details` | uint8 [batch, height, width, 3], of any size |
+
+As stored: a rotation that EXIF asks for is not done. `kmax_tf.predict` does it.
+
+| output | |
+|---|---|
+{segments}
+
+With details also:
+
+| output | |
+|---|---|
+{details}
+
+## Classes
+
+Things: {things}.
+
+Stuff: {stuff}.
+"""
+
+
+def text(
+    experiment: Experiment,
+    model: tf_keras.Model,
+    facts: Sequence[tuple[str, str]],
+    segments: dict[str, str],
+    details: dict[str, str],
+) -> str:
+    """The model card of an export.
+
+    Arguments:
+      facts: (name, value) of what is known of the weights.
+      segments, details: {output: what it is} of the signatures.
+    """
+    dataset, merging = experiment.dataset, experiment.postprocess
+    height, width = experiment.evaluation_size
+    parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
+    rows = [
+        *facts,
+        (
+            "input",
+            "{} x {} pixels, into which images are fitted".format(*experiment.evaluation_size),
+        ),
+        ("precision", experiment.precision),
+        ("trainable parameters", f"{parameters:,}, of training's semantic branch too"),
+        (
+            "merging",
+            f"things above {merging.thing_threshold}, stuff {merging.stuff_threshold},"
+            f" overlap {merging.overlap_threshold}, mask probability {merging.pixel_threshold}",
+        ),
+    ]
+    names = {kind: [c.name for c in dataset.categories if c.isthing == kind] for kind in (1, 0)}
+    return TEMPLATE.format(
+        dataset=dataset.name,
+        facts=_rows(rows),
+        segments=_rows((f"`{name}`", what) for name, what in segments.items()),
+        details=_rows((f"`{name}`", what) for name, what in details.items()),
+        things=", ".join(names[1]) or "none",
+        stuff=", ".join(names[0]) or "none",
+    )
+
+
+def _rows(pairs):
+    return "\n".join(f"| {name} | {value} |" for name, value in pairs)

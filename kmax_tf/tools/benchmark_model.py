@@ -1,0 +1,133 @@
+"""How fast a model predicts on the device at hand: canvas in, merged panoptic map out.
+
+The image is on the device already and the map is fetched, as it is in an evaluation; decoding and
+drawing, which run beside the device, are not counted.
+"""
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from kmax_tf import inference
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import InputError
+from kmax_tf.tools import tpu_compile
+
+WARM_UP = 3  # runs that are not counted
+FEWEST = 10  # runs that are, however long they take
+TPU = "v3-8"  # of which one core predicts
+
+
+class Benchmark(NamedTuple):
+    """What was measured."""
+
+    device: str
+    input_size: tuple[int, int]  # height, width
+    batch_size: int  # images
+    compile_seconds: float  # the first run, with tracing and compilation
+    run_seconds: np.ndarray  # float64 [runs], of each run after the warm-up
+    peak_memory_bytes: int  # of the device's memory; on a CPU of the process
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median of the runs."""
+        return self.batch_size / float(np.median(self.run_seconds))
+
+    def as_json(self) -> dict:
+        """What json.dumps takes."""
+        p50, p90, p99 = (1e3 * float(np.percentile(self.run_seconds, p)) for p in (50, 90, 99))
+        return {
+            **self._asdict(),
+            "input_size": list(self.input_size),
+            "run_seconds": self.run_seconds.tolist(),
+            "images_per_second": self.images_per_second,
+            "latency_ms": {"p50": p50, "p90": p90, "p99": p99},
+        }
+
+
+def of_experiment(experiment: Experiment) -> tuple[Callable, tuple[int, int]]:
+    """The prediction of an experiment with random weights: a function of a batch, and its size."""
+    predict = inference.predictor(experiment.build_evaluation_model(), experiment)
+    return lambda image: predict(image)[0].segment_map, experiment.evaluation_size
+
+
+def of_export(export_dir: str) -> tuple[Callable, tuple[int, int]]:
+    """The same of an export; InputError if there is none."""
+    try:
+        loaded = tf.saved_model.load(export_dir)
+        [function] = loaded.predict.concrete_functions
+    except (AttributeError, OSError, ValueError) as error:
+        raise InputError(f"{export_dir}: no export that can be read; export again") from error
+    size = function.structured_input_signature[0][0].shape[1:3]
+    return lambda image: loaded.predict(image)[0].segment_map, tuple(size)
+
+
+def run(predict: Callable, size: tuple[int, int], batch_size: int, seconds: float) -> Benchmark:
+    """Runs `predict`, float32 [batch, *size, 3] -> a tensor, for so long; returns a `Benchmark`."""
+    rng = np.random.default_rng(0)
+    image = tf.constant(rng.uniform(0, 255, (batch_size, *size, 3)), tf.float32)
+    gpus = tf.config.list_physical_devices("GPU")
+
+    def timed():
+        start = time.perf_counter()
+        predict(image).numpy()
+        return time.perf_counter() - start
+
+    compile_seconds = timed()
+    for _ in range(WARM_UP):
+        timed()
+    runs, end = [], time.perf_counter() + seconds
+    while len(runs) < FEWEST or time.perf_counter() < end:
+        runs.append(timed())
+    if gpus:
+        device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    else:
+        device = f"a CPU ({platform.machine()}, {os.cpu_count()} cores)"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Benchmark(device, (size[0], size[1]), batch_size, compile_seconds, np.array(runs), peak)
+
+
+def tpu_estimate(experiment: Experiment, batch_size: int) -> tpu_compile.Compiled:
+    """What the TPU compiler says of the prediction on one core: `tpu_compile.Compiled`.
+
+    Raises InputError as `tpu_compile` does.
+    """
+    model = experiment.build_evaluation_model()
+
+    @tf.function(jit_compile=True)
+    def predict(image):
+        outputs = model(image, training=False)
+        return experiment.postprocess(
+            outputs.final, experiment.evaluation_size, experiment.dataset.num_things
+        )
+
+    spec = tf.TensorSpec([batch_size, *experiment.evaluation_size, 3])
+    return tpu_compile.compile_for_tpu(tpu_compile.lower(predict, [spec]), TPU, 1)
+
+
+def text(benchmark: Benchmark, estimate: tpu_compile.Compiled | None = None) -> str:
+    """The measurement as lines to read."""
+    latency, runs = benchmark.as_json()["latency_ms"], len(benchmark.run_seconds)
+    height, width = benchmark.input_size
+    lines = [
+        f"{height} x {width}, batches of {benchmark.batch_size}, on {benchmark.device}:",
+        f"{benchmark.images_per_second:.2f} images/s, the median of {runs} runs"
+        f" after {benchmark.compile_seconds:.1f} s of compilation",
+        "latency "
+        + ", ".join(f"{name} {value:.0f} ms" for name, value in latency.items())
+        + f"; peak memory {benchmark.peak_memory_bytes / 1e9:.2f} GB",
+    ]
+    if estimate:
+        lines.append(
+            f"one core of a {TPU}, by its compiler: {estimate.estimated_seconds:.3f} s,"
+            f" {estimate.flops / 1e12:.2f} TFLOP, {estimate.bytes_accessed / 1e9:.1f} GB accessed,"
+            f" {estimate.needed / 1e9:.2f} GB needed"
+        )
+    return "\n".join(lines)
