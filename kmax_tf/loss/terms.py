@@ -136,6 +136,25 @@ def gather_features(features: tf.Tensor, pixels: tf.Tensor, size: tuple[int, int
     return values
 
 
+@tf.custom_gradient
+def _log_total_similarity(features):
+    """log of the sum over j of exp(f_i . f_j / temperature): [batch, i, depth] -> [batch, i].
+
+    The table of pairs is symmetric, so that one product with it gives what both factors get.
+    """
+    products = tf.einsum("bid,bjd->bij", features, features)
+    table = tf.exp(products / CONTRAST_TEMPERATURE)
+    total = tf.reduce_sum(table, axis=2)
+
+    def gradient(upstream):
+        weight = (upstream / total / CONTRAST_TEMPERATURE)[..., None]
+        both = tf.einsum("bij,bjd->bid", table, tf.concat([features, weight * features], axis=2))
+        as_i, as_j = tf.split(both, 2, axis=2)
+        return weight * as_i + as_j
+
+    return tf.math.log(total), gradient
+
+
 def contrast(features: tf.Tensor, segment: tf.Tensor, segments: int) -> tf.Tensor:
     """Instance discrimination: pixels of one segment attract each other, others repel.
 
@@ -144,8 +163,7 @@ def contrast(features: tf.Tensor, segment: tf.Tensor, segments: int) -> tf.Tenso
       segment: int32 [batch, count], -1 for void and crowd, which repel all (official code).
       segments: the number of segments.
     """
-    similarity = tf.einsum("bid,bjd->bij", features, features) / CONTRAST_TEMPERATURE
-    total = tf.math.log(tf.reduce_sum(tf.exp(similarity), axis=2))
+    total = _log_total_similarity(features)
     # The mean similarity to the segment's pixels is that to their mean feature.
     member = tf.one_hot(segment, segments)
     size = tf.reduce_sum(member, axis=1)[:, :, None]
