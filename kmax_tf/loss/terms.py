@@ -140,13 +140,15 @@ def gather_features(features: tf.Tensor, pixels: tf.Tensor, size: tuple[int, int
 def _log_total_similarity(features):
     """log of the sum over j of exp(f_i . f_j / temperature): [batch, i, depth] -> [batch, i].
 
-    The table of pairs is symmetric, so that one product with it gives what both factors get.
+    The table of pairs is symmetric, so that one product with it gives what both factors get. It is
+    made again for the gradient: kept, the tables of all outputs would be a gigabyte.
     """
     products = tf.einsum("bid,bjd->bij", features, features)
-    table = tf.exp(products / CONTRAST_TEMPERATURE)
-    total = tf.reduce_sum(table, axis=2)
+    total = tf.reduce_sum(tf.exp(products / CONTRAST_TEMPERATURE), axis=2)
 
     def gradient(upstream):
+        # Not by the product above, which XLA would keep.
+        table = tf.exp(tf.einsum("bid,bjd->bij", features / CONTRAST_TEMPERATURE, features))
         weight = (upstream / total / CONTRAST_TEMPERATURE)[..., None]
         both = tf.einsum("bij,bjd->bid", table, tf.concat([features, weight * features], axis=2))
         as_i, as_j = tf.split(both, 2, axis=2)
