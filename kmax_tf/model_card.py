@@ -77,10 +77,7 @@ def text(
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     rows = [
         *facts,
-        (
-            "input",
-            "{} x {} pixels, into which images are fitted".format(*experiment.evaluation_size),
-        ),
+        ("input", f"{height} x {width} pixels, into which images are fitted"),
         ("precision", experiment.precision),
         ("trainable parameters", f"{parameters:,}, of training's semantic branch too"),
         (

@@ -20,9 +20,7 @@ from kmax_tf.data.datasets import Category, parse_categories
 from kmax_tf.files import InputError, first_line, read_json
 
 CATEGORIES = "categories.json"  # in an export, beside the SavedModel
-AHEAD = (
-    8  # images that are read while the device predicts, and batches that wait for their pictures
-)
+AHEAD = 8  # images read before the device needs them, and batches that wait for their pictures
 
 
 class Segment(NamedTuple):
@@ -113,24 +111,29 @@ def predict(
             bar.update()
 
         waiting = collections.deque()
-        for batch in _batches(_read_ahead(reader, sources, skip), batch_size):
-            try:
-                results = segmenter.batch(np.stack([image for _, image in batch]), details)
-            except tf.errors.OpError as error:  # such as of memory
-                for source, _ in batch:
-                    skip(source, InputError(f"{source.name}: {first_line(error)}"))
-                continue
-            waiting += [
-                workers.submit(finish, *one, result)
-                for one, result in zip(batch, results, strict=True)
-            ]
-            while waiting and (waiting[0].done() or len(waiting) > AHEAD * batch_size):
+
+        def take(most):
+            while waiting and (waiting[0].done() or len(waiting) > most):
                 waiting.popleft().result()
                 bar.update()
-        while waiting:
-            waiting.popleft().result()
-            bar.update()
+
+        for batch in _batches(_read_ahead(reader, sources, skip), batch_size):
+            predicted = _predict_batch(segmenter, batch, details, skip)
+            waiting += [workers.submit(finish, *one) for one in predicted]
+            take(AHEAD * batch_size)
+        take(0)
     return skipped
+
+
+def _predict_batch(segmenter, batch, details, skip):
+    """(source, image, `Segmentation`) of a batch of (source, image), or none, and all skipped."""
+    try:
+        results = segmenter.batch(np.stack([image for _, image in batch]), details)
+    except tf.errors.OpError as error:  # such as of memory
+        for source, _ in batch:
+            skip(source, InputError(f"{source.name}: {first_line(error)}"))
+        return []
+    return [(*one, result) for one, result in zip(batch, results, strict=True)]
 
 
 def _read_ahead(reader, sources, skip):

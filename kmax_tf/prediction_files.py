@@ -8,7 +8,6 @@ cluster_assignments/                 image, clusters of each decoder, prediction
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,26 @@ from kmax_tf.predict import Segmentation
 from kmax_tf.pseudo_labels import confident
 
 SHEET, COLUMNS, THUMBNAIL = 24, 4, 384  # images and columns of the contact sheet; pixels of a side
+
+
+class Labels:
+    """The labels of some images, in COCO panoptic format.
+
+    Raises InputError if the JSON is wrong.
+    """
+
+    def __init__(self, json_path: str, folder: str):
+        self._folder = folder
+        annotations = coco_panoptic.read_panoptic(json_path).annotations
+        self._annotations = {annotation.image_name: annotation for annotation in annotations}
+
+    def of(self, name: str) -> tuple[np.ndarray, tuple] | None:
+        """The map and the segments of an image, None if it has no label."""
+        annotation = self._annotations.get(name) or self._annotations.get(os.path.basename(name))
+        if annotation is None:
+            return None
+        path = os.path.join(self._folder, annotation.png_name)
+        return coco_panoptic.decode_ids(read_bytes(path), path), annotation.segments
 
 
 class PredictionFiles:
@@ -42,7 +61,7 @@ class PredictionFiles:
         *,
         cluster_assignments: bool = False,
         confidence: float | None = None,
-        labels: Any = None,
+        labels: Labels | None = None,
     ):
         self._folder = folder
         self._by_id = {category.id: category for category in categories}
@@ -111,26 +130,6 @@ class PredictionFiles:
         if label:
             pictures.append(("label", self._overlay(image, *label)))
         return _sheet(pictures, 3)
-
-
-class Labels:
-    """The labels of some images, in COCO panoptic format.
-
-    Raises InputError if the JSON is wrong.
-    """
-
-    def __init__(self, json_path: str, folder: str):
-        self._folder = folder
-        annotations = coco_panoptic.read_panoptic(json_path).annotations
-        self._annotations = {annotation.image_name: annotation for annotation in annotations}
-
-    def of(self, name: str) -> tuple[np.ndarray, tuple] | None:
-        """The map and the segments of an image, None if it has no label."""
-        annotation = self._annotations.get(name) or self._annotations.get(os.path.basename(name))
-        if annotation is None:
-            return None
-        path = os.path.join(self._folder, annotation.png_name)
-        return coco_panoptic.decode_ids(read_bytes(path), path), annotation.segments
 
 
 def _add(writer, source, panoptic_map, segments):

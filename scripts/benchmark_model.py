@@ -7,7 +7,6 @@ scripts/benchmark_model.py runs/demo/export
 import argparse
 import dataclasses
 import json
-import sys
 
 from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
@@ -60,6 +59,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    options = parse()
-    del sys.argv[1:]  # read already; absl takes no pair of words
-    runtime.run(lambda: main(options))
+    runtime.run(main, parse())

@@ -7,7 +7,17 @@ import os
 
 from absl import flags
 
-from kmax_tf import checkpoint, config, evaluate, export, files, inference, runtime, tflite
+from kmax_tf import (
+    checkpoint,
+    config,
+    evaluate,
+    export,
+    files,
+    inference,
+    run_folder,
+    runtime,
+    tflite,
+)
 from kmax_tf.experiment import Experiment
 
 RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
@@ -20,7 +30,7 @@ MEASURE = flags.DEFINE_bool("measure", False, "Print the PQ of the model and of 
 
 def main():
     bindings = [f"experiment.Experiment.precision = {PRECISION.value!r}"] if PRECISION.value else []
-    experiment = config.load(Experiment, os.path.join(RUN_DIR.value, "config.gin"), bindings)
+    experiment = config.load(Experiment, run_folder.config(RUN_DIR.value), bindings)
     path = CHECKPOINT.value or checkpoint.newest(RUN_DIR.value)
     model = experiment.build_evaluation_model()
     checkpoint.restore_model(model, path)

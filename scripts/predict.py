@@ -4,7 +4,6 @@ scripts/predict.py runs/demo/export photos 'more/*.jpg' clip.mp4 --out predictio
 """
 
 import argparse
-import sys
 
 import tensorflow as tf
 
@@ -78,6 +77,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    options = parse()
-    del sys.argv[1:]  # read already; absl takes no words
-    runtime.run(lambda: main(options))
+    runtime.run(main, parse())

@@ -82,7 +82,7 @@ def parse_one(parse: Callable, record: bytes, place: str) -> Example:
     try:
         return parse(tf.constant(record))
     except tf.errors.OpError as error:
-        reason = error.message.splitlines()[0]
+        reason = files.first_line(error.message)
     except UnicodeDecodeError:  # TensorFlow's message, which quotes the record
         reason = "no tf.train.Example"
     raise files.InputError(f"{place} is damaged ({reason}); convert again")

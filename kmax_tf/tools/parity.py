@@ -80,7 +80,7 @@ def _run(folder, part, name):
         worst, ratio = str(error), float("inf")
     except Exception as error:  # the other cases are still to be run
         logging.exception("%s/%s", part, name)
-        worst, ratio = f"{type(error).__name__}: {error}".splitlines()[0], float("inf")
+        worst, ratio = files.first_line(f"{type(error).__name__}: {error}"), float("inf")
     return Result(part, name, len(comparison.ratios), worst, ratio, ratio <= 1)
 
 
