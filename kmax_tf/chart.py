@@ -5,18 +5,27 @@ import json
 import math
 from collections.abc import Sequence
 
-COLORS = ("#3b82f6", "#f97316", "#10b981")  # legible on white and on black
+# Legible on white and on black.
+COLORS = (
+    "#3b82f6", "#f97316", "#10b981", "#ef4444", "#a855f7", "#eab308", "#06b6d4", "#ec4899",
+)  # fmt: skip
 POINTS = 400  # a curve is drawn with at most this many
 LEFT, RIGHT, TOP, BOTTOM = 44, 348, 10, 172  # of the plot in its 360 x 196 box
 
 
-def chart(title: str, steps: Sequence[int], curves: dict[str, Sequence[float | None]]) -> str:
+def chart(
+    title: str,
+    steps: Sequence[int],
+    curves: dict[str, Sequence[float | None]],
+    bands: dict[str, Sequence[tuple[float, float] | None]] | None = None,
+) -> str:
     """A figure with one line a curve over the steps; its caption tells the values pointed at.
 
     Args:
         title: str.
         steps: ints, ascending.
         curves: {name: values}, as many values as steps; gaps where they are not finite.
+        bands: {name: (low, high) of each step}, drawn behind the curve of that name.
 
     Returns:
         HTML, empty where there is nothing to draw.
@@ -25,7 +34,9 @@ def chart(title: str, steps: Sequence[int], curves: dict[str, Sequence[float | N
     kept = sorted({*range(0, len(steps), every), len(steps) - 1} - {-1})
     steps = [steps[i] for i in kept]
     curves = {name: [_finite(values[i]) for i in kept] for name, values in curves.items()}
+    bands = {name: [values[i] for i in kept] for name, values in (bands or {}).items()}
     heights = [v for values in curves.values() for v in values if v is not None]
+    heights += [high for values in bands.values() for _, high in filter(None, values)]
     if not heights:
         return ""
     x = _scale(steps[0], max(steps[-1], steps[0] + 1), LEFT, RIGHT)
@@ -40,6 +51,10 @@ def chart(title: str, steps: Sequence[int], curves: dict[str, Sequence[float | N
     ]
     data = html.escape(json.dumps({"x": [x(step) for step in steps], "notes": notes}))
     lines = "".join(
+        _band(color, [(x(s), y(v[0]), y(v[1])) for s, v in zip(steps, bands.get(name, ())) if v])
+        for color, name in zip(COLORS, curves)
+    )
+    lines += "".join(
         _line(color, [(x(s), y(v)) for s, v in zip(steps, values) if v is not None])
         for color, values in zip(COLORS, curves.values())
     )
@@ -83,6 +98,12 @@ def _line(color, points):
     return f'<polyline points="{line}" stroke="{color}"/>' + "".join(
         f'<circle cx="{a}" cy="{b}" r="2.5" fill="{color}"/>' for a, b in dots
     )
+
+
+def _band(color, points):
+    upper = [f"{x},{high}" for x, _, high in points]
+    lower = [f"{x},{low}" for x, low, _ in reversed(points)]
+    return f'<polygon points="{" ".join(upper + lower)}" fill="{color}" opacity=".15"/>'
 
 
 def _finite(value):

@@ -119,6 +119,7 @@ def evaluate_run(
     checkpoint_path: str | None = None,
     wait: float = 0.0,
     newest_first: bool = False,
+    export_best: bool = True,
 ) -> dict | None:
     """Evaluates the checkpoints of a run, each once, until the last step's; exports the best.
 
@@ -153,7 +154,8 @@ def evaluate_run(
             print(f"skipped: {error}", flush=True)
             continue
         metrics = _evaluate_checkpoint(experiment, run_dir, model, predict, path)
-    best.export(run_dir, experiment, model)
+    if export_best:
+        best.export(run_dir, experiment, model)
     return metrics
 
 

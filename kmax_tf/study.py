@@ -1,0 +1,243 @@
+"""A study: variants of an experiment times seeds, each trained and evaluated as any other run.
+
+Every variant gets the same search: the first seed trains at each of a few learning rates, and the
+one with the best PQ over the whole schedule is that of the other seeds.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from kmax_tf import config, evaluate, report, runtime, train
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import InputError, read_json, write_atomic
+
+RATE = "optimizer.AdamW.learning_rate"
+SEED = "experiment.Experiment.seed"
+STUDY = "study.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared, and why; each variant is its bindings and nothing else.
+
+    Fields:
+      question: what the study asks.
+      paper: what the paper found.
+      variants: name -> bindings on top of `base`; the first one is what the others are compared to.
+      coco: name -> bindings that the variant has at full size besides.
+      base: the gin file of the embedded dataset.
+      full_size: the one of COCO.
+      learning_rates: what the search tries for each variant, on the embedded dataset.
+    """
+
+    question: str
+    paper: str
+    variants: dict
+    coco: dict = dataclasses.field(default_factory=dict)
+    base: str = "gin/studies/digits.gin"
+    full_size: str = "gin/experiments/coco_resnet50.gin"
+    learning_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
+
+    def __post_init__(self):
+        unknown = self.coco.keys() - self.variants.keys()
+        if unknown:
+            raise InputError(f"Study.coco: {sorted(unknown)} are no variants; name them alike")
+
+
+class Job(NamedTuple):
+    """One training run of a study."""
+
+    variant: str
+    learning_rate: float
+    seed: int
+    gin_file: str
+    bindings: tuple[str, ...]
+    digest: str  # of the resolved configuration, so that studies share what they have in common
+
+
+def load(name: str) -> Study:
+    """The study gin/studies/NAME.gin, or that of a gin file; InputError as of `config.load`."""
+    return config.load(Study, name if name.endswith(".gin") else f"gin/studies/{name}.gin")
+
+
+def search(study: Study) -> list[Job]:
+    """The first seed of every variant at every learning rate."""
+    return [_job(study, v, rate, 0) for v in study.variants for rate in study.learning_rates]
+
+
+def commands(name: str, study: Study, seeds: int) -> list[str]:
+    """The lines that train and evaluate a study at full size, on a TPU v3-32."""
+    lines = []
+    for variant, bindings in study.variants.items():
+        both = (*bindings, *study.coco.get(variant, ()))
+        bindings = {b.partition("=")[0].strip(): b for b in both}.values()  # the last one counts
+        config.load(
+            Experiment, study.full_size, [*bindings]
+        )  # else a mistake is found on the slice
+        folder = "_".join(re.findall(r"[\w-]+", variant))
+        for seed in range(seeds):
+            run_dir = f"--run_dir=gs://BUCKET/{name}/{folder}/seed{seed}"
+            gin = [f"--gin={binding}" for binding in (*bindings, f"{SEED} = {seed}")]
+            start = ["scripts/train.py", f"--gin_file={study.full_size}", *gin, run_dir]
+            lines.append(shlex.join([*start, "--device=tpu:NAME"]))
+            lines.append(shlex.join(["scripts/evaluate.py", run_dir]))
+    return lines
+
+
+def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
+    """Runs what is missing of a study; after each run OUT/NAME/study.json is up to date.
+
+    Arguments:
+      out: folder of all studies. Runs lie in OUT/runs; one that a study.json there tells of is
+        never repeated, and one that was cut off goes on where it stopped.
+      seeds: runs of each variant at its best learning rate.
+      jobs: runs at the same time.
+    Returns what study.json holds: name, question, paper, and "variants", a list of name, bindings
+    and "runs", each with learning_rate, seed, digest, minutes (since it was last started), and
+    lists over the evaluated steps: steps, PQ, PQ_things and PQ_stuff in percent.
+    Raises InputError where a run fails.
+    """
+    known, done = finished(out), []
+    searched = search(study)
+
+    def record(job, entry):
+        done.append((job, known.setdefault(job.digest, entry)))
+        result = _describe(name, study, done)
+        write_atomic(os.path.join(out, name, STUDY), json.dumps(result, indent=1))
+        return result
+
+    with tqdm(
+        total=len(searched) + len(study.variants) * (seeds - 1), desc=name, unit="run"
+    ) as bar:
+        for job, entry in _run_all(searched, out, jobs, known):
+            result = record(job, entry)
+            bar.update()
+        best = {v["name"]: best_rate(v["runs"]) for v in result["variants"]}
+        for seed in range(1, seeds):  # so that a study that is cut off has as many of each
+            wanted = [_job(study, variant, rate, seed) for variant, rate in best.items()]
+            for job, entry in _run_all(wanted, out, jobs, known):
+                result = record(job, entry)
+                bar.update()
+    return result
+
+
+def finished(out: str) -> dict[str, dict]:
+    """The runs that the study.json files below a folder tell of, by digest."""
+    studies = [read_json(path) for path in tf.io.gfile.glob(os.path.join(out, "*", STUDY))]
+    return {
+        run["digest"]: run
+        for study in studies
+        for variant in study["variants"]
+        for run in variant["runs"]
+    }
+
+
+def run_dir_of(out: str, digest: str) -> str:
+    """The run folder of a digest, without checkpoints once it is finished."""
+    return os.path.join(out, "runs", digest)
+
+
+def over_schedule(run: dict) -> float:
+    """The mean PQ of the evaluated steps of a run."""
+    return float(np.mean(run["PQ"]))
+
+
+def best_rate(runs: Sequence[dict]) -> float:
+    """The learning rate at which the first seed has the best PQ over the whole schedule."""
+    return max((r for r in runs if r["seed"] == 0), key=over_schedule)["learning_rate"]
+
+
+def _job(study, variant, rate, seed):
+    bindings = (*study.variants[variant], f"{RATE} = {rate}", f"{SEED} = {seed}")
+    config.load(Experiment, study.base, bindings)
+    digest = hashlib.sha256(config.resolved().encode()).hexdigest()[:12]
+    return Job(variant, rate, seed, study.base, bindings, digest)
+
+
+def _describe(name, study, done):
+    def entries(variant):
+        return [
+            {**entry, "learning_rate": job.learning_rate, "seed": job.seed}
+            for job, entry in done
+            if job.variant == variant
+        ]
+
+    return {
+        "name": name,
+        "question": study.question,
+        "paper": study.paper,
+        "variants": [
+            {"name": variant, "bindings": list(bindings), "runs": entries(variant)}
+            for variant, bindings in study.variants.items()
+        ],
+    }
+
+
+def _run_all(wanted, out, jobs, known):
+    """Yields (job, what is known of it) of all, running what is unknown, `jobs` at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        todo = [job for job in wanted if job.digest not in known]
+        yield from ((job, known[job.digest]) for job in wanted if job.digest in known)
+        yield from zip(todo, pool.map(lambda job: _run_one(job, out), todo), strict=True)
+
+
+def _run_one(job, out):
+    """Trains and evaluates in a process of its own, for a process has one global seed."""
+    run_dir = run_dir_of(out, job.digest)
+    begin = time.monotonic()
+    with tempfile.NamedTemporaryFile(suffix=".log") as log:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_train_and_evaluate, args=(job.gin_file, job.bindings, run_dir, log.name)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            text = log.read().decode(errors="replace")
+            write_atomic(os.path.join(run_dir, "log.txt"), text)
+            last = (text.strip().splitlines() or [f"exit status {process.exitcode}"])[-1]
+            raise InputError(f"{job.variant}, seed {job.seed}: {last} ({run_dir}/log.txt)")
+    evaluations = report.read_evaluations(run_dir)
+    tf.io.gfile.rmtree(os.path.join(run_dir, "checkpoints"))  # the best one stays, in best/
+    curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
+    minutes = round((time.monotonic() - begin) / 60, 2)
+    steps = [e["step"] for e in evaluations]
+    return {"digest": job.digest, "minutes": minutes, "steps": steps, **curves}
+
+
+def _train_and_evaluate(gin_file, bindings, run_dir, log):
+    """All that the process prints goes to the file `log`, an error to its last line."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        strategy = runtime.strategy("auto")
+        experiment = config.load(Experiment, gin_file, bindings)
+        train.train(experiment, run_dir, strategy)
+        with strategy.scope():
+            evaluate.evaluate_run(experiment, run_dir, export_best=False)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def _end_with_parent():
+    """Else a run would go on beside the one that takes its place when the study starts again."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
