@@ -7,7 +7,9 @@ import pathlib
 import re
 import runpy
 import shlex
+import shutil
 import sys
+import types
 
 import pytest
 from absl import app, flags
@@ -39,9 +41,9 @@ def blocks(page):
 
 
 def cells(notebook):
-    """The sources of a notebook's code cells."""
-    content = json.loads(notebook.read_text())
-    return ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    """The sources of a notebook's code cells, but for those that clone and install."""
+    code = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in code if "setup" not in cell["metadata"]["tags"]]
 
 
 def commands(text):
@@ -136,3 +138,99 @@ def test_what_is_not_a_command_of_ours_fails(parse):
         parse(["scripts/train.py", "--run_dir=y"])
     with pytest.raises(AssertionError):
         parse(["-m", "data_prep.coco_format", "--nothing"])
+
+
+def test_bindings_in_sentences_are_valid():
+    """What the pages tell to add to a training, `--gin="..."`, each on the experiment for own data."""
+    text = "".join(page.read_text() for page in PAGES if page.suffix == ".md")
+    bindings = re.findall(r'--gin="([^"\n]+)"', text)
+    assert len(bindings) > 15
+    for binding in bindings:
+        own = [binding, "datasets.load.source = 'coco'"]
+        config.load(Experiment, str(ROOT / "gin/experiments/own_dataset.gin"), own)
+
+
+@pytest.fixture
+def workspace(records, tiny_text, tmp_path, monkeypatch):
+    """The working folder of a reader: labelled images in own/, and experiments that are quick."""
+    digits = pathlib.Path(records).parent
+    for split in ("train", "val"):
+        shutil.copytree(digits / split, tmp_path / "own" / split)
+        shutil.copytree(digits / f"panoptic_{split}", tmp_path / "own" / f"{split}_labels")
+        shutil.copy(digits / f"panoptic_{split}.json", tmp_path / "own" / f"{split}.json")
+    (tmp_path / "gin/experiments").mkdir(parents=True)
+    for name, place in (("demo", "data/panoptic_digits"), ("own_dataset_laptop", "data/own")):
+        text = tiny_text.format(records=f"{place}/records").replace("demo.gin", f"{name}.gin")
+        (tmp_path / f"gin/experiments/{name}.gin").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_page(name, places, without="^$"):
+    """Runs a page's commands but for those of a pattern, with other words for its places."""
+    texts = [t for t in blocks(ROOT / "docs" / name) if not t.startswith("# not run here")]
+    for words in [words for text in texts for words in commands(text)]:
+        if not re.search(without, " ".join(words)):
+            run([swapped(word, places) for word in words])
+
+
+def swapped(text, places):
+    for place, other in places.items():
+        text = text.replace(place, other)
+    return text
+
+
+def read(page, language):
+    """The first block of a page that is in a language, "" for gin."""
+    return re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(workspace):
+    run_page("own_dataset.md", {})
+    assert (workspace / "validation/val/contact_sheet.png").exists()
+    assert "Pictures" in (workspace / "runs/look/report.html").read_text()
+    found = json.loads((workspace / "predictions/predictions.json").read_text())
+    assert len(found["annotations"]) == 3
+    assert len([*(workspace / "predictions/overlays").iterdir()]) == 3
+
+    places = {"runs/coco": "runs/look", "runs/a@1000": "runs/look@3", "runs/a@2000": "runs/look@4"}
+    run_page("evaluate.md", places, "once|newest|checkpoint|_val2017|submit|runs/b|benchmark")
+    steps = {path.name for path in (workspace / "runs/look/eval").glob("metrics-*.json")}
+    assert steps == {f"metrics-{step:08}.json" for step in (1, 2, 3, 4)}
+    assert (workspace / "comparison.html").exists()
+    places |= {"coco/unlabeled2017": "own/val"}
+    run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits")
+    dataset = json.loads((workspace / "data/coco/records/dataset.json").read_text())
+    assert dataset["splits"]["unlabeled"]["num_examples"] == 3
+
+    places |= {f'"{name}"': '"own/val/000001.jpg"' for name in ("photo.jpg", "a.jpg", "b.png")}
+    namespace = {}
+    exec(swapped(read("export.md", "python"), places), namespace)
+    exec(swapped(read("predict.md", "python"), places), namespace)
+    assert namespace["result"].panoptic_map.shape == (97, 97)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_the_notebook_and_a_backbone_in_one_file(workspace, monkeypatch):
+    shown = types.ModuleType("IPython.display")
+    shown.HTML = shown.Image = lambda filename: pathlib.Path(filename).read_bytes()
+    monkeypatch.setitem(sys.modules, "IPython.display", shown)
+    namespace = {}
+    for cell in cells(ROOT / "docs/demo.ipynb"):
+        if not cell.startswith("!"):
+            exec(cell, namespace)
+            continue
+        for words in commands(re.sub("^!", "", cell, flags=re.MULTILINE)):
+            few = ["--num_train", "6", "--num_val", "3"] if "data_prep.demo" in words else []
+            run(words + few)
+    assert namespace["metrics"]["step"] == 4 and namespace["metrics"]["num_images"] == 3
+    assert namespace["result"].panoptic_map.shape == (97, 97)
+
+    (workspace / "plain.py").write_text(read("extending.md", "python"))
+    (workspace / "plain.gin").write_text(read("extending.md", ""))
+    monkeypatch.syspath_prepend(workspace)
+    run_page("extending.md", {"steps = 20": "steps = 2"})
+    assert (workspace / "runs/plain/checkpoints/ckpt-2.index").exists()
