@@ -1,4 +1,4 @@
-"""The pages' commands: each is one of the real command line, and what can run on little data runs."""
+"""The pages' commands: each is one of the real command line, and what can run here runs."""
 
 import argparse
 import importlib.util
@@ -141,7 +141,7 @@ def test_what_is_not_a_command_of_ours_fails(parse):
 
 
 def test_bindings_in_sentences_are_valid():
-    """What the pages tell to add to a training, `--gin="..."`, each on the experiment for own data."""
+    """What the pages bind by `--gin="..."`, each on the experiment for own data."""
     text = "".join(page.read_text() for page in PAGES if page.suffix == ".md")
     bindings = re.findall(r'--gin="([^"\n]+)"', text)
     assert len(bindings) > 15
