@@ -72,7 +72,7 @@ def run(words):
     sys.argv = words[1:] if module else words
     try:
         if module:
-            runpy.run_module(module, run_name="__main__")
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     except SystemExit as left:
@@ -181,7 +181,7 @@ def swapped(text, places):
 
 
 def read(page, language):
-    """The first block of a page that is in a language, "" for gin."""
+    """The first block of a page that is in a language."""
     return re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[1]
 
 
@@ -214,7 +214,7 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forget_models")
-def test_the_notebook_and_a_backbone_in_one_file(workspace, monkeypatch):
+def test_the_notebook(workspace, monkeypatch):
     shown = types.ModuleType("IPython.display")
     shown.HTML = shown.Image = lambda filename: pathlib.Path(filename).read_bytes()
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
@@ -229,8 +229,14 @@ def test_the_notebook_and_a_backbone_in_one_file(workspace, monkeypatch):
     assert namespace["metrics"]["step"] == 4 and namespace["metrics"]["num_images"] == 3
     assert namespace["result"].panoptic_map.shape == (97, 97)
 
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_a_backbone_in_one_file(workspace, records, monkeypatch):
+    (workspace / "data/panoptic_digits").mkdir(parents=True)
+    (workspace / "data/panoptic_digits/records").symlink_to(records)
     (workspace / "plain.py").write_text(read("extending.md", "python"))
-    (workspace / "plain.gin").write_text(read("extending.md", ""))
+    (workspace / "plain.gin").write_text(read("extending.md", "gin"))
     monkeypatch.syspath_prepend(workspace)
     run_page("extending.md", {"steps = 20": "steps = 2"})
     assert (workspace / "runs/plain/checkpoints/ckpt-2.index").exists()
