@@ -17,6 +17,9 @@ from absl import app, flags
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
 
+# A module may have been imported before it is run.
+pytestmark = pytest.mark.filterwarnings("ignore:'data_prep:RuntimeWarning")
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "docs/demo.ipynb"]
