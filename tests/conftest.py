@@ -73,6 +73,12 @@ def records(tmp_path_factory) -> str:
 
 
 @pytest.fixture
+def tiny_text() -> str:
+    """The toy experiment as a gin file, but for the folder of its {records}."""
+    return TINY
+
+
+@pytest.fixture
 def tiny(records, tmp_path):
     """A function: gin bindings -> the toy experiment."""
 

@@ -70,7 +70,7 @@ def test_heads(path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_parses_with_the_official_schedule(path):
-    own = ["datasets.load.source = 'coco'"] if path.stem == "own_dataset" else []
+    own = ["datasets.load.source = 'coco'"] if path.stem.startswith("own_dataset") else []
     experiment = config.load(Experiment, str(path), own)
     optimizer = experiment.optimizer(experiment.steps)
     assert float(optimizer.learning_rate) == 0  # before the warm-up

@@ -146,7 +146,7 @@ def operations(dataset):
 
 def load(path, *bindings):
     """The experiment of a file; the one for a dataset of one's own with COCO's classes."""
-    own = ["datasets.load.source = 'coco'"] if path.endswith("own_dataset.gin") else []
+    own = ["datasets.load.source = 'coco'"] if "own_dataset" in path else []
     return config.load(Experiment, path, [*own, *bindings])
 
 

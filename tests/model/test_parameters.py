@@ -64,7 +64,7 @@ _built = {}  # by what the model is made of
 
 
 def _parameters(name, *bindings):
-    if name == "own_dataset":
+    if name.startswith("own_dataset"):
         bindings = (*bindings, "datasets.load.source = 'coco'")
     experiment = config.load(Experiment, f"gin/experiments/{name}.gin", bindings)
     sections = re.split(r"(?=^# Parameters for )", config.resolved(), flags=re.MULTILINE)
@@ -121,14 +121,15 @@ def test_twice_as_many_centres():
     assert twice - usual == 128 * 256
 
 
-def test_the_small_model():
-    assert 0.9e6 < _parameters("demo")["total"] < 1.1e6
+@pytest.mark.parametrize("name", ["demo", "own_dataset_laptop"])
+def test_the_small_model(name):
+    assert 0.9e6 < _parameters(name)["total"] < 1.1e6
 
 
 def test_every_experiment_has_been_built():
     ablations = [*PRINTED, "decoders_111", "decoders_333"]
     names = {f"coco_{e}_{a}" for e in ("resnet50", "max_s") for a in ablations}
-    names |= {*OFFICIAL, *SAME, "coco_convnext_large_256", "demo"}
+    names |= {*OFFICIAL, *SAME, "coco_convnext_large_256", "demo", "own_dataset_laptop"}
     assert names == {path.stem for path in (ROOT / "gin/experiments").glob("*.gin")}
 
 

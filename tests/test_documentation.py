@@ -1,0 +1,245 @@
+"""The pages' commands: each is one of the real command line, and what can run here runs."""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import types
+
+import pytest
+from absl import app, flags
+
+from kmax_tf import config
+from kmax_tf.experiment import Experiment
+
+# A module may have been imported before it is run.
+pytestmark = pytest.mark.filterwarnings("ignore:'data_prep:RuntimeWarning")
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "docs/demo.ipynb"]
+# Whole commands, not mentions: of fenced blocks, indented lines and `python ...` in a sentence.
+FENCED = r"```bash\n(.*?)```"
+INDENTED = r"^    ((?:python |scripts/)(?:[^\n]*\\\n)*[^\n]*)"
+INLINE = r"`(python [^`.]+[^`]*)`"
+
+
+class Parsed(Exception):
+    """Ends a program once its flags are parsed: the flags, and the words that are none."""
+
+
+def blocks(page):
+    """The texts of a page that hold commands."""
+    text = page.read_text()
+    if page.suffix == ".ipynb":
+        return [re.sub("^!", "", cell, flags=re.M) for cell in cells(page) if cell.startswith("!")]
+    rest = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    indented = re.findall(INDENTED, rest, re.MULTILINE)
+    return re.findall(FENCED, text, re.DOTALL) + indented + re.findall(INLINE, rest)
+
+
+def cells(notebook):
+    """The sources of a notebook's code cells, but for those that clone and install."""
+    code = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in code if "setup" not in cell["metadata"]["tags"]]
+
+
+def commands(text):
+    """The words of each command of ours in a shell text."""
+    text = re.sub(r"(^|\s)#.*", "", text.replace("\\\n", " "))
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="\n;&|<>")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
+    found, words = [], []
+    for word in [*lexer, "\n"]:
+        if set(word) <= set("\n;&|<>"):
+            found, words = [*found, words], []
+        elif words or not re.match(r"do$|then$|\w+=", word):
+            words.append(word)
+    return [words[words[0] == "python" :] for words in found if is_ours(words)]
+
+
+def is_ours(words):
+    start = r"(python )?scripts/|python -m (data_prep|kmax_tf)"
+    return bool(re.match(start, " ".join(words)))
+
+
+def run(words):
+    """Runs a command in this process, as `python` would."""
+    before, argv = {*flags.FLAGS}, sys.argv
+    module = words[1] if words[0] == "-m" else None
+    sys.argv = words[1:] if module else words
+    try:
+        if module:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    except SystemExit as left:
+        assert not left.code, f"{words}: exit status {left.code}"
+    finally:
+        sys.argv = argv
+        for name in {*flags.FLAGS} - before:  # the next program has flags of the same names
+            delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """A function: the words of a command -> its flags, without what it does."""
+    whole = argparse.ArgumentParser.parse_known_args
+
+    def of_argparse(self, args=None, namespace=None):
+        namespace, rest = whole(self, args, namespace)
+        raise Parsed(vars(namespace), [] if getattr(namespace, "runner", None) else rest)
+
+    def of_absl(main, argv=None):
+        rest = flags.FLAGS(sys.argv)[1:]
+        raise Parsed(flags.FLAGS.flag_values_dict(), rest)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", of_argparse)
+    monkeypatch.setattr(app, "run", of_absl)
+
+    def parse(words):
+        with pytest.raises(Parsed) as ended:
+            run(words)
+        found, rest = ended.value.args
+        assert not rest, f"{words}: {rest} are no flags"
+        return found
+
+    return parse
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page, parse):
+    """Flags exist and have what they need; experiments exist, and take the bindings."""
+    for words in [words for text in blocks(page) for words in commands(text)]:
+        if words[0] == "-m" and len(words) == 2:
+            assert importlib.util.find_spec(words[1])
+        elif not words[0].endswith(".py") and words[0] != "-m":
+            script = (ROOT / words[0]).read_text()
+            names = [word.split("=")[0] for word in words if word.startswith("--")]
+            assert all(re.search(rf"{name}\b", script) for name in names), words
+        else:
+            found = parse(words)
+            own = page.parent / (found.get("gin_file") or "none")
+            if found.get("gin_file") and f"`{own.name}`" not in page.read_text():
+                classes = ["datasets.load.source = 'coco'"] * ("own" in own.name)
+                config.load(Experiment, str(ROOT / found["gin_file"]), [*found["gin"], *classes])
+
+
+def test_what_is_not_a_command_of_ours_fails(parse):
+    """Else the tests above could not fail."""
+    [words] = commands("TF_CONFIG='{\n}' python scripts/train.py --gin_file=x \\\n  --run_dir=y &")
+    assert words == ["scripts/train.py", "--gin_file=x", "--run_dir=y"]
+    assert parse(words)["gin_file"] == "x"
+    with pytest.raises(flags.UnrecognizedFlagError):
+        parse([*words, "--steps=3"])
+    with pytest.raises(flags.IllegalFlagValueError):
+        parse(["scripts/train.py", "--run_dir=y"])
+    with pytest.raises(AssertionError):
+        parse(["-m", "data_prep.coco_format", "--nothing"])
+
+
+def test_bindings_in_sentences_are_valid():
+    """What the pages bind by `--gin="..."`, each on the experiment for own data."""
+    text = "".join(page.read_text() for page in PAGES if page.suffix == ".md")
+    bindings = re.findall(r'--gin="([^"\n]+)"', text)
+    assert len(bindings) > 15
+    for binding in bindings:
+        own = [binding, "datasets.load.source = 'coco'"]
+        config.load(Experiment, str(ROOT / "gin/experiments/own_dataset.gin"), own)
+
+
+@pytest.fixture
+def workspace(records, tiny_text, tmp_path, monkeypatch):
+    """The working folder of a reader: labelled images in own/, and experiments that are quick."""
+    digits = pathlib.Path(records).parent
+    for split in ("train", "val"):
+        shutil.copytree(digits / split, tmp_path / "own" / split)
+        shutil.copytree(digits / f"panoptic_{split}", tmp_path / "own" / f"{split}_labels")
+        shutil.copy(digits / f"panoptic_{split}.json", tmp_path / "own" / f"{split}.json")
+    (tmp_path / "gin/experiments").mkdir(parents=True)
+    for name, place in (("demo", "data/panoptic_digits"), ("own_dataset_laptop", "data/own")):
+        text = tiny_text.format(records=f"{place}/records").replace("demo.gin", f"{name}.gin")
+        (tmp_path / f"gin/experiments/{name}.gin").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_page(name, places, without="^$"):
+    """Runs a page's commands but for those of a pattern, with other words for its places."""
+    texts = [t for t in blocks(ROOT / "docs" / name) if not t.startswith("# not run here")]
+    for words in [words for text in texts for words in commands(text)]:
+        if not re.search(without, " ".join(words)):
+            run([swapped(word, places) for word in words])
+
+
+def swapped(text, places):
+    for place, other in places.items():
+        text = text.replace(place, other)
+    return text
+
+
+def read(page, language):
+    """The first block of a page that is in a language."""
+    return re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(workspace):
+    run_page("own_dataset.md", {})
+    assert (workspace / "validation/val/contact_sheet.png").exists()
+    assert "Pictures" in (workspace / "runs/look/report.html").read_text()
+    found = json.loads((workspace / "predictions/predictions.json").read_text())
+    assert len(found["annotations"]) == 3
+    assert len([*(workspace / "predictions/overlays").iterdir()]) == 3
+
+    places = {"runs/coco": "runs/look", "runs/a@1000": "runs/look@3", "runs/a@2000": "runs/look@4"}
+    run_page("evaluate.md", places, "once|newest|checkpoint|_val2017|submit|runs/b|benchmark")
+    steps = {path.name for path in (workspace / "runs/look/eval").glob("metrics-*.json")}
+    assert steps == {f"metrics-{step:08}.json" for step in (1, 2, 3, 4)}
+    assert (workspace / "comparison.html").exists()
+    places |= {"coco/unlabeled2017": "own/val"}
+    run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits")
+    dataset = json.loads((workspace / "data/coco/records/dataset.json").read_text())
+    assert dataset["splits"]["unlabeled"]["num_examples"] == 3
+
+    places |= {f'"{name}"': '"own/val/000001.jpg"' for name in ("photo.jpg", "a.jpg", "b.png")}
+    namespace = {}
+    exec(swapped(read("export.md", "python"), places), namespace)
+    exec(swapped(read("predict.md", "python"), places), namespace)
+    assert namespace["result"].panoptic_map.shape == (97, 97)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_the_notebook(workspace, monkeypatch):
+    shown = types.ModuleType("IPython.display")
+    shown.HTML = shown.Image = lambda filename: pathlib.Path(filename).read_bytes()
+    monkeypatch.setitem(sys.modules, "IPython.display", shown)
+    namespace = {}
+    for cell in cells(ROOT / "docs/demo.ipynb"):
+        if not cell.startswith("!"):
+            exec(cell, namespace)
+            continue
+        for words in commands(re.sub("^!", "", cell, flags=re.MULTILINE)):
+            few = ["--num_train", "6", "--num_val", "3"] if "data_prep.demo" in words else []
+            run(words + few)
+    assert namespace["metrics"]["step"] == 4 and namespace["metrics"]["num_images"] == 3
+    assert namespace["result"].panoptic_map.shape == (97, 97)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_a_backbone_in_one_file(workspace, records, monkeypatch):
+    (workspace / "data/panoptic_digits").mkdir(parents=True)
+    (workspace / "data/panoptic_digits/records").symlink_to(records)
+    (workspace / "plain.py").write_text(read("extending.md", "python"))
+    (workspace / "plain.gin").write_text(read("extending.md", "gin"))
+    monkeypatch.syspath_prepend(workspace)
+    run_page("extending.md", {"steps = 20": "steps = 2"})
+    assert (workspace / "runs/plain/checkpoints/ckpt-2.index").exists()
