@@ -146,7 +146,7 @@ def _blocks(gradio, segmenter, name):
     with gradio.Blocks(
         title=name, analytics_enabled=False, delete_cache=(KEPT, KEPT), fill_width=True
     ) as blocks:
-        image = gradio.File(label=f"image for {name}", height=120)
+        image = gradio.File(label=f"image for {name}", height=120, elem_classes="field")
         viewer = gradio.HTML(
             html_template=f"<div class='viewer'><p>JPEG, PNG, GIF or BMP, {size}</p></div>",
             js_on_load=read_bytes(_beside("viewer.js")).decode(),

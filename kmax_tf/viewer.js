@@ -80,14 +80,15 @@ function show({ caption, width, height, views }) {
 
   function under({ clientX, clientY }) {
     const box = canvas.getBoundingClientRect();
-    const x = Math.floor(((clientX - box.left) / box.width) * width);
-    const y = Math.floor(((clientY - box.top) / box.height) * height);
-    const id = view?.ids[y * width + x] & 65535;
+    const place = (at, side) => Math.min(side - 1, Math.max(0, Math.floor(at * side)));
+    const x = place((clientX - box.left) / box.width, width);
+    const y = place((clientY - box.top) / box.height, height);
+    const id = view && view.ids[y * width + x] & 65535;
     return view?.items.find((item) => item.id === id);
   }
 
   function point(event) {
-    const item = under(event);
+    const item = event && under(event);
     for (const [id, label] of rows ?? []) label.classList.toggle("pointed", id === item?.id);
     tip.hidden = !item;
     if (!item) return;
@@ -99,7 +100,7 @@ function show({ caption, width, height, views }) {
   }
 
   canvas.onmousemove = point;
-  canvas.onmouseleave = () => point({});
+  canvas.onmouseleave = () => point();
   canvas.onclick = (event) => {
     const item = under(event);
     if (item) turn([item], view.off.has(item.id));

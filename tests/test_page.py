@@ -1,7 +1,6 @@
 """The page to look with: it shows what the model says, refuses politely, asks nobody outside."""
 
 import base64
-import collections
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from kmax_tf import images, page, predict
 from kmax_tf.files import InputError
@@ -251,3 +250,107 @@ def test_fifty_megabytes_are_taken_and_seventy_are_not(address, tmp_path):
         urllib.request.urlopen(request)
     NOISE.save(tmp_path / "a.png")
     assert ask(address, tmp_path / "a.png")["width"] == 640
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.add_argument(f"--user-data-dir={tmp_path}/chromium")
+    options.add_argument("--window-size=1280,1000")
+    words = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
+    words += " disable-background-networking disable-component-update disable-dev-shm-usage"
+    for word in words.split():
+        options.add_argument(f"--{word}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        browser.implicitly_wait(60)
+        yield browser
+
+
+def drop(browser, path, words):
+    """Gives the page a file, and waits for what it says of it."""
+    browser.find_element("css selector", "input[type=file]").send_keys(str(path))
+    browser.find_element("xpath", f"//*[@class='viewer']/p[contains(., '{words}')]")
+
+
+def choose(browser, title, item):
+    """Goes to a step, and waits for an item of its list."""
+    browser.find_element("xpath", f"//*[@class='steps']/label[.='{title}']").click()
+    browser.find_element("xpath", f"//*[@class='items']//span[.='{item['name']}']")
+
+
+def point(browser, x, y):
+    """Moves the mouse to a pixel of the picture; returns what is said beside it."""
+    canvas = browser.find_element("css selector", ".viewer canvas")
+    sides = [canvas.rect[side] for side in ("width", "height")]
+    shown = [int(canvas.get_attribute(side)) for side in ("width", "height")]
+    place = [(i + 0.5) * a / b - a / 2 for i, a, b in zip((x, y), sides, shown)]
+    act(browser).move_to_element_with_offset(canvas, *map(round, place)).perform()
+    return browser.find_element("css selector", ".viewer .tip").text
+
+
+def act(browser):
+    from selenium.webdriver import ActionChains
+
+    return ActionChains(browser)
+
+
+def color(browser, x, y):
+    script = "return [...document.querySelector('.viewer canvas').getContext('2d')"
+    script += ".getImageData(...arguments, 1, 1).data].slice(0, 3)"
+    return browser.execute_script(script, int(x), int(y))
+
+
+def inside(ids, i):
+    """A pixel (x, y) whose neighbours, too, are of the item."""
+    mask = Image.fromarray(np.uint8(255) * (ids == i)).filter(ImageFilter.MinFilter(9))
+    places = np.argwhere(np.asarray(mask))
+    y, x = places[len(places) // 2]
+    return x, y
+
+
+@pytest.mark.slow
+def test_person_looks_at_an_image(browser, address, segmenter, tmp_path):
+    NOISE.save(tmp_path / "photo.png")
+    photo, *clusters, segments = page.look(segmenter, str(tmp_path / "photo.png"))["views"]
+    browser.get(address)
+    drop(browser, tmp_path / "photo.png", "photo.png, 640 x 512 pixels")
+    steps = browser.find_elements("css selector", ".steps label")
+    assert [step.text for step in steps] == ["image", "decoder 1", "segments"]
+
+    for view in (segments, *clusters):
+        item = next(item for item in view["items"] if item["share"] > 0.05 and item["id"])
+        choose(browser, view["title"], item)
+        x, y = inside(ids_of(view), item["id"])
+        on, off = (decode(v["picture"])[y, x].tolist() for v in (view, photo))
+        assert np.abs(np.subtract(on, off)).max() > 20  # else nothing is to be seen
+
+        said = point(browser, x, y)
+        assert item["name"] in said and f"{100 * item['share']:.1f} %" in said
+        assert item["score"] is None or f"score {item['score']:.2f}" in said
+        assert color(browser, x, y) == pytest.approx(on, abs=4)
+        act(browser).click().perform()
+        assert color(browser, x, y) == pytest.approx(off, abs=4)
+        browser.find_element("css selector", ".items .pointed input").click()
+        assert color(browser, x, y) == pytest.approx(on, abs=4)
+        for button, expected in ("all off", off), ("all on", on):
+            browser.find_element("xpath", f"//button[.='{button}']").click()
+            assert color(browser, x, y) == pytest.approx(expected, abs=4)
+
+    (tmp_path / "text.png").write_text("this is a text")
+    drop(browser, tmp_path / "text.png", "text.png: not a JPEG or PNG")
+    ODD["rotated.jpg"](tmp_path / "rotated.jpg")
+    drop(browser, tmp_path / "rotated.jpg", "rotated.jpg, 512 x 640 pixels")
+
+    assert [log for log in browser.get_log("browser") if log["level"] == "SEVERE"] == []
+    events = [json.loads(log["message"])["message"] for log in browser.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if "request" in e["params"]]
+    hosts = {url.netloc for url in map(urllib.parse.urlsplit, asked) if url.scheme == "http"}
+    schemes = {urllib.parse.urlsplit(url).scheme for url in asked}
+    assert hosts == {urllib.parse.urlsplit(address).netloc}
+    assert "https" not in schemes and not any(s.startswith("ws") for s in schemes)
