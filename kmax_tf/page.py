@@ -125,8 +125,6 @@ def serve(segmenter: Segmenter, name: str, host: str, port: int) -> None:
             path="/",
             max_file_size=LARGEST_FILE,
             show_error=False,
-            # Gradio's own fonts are fetched from elsewhere.
-            theme=gradio.themes.Default(font="system-ui", font_mono="monospace"),
             css_paths=_beside("viewer.css"),
             footer_links=[],
             run_history=False,
