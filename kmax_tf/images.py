@@ -50,16 +50,16 @@ def find(paths: list[str]) -> tuple[str, list[Source]]:
     return root, list(map(Source, reads, stems, _unique(numbers, stems), reads.values()))
 
 
-def read_image(path: str) -> np.ndarray:
-    """An image file as uint8 [height, width, 3], upright.
+def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
+    """An image file of at most so many pixels as uint8 [height, width, 3], upright.
 
     Alpha is dropped, 16 bits become 8, CMYK and palettes RGB; an animation is its first frame.
     Raises InputError if it cannot be decoded or is too large.
     """
     content = read_bytes(path)
     orientation, pixels = _header(content)
-    if pixels > LARGEST:
-        raise InputError(f"{path}: more than {LARGEST // 10**6} million pixels; scale it down")
+    if pixels > largest:
+        raise InputError(f"{path}: more than {largest // 10**6} million pixels; scale it down")
     try:
         # As the records of a training are decoded, to the last bit.
         image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()

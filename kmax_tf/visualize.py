@@ -1,5 +1,6 @@
 """Pictures of segments and cluster assignments, with NumPy and Pillow alone."""
 
+import collections
 import colorsys
 import io
 
@@ -32,12 +33,10 @@ def overlay(image: np.ndarray, segment_map: np.ndarray, segments: list) -> np.nd
 
     paint = np.zeros_like(photo)
     alpha = np.zeros((*segment_map.shape, 1), np.float32)
-    seen = {}
-    for i, _, color in segments:
+    for (i, _, _), shade in zip(segments, shades([color for *_, color in segments])):
         mask = segment_map == i
-        paint[mask] = _shade(color, seen.get(color, 0))
+        paint[mask] = shade
         alpha[mask] = 0.55
-        seen[color] = seen.get(color, 0) + 1
     picture = np.where(alpha > 0, (1 - alpha) * photo + alpha * paint, 0.6 * photo)
 
     outline = _outline(segment_map) & (alpha[..., 0] > 0)
@@ -60,7 +59,7 @@ def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) 
         uint8 [k height, k width, 3], k a whole number, or with an image
         [k image height, k image width, 3], as `overlay` makes it from that image.
     """
-    colors = np.array([_cluster_color(i) for i in range(int(assignment.max()) + 1)], np.float32)
+    colors = np.array([cluster_color(i) for i in range(int(assignment.max()) + 1)], np.float32)
     if image is None:
         return np.rint(colors[_repeat(assignment, _factor(assignment))]).astype(np.uint8)
     height, width = (side * _factor(image) for side in image.shape[:2])
@@ -70,6 +69,22 @@ def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) 
     photo = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
     grey = np.asarray(photo, np.float32)[..., None]
     return np.rint(0.7 * colors[assignment[rows][:, columns]] + 0.3 * grey).astype(np.uint8)
+
+
+def shades(colors: list) -> list[np.ndarray]:
+    """The colours that `overlay` gives segments of the classes' colours, (r, g, b) 0..255."""
+    seen = collections.Counter()
+    found = []
+    for color in colors:
+        found.append(_shade(color, seen[color]))
+        seen[color] += 1
+    return found
+
+
+def cluster_color(i: int) -> np.ndarray:
+    """(r, g, b) 0..255: neighbours in number are far apart in hue, repeats differ in lightness."""
+    lightness, saturation = ((0.55, 0.8), (0.4, 0.6), (0.72, 0.7))[i % 3]
+    return np.multiply(colorsys.hls_to_rgb((i * GOLDEN) % 1, lightness, saturation), 255)
 
 
 def webp(picture: np.ndarray, longer_side: int) -> bytes:
@@ -153,12 +168,6 @@ def _shade(color, k):
     place = (lightness - low) / (high - low)
     lightness = low + (high - low) * ((0.569840 * k + place) % 1)
     return np.multiply(colorsys.hls_to_rgb(hue % 1, lightness, saturation), 255)
-
-
-def _cluster_color(i):
-    """(r, g, b) 0..255: neighbours in number are far apart in hue, repeats differ in lightness."""
-    lightness, saturation = ((0.55, 0.8), (0.4, 0.6), (0.72, 0.7))[i % 3]
-    return np.multiply(colorsys.hls_to_rgb((i * GOLDEN) % 1, lightness, saturation), 255)
 
 
 def _outline(segment_map):
