@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.model.layers import resize_bilinear
+from kmax_tf.model.layers import compiled_by_xla, look_up, resize_bilinear
 
 
 class Panoptic(NamedTuple):
@@ -79,7 +79,7 @@ class PostProcess:
         kept = (area > 0) & (area >= smallest)
         number = tf.where(tf.gather(kept, leader, batch_dims=1), leader + 1, 0)
         return Panoptic(
-            _lookup(tf.pad(number, [[0, 0], [1, 0]]), pasted.mask_map),
+            look_up(number, pasted.mask_map - 1),
             tf.where(kept, pasted.mask_class, -1),
             tf.where(kept, confidence, 0.0),
             tf.where(kept, score, 0.0),
@@ -88,32 +88,30 @@ class PostProcess:
 
     def paste(self, prediction: Any, size: Sequence[int], num_things: int) -> Pasted:
         """Pastes the masks that pass the thresholds, best first; returns `Pasted`."""
-        probabilities = tf.nn.softmax(prediction.class_logits)[..., :-1]
-        classes = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
-        confidence = tf.reduce_max(probabilities, axis=-1)
+        by_class = tf.nn.softmax(prediction.class_logits)[..., :-1]
+        classes = tf.argmax(by_class, axis=-1, output_type=tf.int32)
+        confidence = tf.reduce_max(by_class, axis=-1)
         quality = self._mask_score(prediction.mask_logits)
         score = confidence * quality**self.mask_exponent
         order = tf.argsort(score, direction="DESCENDING", stable=True)
         rank = tf.argsort(order)  # of each cluster
 
         logits = resize_bilinear(prediction.mask_logits, size)
-        top = tf.math.top_k(logits, 2)
-        largest = top.values[..., :1]
-        norm = tf.reduce_sum(tf.exp(logits - largest), axis=-1, keepdims=True)
-        probability = tf.exp(top.values - largest) / norm
-        first, second = self._claims(probability, _lookup(rank, top.indices))
+        masks, values = _two_largest(logits)
+        norm = tf.reduce_sum(tf.exp(logits - values[0][..., None]), axis=-1)
+        probabilities = [tf.exp(value - values[0]) / norm for value in values]
+        first, second = self._claims(probabilities, [look_up(rank, mask) for mask in masks])
 
         mask_class, ordered = (tf.gather(v, order, batch_dims=1) for v in (classes, confidence))
         threshold = tf.where(mask_class < num_things, self.thing_threshold, self.stuff_threshold)
-        pasted = self._paste(first, second, ordered >= threshold)
-        pasted = tf.pad(pasted, [[0, 0], [1, 0]])  # of the k-th mask, False for none
-        mask_map = tf.where(_lookup(pasted, first), first, second)
+        pasted = tf.cast(self._paste(first, second, ordered >= threshold), tf.int32)
+        mask_map = tf.where(look_up(pasted, first - 1) > 0, first, second)
         return Pasted(
-            tf.where(_lookup(pasted, mask_map), mask_map, 0),
+            mask_map * look_up(pasted, mask_map - 1),
             mask_class,
             ordered,
-            probability[..., 0],
-            _lookup(classes, top.indices[..., 0]),
+            probabilities[0],
+            look_up(classes, masks[0]),
         )
 
     def _mask_score(self, mask_logits):
@@ -123,23 +121,25 @@ class PostProcess:
         count = tf.reduce_sum(inside, axis=[1, 2])
         return tf.math.divide_no_nan(tf.reduce_sum(mask * inside, axis=[1, 2]), count)
 
-    def _claims(self, probability, rank):
+    def _claims(self, probabilities, ranks):
         """The masks that claim each pixel, in the order of pasting, from 1; 0 for none.
 
-        Both float32 and int32 [batch, height, width, 2], of a pixel's two likeliest masks.
+        Of a pixel's two likeliest masks, float32 and int32 [batch, height, width].
         Returns two int32 [batch, height, width].
         """
-        last = rank.dtype.max
-        number = tf.where(probability > self.pixel_threshold, rank + 1, last)
-        earlier, later = tf.reduce_min(number, -1), tf.reduce_max(number, -1)
+        last = tf.int32.max
+        numbers = [
+            tf.where(probability > self.pixel_threshold, rank + 1, last)
+            for probability, rank in zip(probabilities, ranks, strict=True)
+        ]
+        earlier, later = tf.minimum(*numbers), tf.maximum(*numbers)
         return tf.where(earlier == last, 0, earlier), tf.where(later == last, 0, later)
 
     def _paste(self, first, second, confident):
         """Which masks are pasted, in order of rank: bool [batch, masks]."""
         n = confident.shape[1]
         one = tf.ones(tf.shape(first))
-        pair = tf.where(second > 0, (first - 1) * n + second, 0)
-        overlap = tf.reshape(_sum(one, pair, n * n), [-1, n, n])
+        overlap = _overlaps(one, first, second, n)
         area = _sum(one, first, n) + _sum(one, second, n)
 
         def body(rank, pasted):
@@ -153,11 +153,22 @@ class PostProcess:
         return tf.while_loop(lambda rank, _: rank < n, body, start)[1] > 0
 
 
+def _two_largest(logits):
+    """Where the last axis is largest and next to it, int32, and how large; XLA's top_k sorts."""
+    first = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    others = tf.where(tf.one_hot(first, logits.shape[-1], True, False), logits.dtype.min, logits)
+    second = tf.argmax(others, axis=-1, output_type=tf.int32)
+    return (first, second), (tf.reduce_max(logits, axis=-1), tf.reduce_max(others, axis=-1))
+
+
 def _sum(values, ids, n):
     """Sums the values of the pixels of each id from 1 to n: [batch, height, width] -> [batch, n].
 
     Counts up to 2^24 pixels are exact in float32.
     """
+    if compiled_by_xla():
+        inside = tf.one_hot(ids - 1, n, True, False)  # no product, which a TPU rounds to bfloat16
+        return tf.reduce_sum(tf.where(inside, values[..., None], 0.0), axis=[1, 2])
     batch = tf.shape(ids)[0]
     shifted = tf.reshape(ids, [batch, -1]) + tf.range(batch)[:, None] * (n + 1)
     values = tf.reshape(values, [batch, -1])
@@ -165,10 +176,12 @@ def _sum(values, ids, n):
     return tf.reshape(sums, [batch, n + 1])[:, 1:]
 
 
-def _lookup(table, ids):
-    """table[ids] of each image: [batch, n], [batch, ...] -> [batch, ...]."""
-    flat = tf.reshape(ids, [tf.shape(ids)[0], -1])
-    return tf.reshape(tf.gather(table, flat, batch_dims=1), tf.shape(ids))
+def _overlaps(one, first, second, n):
+    """How many pixels have both ids, from 1 to n: [batch, n, n]."""
+    if compiled_by_xla():  # as fast as a product of matrices, and as exact
+        return tf.einsum("bhwi,bhwj->bij", *(tf.one_hot(ids - 1, n) for ids in (first, second)))
+    pair = tf.where(second > 0, (first - 1) * n + second, 0)
+    return tf.reshape(_sum(one, pair, n * n), [-1, n, n])
 
 
 def _leaders(classes, is_thing, present):

@@ -10,7 +10,7 @@ from kmax_tf.files import InputError
 from kmax_tf.loss import terms
 from kmax_tf.loss.matcher import match
 from kmax_tf.loss.relaxation import class_shares, relax_masks
-from kmax_tf.model.layers import resize_bilinear
+from kmax_tf.model.layers import look_up, resize_bilinear
 
 
 class Losses(NamedTuple):
@@ -53,13 +53,6 @@ class _Truth(NamedTuple):
     cluster: tf.Tensor  # the one matched to the segment
 
 
-def _look_up(values, index):
-    """values [batch, n] at int32 [batch, ...], 0 for an index of -1; a TPU is slow to gather."""
-    chosen = tf.one_hot(index, values.shape[1])
-    shape = [-1] + [1] * (index.shape.rank - 1) + [values.shape[1]]
-    return tf.reduce_sum(chosen * tf.reshape(values, shape), axis=-1)
-
-
 def match_segments(final: Any, targets: Targets, unmatched: str = "void") -> Matching:
     """Matches segments to clusters by mask dice times class probability (MaX-DeepLab, section 3.3).
 
@@ -98,13 +91,11 @@ def match_segments(final: Any, targets: Targets, unmatched: str = "void") -> Mat
     )
     share = (mask_area - nonvoid_area) / (mask_area + 1e-5)
     share = tf.maximum(share if unmatched == "void" else 1 - share, terms.PROBABILITY_FLOOR)
-    # One more, for a look-up gives 0 for no segment.
-    by_pixel = _look_up(tf.cast(cluster_of_segment + 1, tf.float32), segment)
     matching = Matching(
         cluster_of_segment=cluster_of_segment,
         dice=dice,
         cost=cost,
-        cluster_of_pixel=tf.cast(by_pixel, tf.int32) - 1,
+        cluster_of_pixel=look_up(cluster_of_segment + 1, segment) - 1,  # 0 for no segment
         class_of_cluster=tf.where(is_matched, tf.cast(class_of_cluster, tf.int32), void_class),
         mask_weight=tf.where(is_matched, confidence, 0.0),
         class_weight=tf.where(is_matched, quality, share),
@@ -211,7 +202,7 @@ class Criterion:
         pixels = height * width
         segment, semantic = (tf.reshape(v, [-1, pixels]) for v in (truth.segment, truth.semantic))
         area = tf.reduce_sum(tf.one_hot(segment, segments), axis=1)
-        area = tf.where(segment >= 0, _look_up(area, segment), 1.0)
+        area = tf.where(segment >= 0, look_up(area, segment), 1.0)
         count = min(self.contrast_pixels, pixels)
         sample = terms.sample_pixels(
             semantic >= 0, area, uniform[:, :pixels], count, self.contrast_temperature
