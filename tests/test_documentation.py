@@ -204,7 +204,7 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     assert steps == {f"metrics-{step:08}.json" for step in (1, 2, 3, 4)}
     assert (workspace / "comparison.html").exists()
     places |= {"coco/unlabeled2017": "own/val"}
-    run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits")
+    run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits|serve.py")
     dataset = json.loads((workspace / "data/coco/records/dataset.json").read_text())
     assert dataset["splits"]["unlabeled"]["num_examples"] == 3
 
