@@ -210,19 +210,28 @@ def _picture_sections(folder, entries):
 def _strip(folder, entry):
     """One image: itself, label, prediction, then the clusters of every decoder in order."""
     place = tf.io.gfile.join(folder, entry["folder"])
-    numbers = sorted(
-        int(re.findall(r"_(\d+)\.webp$", path)[0])
-        for path in tf.io.gfile.glob(f"{place}/assignment_*.webp")
-    )
     titles = {"image": "image", "label": "label", "prediction": "prediction"}
-    titles.update({f"assignment_{i}": f"clusters, decoder {i}" for i in numbers})
-    figures = "".join(picture(f"{place}/{name}.webp", title) for name, title in titles.items())
     facts = [f"PQ {percent(entry['PQ'])}"]
     for kind in ("missed", "false"):
         if entry[kind]:
             facts.append(f"{kind}: " + ", ".join(f"{n} {name}" for name, n in entry[kind].items()))
     text = html.escape(" · ".join([entry["name"], *facts]))
-    return f'<h3>{text}</h3><div class="strip">{figures}</div>'
+    return f"<h3>{text}</h3>{strip(place, titles | cluster_titles(place))}"
+
+
+def cluster_titles(place: str) -> dict[str, str]:
+    """The cluster pictures in the folder of an image, {name: title}, a decoder each, in order."""
+    numbers = sorted(
+        int(re.findall(r"_(\d+)\.webp$", path)[0])
+        for path in tf.io.gfile.glob(f"{place}/assignment_*.webp")
+    )
+    return {f"assignment_{i}": f"clusters, decoder {i}" for i in numbers}
+
+
+def strip(place: str, titles: dict[str, str]) -> str:
+    """Pictures of a folder side by side, {name: title}."""
+    figures = "".join(picture(f"{place}/{name}.webp", title) for name, title in titles.items())
+    return f'<div class="strip">{figures}</div>'
 
 
 def picture(path: str, title: str) -> str:

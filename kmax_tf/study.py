@@ -31,6 +31,7 @@ from kmax_tf.files import InputError, read_json, write_atomic
 RATE = "optimizer.AdamW.learning_rate"
 SEED = "experiment.Experiment.seed"
 STUDY = "study.json"
+RESULT = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,8 @@ def commands(name: str, study: Study, seeds: int) -> list[str]:
     for variant, bindings in study.variants.items():
         both = (*bindings, *study.coco.get(variant, ()))
         bindings = {b.partition("=")[0].strip(): b for b in both}.values()  # the last one counts
-        config.load(
-            Experiment, study.full_size, [*bindings]
-        )  # else a mistake is found on the slice
+        # Else a mistake would be found on the slice.
+        config.load(Experiment, study.full_size, [*bindings])
         folder = "_".join(re.findall(r"[\w-]+", variant))
         for seed in range(seeds):
             run_dir = f"--run_dir=gs://BUCKET/{name}/{folder}/seed{seed}"
@@ -105,8 +105,8 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
     """Runs what is missing of a study; after each run OUT/NAME/study.json is up to date.
 
     Arguments:
-      out: folder of all studies. Runs lie in OUT/runs; one that a study.json there tells of is
-        never repeated, and one that was cut off goes on where it stopped.
+      out: folder of all studies. Runs lie in OUT/runs; one that is `finished` is never repeated,
+        and one that was cut off goes on where it stopped.
       seeds: runs of each variant at its best learning rate.
       jobs: runs at the same time.
     Returns what study.json holds: name, question, paper, and "variants", a list of name, bindings
@@ -139,14 +139,14 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
 
 
 def finished(out: str) -> dict[str, dict]:
-    """The runs that the study.json files below a folder tell of, by digest."""
+    """The runs that result.json in their folders, or a study.json beside them, tells of, by digest.
+
+    A study.json alone will do, so that studies outlive the folders of their runs.
+    """
     studies = [read_json(path) for path in tf.io.gfile.glob(os.path.join(out, "*", STUDY))]
-    return {
-        run["digest"]: run
-        for study in studies
-        for variant in study["variants"]
-        for run in variant["runs"]
-    }
+    results = [read_json(path) for path in tf.io.gfile.glob(run_dir_of(out, f"*/{RESULT}"))]
+    told = [run for study in studies for variant in study["variants"] for run in variant["runs"]]
+    return {run["digest"]: run for run in [*told, *results]}
 
 
 def run_dir_of(out: str, digest: str) -> str:
@@ -214,11 +214,13 @@ def _run_one(job, out):
             last = (text.strip().splitlines() or [f"exit status {process.exitcode}"])[-1]
             raise InputError(f"{job.variant}, seed {job.seed}: {last} ({run_dir}/log.txt)")
     evaluations = report.read_evaluations(run_dir)
-    tf.io.gfile.rmtree(os.path.join(run_dir, "checkpoints"))  # the best one stays, in best/
     curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
     minutes = round((time.monotonic() - begin) / 60, 2)
     steps = [e["step"] for e in evaluations]
-    return {"digest": job.digest, "minutes": minutes, "steps": steps, **curves}
+    result = {"digest": job.digest, "minutes": minutes, "steps": steps, **curves}
+    write_atomic(os.path.join(run_dir, RESULT), json.dumps(result))  # from here on it is finished
+    tf.io.gfile.rmtree(os.path.join(run_dir, "checkpoints"))  # the best one stays, in best/
+    return result
 
 
 def _train_and_evaluate(gin_file, bindings, run_dir, log):

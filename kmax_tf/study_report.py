@@ -114,8 +114,8 @@ def write(result: dict, out: str) -> str:
         f'<header><div><p class="run">study {title}</p>'
         f"<h2>{html.escape(result['question'])}</h2><p>{html.escape(result['paper'])}</p>"
         '<p class="note">Mean ± standard deviation over the seeds. PQ over the schedule is the mean'
-        " of all evaluated steps; of that are the differences, seed by seed, with Student's"
-        " interval.</p></div></header>",
+        f" of all evaluated steps. Differences are of the same seeds, with the {CONFIDENCE} %"
+        " interval by Student's t.</p></div></header>",
         report.section("Result", report.table(HEAD, cells, kind="")),
         report.section("Search of the learning rate", _search_table(result)),
         report.section("Training", _charts(runs)),
@@ -156,35 +156,16 @@ def _charts(runs):
 
 def _pictures(runs, out):
     """Of each variant's first seed: the same images, predicted and assigned to clusters."""
-    places = {
-        name: study.run_dir_of(out, members[0]["digest"])
-        for name, members in runs.items()
-        if tf.io.gfile.exists(
-            run_folder.latest_metrics(study.run_dir_of(out, members[0]["digest"]))
-        )
-    }
-    if not places:
-        return ""
-    first = next(iter(places.values()))
-    shown = [
-        p for p in read_json(run_folder.latest_metrics(first))["pictures"] if p["role"] == "first"
-    ]
+    folders = {name: study.run_dir_of(out, members[0]["digest"]) for name, members in runs.items()}
+    kept = [run_folder.latest_metrics(folder) for folder in folders.values()]
+    kept = [path for path in kept if tf.io.gfile.exists(path)]
+    entries = read_json(kept[0])["pictures"] if kept else []
     strips = ""
-    for entry in shown:
+    for entry in (entry for entry in entries if entry["role"] == "first"):
+        place = os.path.join(run_folder.pictures(os.path.dirname(kept[0])), entry["folder"])
         strips += f"<h3>{html.escape(entry['name'])}</h3>"
-        strips += _strip(first, entry["folder"], {"image": "image", "label": "label"})
-        for name, run_dir in places.items():
-            folder = os.path.join(run_folder.pictures(run_dir), entry["folder"])
-            found = tf.io.gfile.glob(os.path.join(folder, "assignment_*.webp"))
-            titles = {"prediction": name}
-            titles |= {
-                f"assignment_{i}": f"clusters, decoder {i}" for i in range(1, len(found) + 1)
-            }
-            strips += _strip(run_dir, entry["folder"], titles)
+        strips += report.strip(place, {"image": "image", "label": "label"})
+        for name, folder in folders.items():
+            place = os.path.join(run_folder.pictures(folder), entry["folder"])
+            strips += report.strip(place, {"prediction": name} | report.cluster_titles(place))
     return strips
-
-
-def _strip(run_dir, folder, titles):
-    place = os.path.join(run_folder.pictures(run_dir), folder)
-    figures = (report.picture(os.path.join(place, f"{n}.webp"), t) for n, t in titles.items())
-    return f'<div class="strip">{"".join(figures)}</div>'

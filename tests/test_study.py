@@ -149,3 +149,5 @@ def test_killed_and_started_again_a_study_ends_with_the_same_numbers(command, tm
     )
     assert whole["steps"] == [10, 20, 30, 40]
     assert {**whole, "minutes": 0} == {**again, "minutes": 0}
+    (tmp_path / "killed/one/study.json").unlink()
+    assert again["digest"] in study.finished(str(tmp_path / "killed"))
