@@ -96,10 +96,23 @@ def restore_model(model: tf_keras.Model, path: str) -> None:
     A checkpoint keeps the average as an item `average` of the same structure as `model`.
     Raises InputError if the checkpoint is missing, damaged or of another model.
     """
+    _read_first({"average": model, "model": model}, path)
+
+
+def restore_initial(model: tf_keras.Model, path: str) -> None:
+    """The same of weights to start from, which may be those of a pixel encoder alone.
+
+    Such a checkpoint has no item but `pixel_encoder`.
+    """
+    _read_first({"pixel_encoder": model.pixel_encoder, "average": model, "model": model}, path)
+
+
+def _read_first(items, path):
+    """Restores the first of the items that the checkpoint holds, all of it."""
     try:
-        names = (name for name, _ in tf.train.list_variables(path))
-        item = "average" if any(name.startswith("average/") for name in names) else "model"
-        status = tf.train.Checkpoint(**{item: model}).read(path)
+        names = {name.partition("/")[0] for name, _ in tf.train.list_variables(path)}
+        item = next((item for item in items if item in names), "model")
+        status = tf.train.Checkpoint(**{item: items[item]}).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
         reason = first_line(error)

@@ -29,7 +29,7 @@ class Experiment:
     steps: int
     evaluation_size: tuple[int, int]  # height, width in pixels
     evaluation_batch_size: int = 1  # images
-    initial_checkpoint: str = ""  # weights that a new run starts from
+    initial_checkpoint: str = ""  # weights that a new run starts from, or its pixel encoder
     train_split: str = "train"
     evaluation_split: str = "val"
     steps_per_loop: int = 100  # steps on the device between two visits of the host

@@ -1,7 +1,8 @@
 """A study: variants of an experiment times seeds, each trained and evaluated as any other run.
 
-Every variant gets the same search: the first seed trains at each of a few learning rates, and the
-one with the best PQ over the whole schedule is that of the other seeds.
+All runs start from one pixel encoder, trained by itself before, as the paper's from ImageNet. Every
+variant gets the same search: the first seed trains at each of a few learning rates, and the one
+with the best PQ over the whole schedule is that of the other seeds.
 """
 
 import dataclasses
@@ -24,12 +25,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from kmax_tf import config, evaluate, report, runtime, train
+from kmax_tf import checkpoint, config, evaluate, report, runtime, train
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError, read_json, write_atomic
 
 RATE = "optimizer.AdamW.learning_rate"
 SEED = "experiment.Experiment.seed"
+INITIAL = "experiment.Experiment.initial_checkpoint"
 STUDY = "study.json"
 RESULT = "result.json"
 
@@ -44,6 +46,7 @@ class Study:
       variants: name -> bindings on top of `base`; the first one is what the others are compared to.
       coco: name -> bindings that the variant has at full size besides.
       base: the gin file of the embedded dataset.
+      encoder: that of the run whose pixel encoder all others start from; "": they start as `base`.
       full_size: the one of COCO.
       learning_rates: what the search tries for each variant, on the embedded dataset.
     """
@@ -53,6 +56,7 @@ class Study:
     variants: dict
     coco: dict = dataclasses.field(default_factory=dict)
     base: str = "gin/studies/digits.gin"
+    encoder: str = "gin/studies/encoder.gin"
     full_size: str = "gin/experiments/coco_resnet50.gin"
     learning_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
 
@@ -70,6 +74,7 @@ class Job(NamedTuple):
     seed: int
     gin_file: str
     bindings: tuple[str, ...]
+    encoder: str  # digest of the run that the pixel encoder is from, or ""
     digest: str  # of the resolved configuration, so that studies share what they have in common
 
 
@@ -116,6 +121,8 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
     """
     known, done = finished(out), []
     searched = search(study)
+    if study.encoder and not all(job.digest in known for job in searched):
+        _train_encoder(study.encoder, out)
 
     def record(job, entry):
         done.append((job, known.setdefault(job.digest, entry)))
@@ -166,9 +173,16 @@ def best_rate(runs: Sequence[dict]) -> float:
 
 def _job(study, variant, rate, seed):
     bindings = (*study.variants[variant], f"{RATE} = {rate}", f"{SEED} = {seed}")
-    config.load(Experiment, study.base, bindings)
-    digest = hashlib.sha256(config.resolved().encode()).hexdigest()[:12]
-    return Job(variant, rate, seed, study.base, bindings, digest)
+    encoder = _digest(study.encoder) if study.encoder else ""
+    # The path of the encoder's weights depends on the folder, what they are does not.
+    initial = (f"{INITIAL} = {encoder!r}",) if encoder else ()
+    digest = _digest(study.base, (*bindings, *initial))
+    return Job(variant, rate, seed, study.base, bindings, encoder, digest)
+
+
+def _digest(gin_file, bindings=()):
+    config.load(Experiment, gin_file, bindings)
+    return hashlib.sha256(config.resolved().encode()).hexdigest()[:12]
 
 
 def _describe(name, study, done):
@@ -195,24 +209,17 @@ def _run_all(wanted, out, jobs, known):
     with ThreadPoolExecutor(jobs) as pool:
         todo = [job for job in wanted if job.digest not in known]
         yield from ((job, known[job.digest]) for job in wanted if job.digest in known)
-        yield from zip(todo, pool.map(lambda job: _run_one(job, out), todo), strict=True)
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        results = pool.map(lambda job: _run_one(job, out, threads), todo)
+        yield from zip(todo, results, strict=True)
 
 
-def _run_one(job, out):
-    """Trains and evaluates in a process of its own, for a process has one global seed."""
+def _run_one(job, out, threads):
     run_dir = run_dir_of(out, job.digest)
+    initial = (f"{INITIAL} = {_encoder_of(out, job.encoder)!r}",) if job.encoder else ()
     begin = time.monotonic()
-    with tempfile.NamedTemporaryFile(suffix=".log") as log:
-        process = multiprocessing.get_context("spawn").Process(
-            target=_train_and_evaluate, args=(job.gin_file, job.bindings, run_dir, log.name)
-        )
-        process.start()
-        process.join()
-        if process.exitcode:
-            text = log.read().decode(errors="replace")
-            write_atomic(os.path.join(run_dir, "log.txt"), text)
-            last = (text.strip().splitlines() or [f"exit status {process.exitcode}"])[-1]
-            raise InputError(f"{job.variant}, seed {job.seed}: {last} ({run_dir}/log.txt)")
+    name = f"{job.variant}, seed {job.seed}"
+    _apart(_evaluated_run, name, job.gin_file, (*job.bindings, *initial), run_dir, threads)
     evaluations = report.read_evaluations(run_dir)
     curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
     minutes = round((time.monotonic() - begin) / 60, 2)
@@ -223,20 +230,62 @@ def _run_one(job, out):
     return result
 
 
-def _train_and_evaluate(gin_file, bindings, run_dir, log):
+def _encoder_of(out, digest):
+    """The checkpoint of a trained pixel encoder."""
+    return checkpoint.path_of(os.path.join(run_dir_of(out, digest), "encoder"), 0)
+
+
+def _train_encoder(gin_file, out):
+    """Trains the pixel encoder, if it is not there yet."""
+    path = _encoder_of(out, _digest(gin_file))
+    run_dir = os.path.dirname(os.path.dirname(path))
+    if path not in checkpoint.complete(os.path.dirname(path)):
+        print("training the pixel encoder that all runs start from", flush=True)
+        _apart(_encoder_run, "pixel encoder", gin_file, (), run_dir, os.cpu_count() or 1)
+
+
+def _apart(function, name, gin_file, bindings, run_dir, threads):
+    """Calls function(experiment, run_dir, strategy) in another process: one has one global seed."""
+    with tempfile.NamedTemporaryFile(suffix=".log") as log:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_child, args=(function, gin_file, bindings, run_dir, log.name, threads)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            text = log.read().decode(errors="replace")
+            write_atomic(os.path.join(run_dir, "log.txt"), text)
+            last = (text.strip().splitlines() or [f"exit status {process.exitcode}"])[-1]
+            raise InputError(f"{name}: {last} ({run_dir}/log.txt)")
+
+
+def _child(function, gin_file, bindings, run_dir, log, threads):
     """All that the process prints goes to the file `log`, an error to its last line."""
+    # Else every run would have as many threads as there are cores, which cost each other a third.
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
         strategy = runtime.strategy("auto")
-        experiment = config.load(Experiment, gin_file, bindings)
-        train.train(experiment, run_dir, strategy)
-        with strategy.scope():
-            evaluate.evaluate_run(experiment, run_dir, export_best=False)
+        function(config.load(Experiment, gin_file, bindings), run_dir, strategy)
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def _evaluated_run(experiment, run_dir, strategy):
+    train.train(experiment, run_dir, strategy)
+    with strategy.scope():
+        evaluate.evaluate_run(experiment, run_dir, export_best=False)
+
+
+def _encoder_run(experiment, run_dir, strategy):
+    encoder = train.train(experiment, run_dir, strategy).pixel_encoder
+    checkpoint.write(
+        tf.train.Checkpoint(pixel_encoder=encoder), os.path.join(run_dir, "encoder"), 0
+    )
 
 
 def _end_with_parent():

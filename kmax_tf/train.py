@@ -339,7 +339,7 @@ def _restore(trainer, saver, run_dir):
     with trainer.strategy.scope():
         resumed = checkpoint.resume(saver, run_dir)
         if initial and not resumed:
-            checkpoint.restore_model(trainer.model, initial)
+            checkpoint.restore_initial(trainer.model, initial)
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     return int(trainer.step.numpy())
 

@@ -16,7 +16,9 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError, read_json
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = sorted(p.stem for p in (ROOT / "gin/studies").glob("*.gin") if p.stem != "digits")
+SHARED = ("digits", "encoder")  # by all studies
+NAMES = sorted(p.stem for p in (ROOT / "gin/studies").glob("*.gin") if p.stem not in SHARED)
+RESULTS = sorted(ROOT.glob("docs/studies/*/study.json"))
 PQ = {  # of the last step, by variant, learning rate and seed
     ("a", 0.1): (20.0,),
     ("a", 0.2): (30.0, 32.0, 31.0),
@@ -29,7 +31,7 @@ PQ = {  # of the last step, by variant, learning rate and seed
 def two_variants():
     number = "kmax_decoder.ClusterPath.num_clusters"
     variants = {"a": (f"{number} = 8",), "b": (f"{number} = 9",)}
-    return study.Study("Is b better?", "Yes.", variants, learning_rates=(0.1, 0.2))
+    return study.Study("Is b better?", "Yes.", variants, encoder="", learning_rates=(0.1, 0.2))
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def trained(monkeypatch):
     """In place of training: the runs that are asked for, and PQ as above, 0 at the first step."""
     asked = []
 
-    def run_one(job, out):
+    def run_one(job, out, threads):
         pq = PQ[job.variant, job.learning_rate][job.seed]
         asked.append((job.variant, job.learning_rate, job.seed))
         curve = [0.0, pq]
@@ -107,6 +109,25 @@ def test_nothing_finished_is_run_again_not_even_for_another_study(two_variants, 
     assert study_report.plan(two_variants, out, 3).count("finished") == 4
 
 
+def test_runs_at_the_same_time_share_the_cores(two_variants, trained, tmp_path, monkeypatch):
+    run_one, threads = study._run_one, []
+    monkeypatch.setattr(study.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(study, "_run_one", lambda *args: threads.append(args[2]) or run_one(*args))
+    study.run("s", two_variants, str(tmp_path), seeds=1, jobs=2)
+    assert set(threads) == {4}
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_the_page_holds_the_tables_of_the_studies_that_were_run(path):
+    name, result = path.parent.name, read_json(str(path))
+    page = (ROOT / "docs/reproduce.md").read_text()
+    for line in study_report.text(result).splitlines():
+        assert line in page
+    chosen = study.load(name)
+    assert {v["name"]: tuple(v["bindings"]) for v in result["variants"]} == chosen.variants
+    assert all(len(study_report.chosen_runs(v)) >= 3 for v in result["variants"])
+
+
 def test_mistakes_are_named_before_anything_runs(two_variants, trained, tmp_path):
     with pytest.raises(InputError, match="no gin file.*interaction"):
         study.load("interactoin")
@@ -118,7 +139,7 @@ def test_mistakes_are_named_before_anything_runs(two_variants, trained, tmp_path
 
 @pytest.fixture
 def command(tiny, tmp_path):
-    """A function: folder -> the running command of a study with one short run."""
+    """A function: folder -> the running command of a study of a short run, after its encoder's."""
     tiny()  # writes tiny.gin
     experiment = "experiment.Experiment"
     bindings = [f"{experiment}.steps = 40", f"{experiment}.checkpoint_interval = 10"]
@@ -126,7 +147,8 @@ def command(tiny, tmp_path):
         "from __gin__ import dynamic_registration\nfrom kmax_tf import study\n"
         'study.Study.question = "?"\nstudy.Study.paper = ""\n'
         f'study.Study.variants = {{"a": {bindings}}}\n'
-        f'study.Study.base = "{tmp_path}/tiny.gin"\nstudy.Study.learning_rates = (0.01,)\n'
+        f'study.Study.base = "{tmp_path}/tiny.gin"\nstudy.Study.encoder = "{tmp_path}/tiny.gin"\n'
+        "study.Study.learning_rates = (0.01,)\n"
     )
     words = [sys.executable, str(ROOT / "scripts/study.py"), str(tmp_path / "one.gin"), "--seeds=1"]
     return lambda out: subprocess.Popen([*words, f"--out={out}"], cwd=ROOT)
@@ -135,12 +157,13 @@ def command(tiny, tmp_path):
 @pytest.mark.slow
 def test_killed_and_started_again_a_study_ends_with_the_same_numbers(command, tmp_path):
     assert command(tmp_path / "whole").wait() == 0
-    killed = command(tmp_path / "killed")
-    while not list((tmp_path / "killed/runs").glob("*/checkpoints/ckpt-20.index")):
-        assert killed.poll() is None
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    for reached in ("*/checkpoints/ckpt-2.index", "*/checkpoints/ckpt-20.index"):
+        killed = command(tmp_path / "killed")
+        while not list((tmp_path / "killed/runs").glob(reached)):
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
     assert not (tmp_path / "killed/one/study.json").exists()
     assert command(tmp_path / "killed").wait() == 0
     whole, again = (

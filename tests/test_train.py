@@ -448,3 +448,37 @@ def test_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     other = tiny("kmax_decoder.ClusterPath.channels = 24").build_model()
     with pytest.raises(InputError, match="another model"):
         checkpoint.restore_model(other, path)
+
+
+def test_a_new_run_starts_from_a_pixel_encoder_alone(tiny, tmp_path):
+    """Weights to start from may be an encoder's; to evaluate or export they must be all."""
+    given = tiny().build_model()
+    own = [v for v in given.variables if v.ref() not in _refs(given.pixel_encoder)]
+    before = [v.numpy() for v in own]
+    donor = tiny("experiment.Experiment.seed = 1").build_model()
+    for variable in donor.variables:
+        variable.assign(tf.fill(variable.shape, 0.5))
+    path = tf.train.Checkpoint(pixel_encoder=donor.pixel_encoder).save(str(tmp_path / "ckpt"))
+    checkpoint.restore_initial(given, path)
+    assert all((v.numpy() == 0.5).all() for v in given.pixel_encoder.variables)
+    assert all((v.numpy() == old).all() for v, old in zip(own, before, strict=True))
+    with pytest.raises(InputError, match="another model"):
+        checkpoint.restore_model(given, path)
+    wider = tiny("resnet.ResNet.widths = (8, 16, 24)").build_model()
+    with pytest.raises(InputError, match="another model"):
+        checkpoint.restore_initial(wider, path)
+
+
+def _refs(layer):
+    return {v.ref() for v in layer.variables}
+
+
+def test_a_run_starts_from_the_weights_that_are_bound(tiny, tmp_path):
+    weights = tiny().build_model()
+    for variable in weights.variables:
+        variable.assign(tf.fill(variable.shape, 0.5))
+    path = tf.train.Checkpoint(model=weights).save(str(tmp_path / "ckpt"))
+    rate = "optimizer.AdamW.learning_rate = 0.0"
+    experiment = tiny(f"experiment.Experiment.initial_checkpoint = {path!r}", rate)
+    model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    assert all((v.numpy() == 0.5).all() for v in model.trainable_variables)
