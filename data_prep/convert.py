@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from data_prep import beam, pool, tfds_metadata
 from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example
+from kmax_tf.data import coco_panoptic, datasets, example, serialize
 
 
 class Item(NamedTuple):
@@ -116,7 +116,7 @@ def convert_item(item: Item) -> bytes:
     image = _read_listed(item.image_path, item.source)
     try:
         segment_map, segments = read_labels(item)
-        return example.serialize(
+        return serialize.record(
             image=image,
             filename=item.annotation.image_name,
             image_id=item.annotation.image_id,

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from data_prep import coco_format, convert, pool
 from kmax_tf import files, visualize
-from kmax_tf.data import coco_panoptic, datasets, example, records
+from kmax_tf.data import coco_panoptic, datasets, example, records, serialize
 
 ERROR, WARNING = "error", "warning"
 PICTURES, COLUMNS = 12, 4  # of the contact sheet
@@ -133,7 +133,7 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
     _, name, png_name, segments = item.annotation
     image = attempt("images that cannot be read", lambda: files.read_bytes(item.image_path))
     size = image and attempt(
-        "images that cannot be read", lambda: example.check_image(image, name)[1]
+        "images that cannot be read", lambda: serialize.check_image(image, name)[1]
     )
     ids = attempt(
         "label files that cannot be read",

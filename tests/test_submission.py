@@ -14,7 +14,7 @@ from PIL import Image
 
 from kmax_tf import evaluate, submission
 from kmax_tf.coco_writer import PanopticWriter
-from kmax_tf.data import datasets, example
+from kmax_tf.data import datasets, example, serialize
 from kmax_tf.files import InputError
 from kmax_tf.metrics import panoptic_quality
 from kmax_tf.postprocess import Panoptic
@@ -49,7 +49,7 @@ def write_records(folder, dataset, labels):
     with tf.io.TFRecordWriter(str(folder / example.shard_name("val", 0, 1))) as writer:
         for name, (segment_map, classes, crowd) in zip(NAMES, labels, strict=True):
             writer.write(
-                example.serialize(
+                serialize.record(
                     image=png.getvalue(),
                     filename=f"frankfurt/{name}_leftImg8bit.png",
                     image_id=name,

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import average, checkpoint, inference, preemption, runtime, train
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data import datasets, example, pipeline, serialize
 from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.layers import BatchNorm, random_seed
@@ -349,7 +349,7 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
     digits = datasets.load("panoptic_digits")
     stuff = digits.categories[-1]
     image = np.full([97, 97, 3], 90, np.uint8)
-    record = example.serialize(
+    record = serialize.record(
         image=tf.io.encode_png(image).numpy(),
         filename="a.png",
         image_id="a",

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import files
-from kmax_tf.data import datasets, example
+from kmax_tf.data import datasets, serialize
 
 
 class Segment(NamedTuple):
@@ -101,7 +101,7 @@ def number_segments(
     Returns:
         int32 [h, w], 0 void, k the k-th segment, from 1; and int64 [s], the pixels of each segment.
     """
-    run, length = example.runs(ids)
+    run, length = serialize.runs(ids)
     known = np.array([0, *(segment.id for segment in segments)])
     order = np.argsort(known)
     place = np.searchsorted(known, run, sorter=order)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, example, pipeline, records
+from kmax_tf.data import datasets, example, pipeline, records, serialize
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.experiment import Experiment
 
@@ -140,7 +140,7 @@ def _record(random, dataset):
     jpeg = io.BytesIO()
     Image.fromarray(_picture(random, segment_map)).save(jpeg, "JPEG", quality=90)
     count = len(classes)
-    return example.serialize(
+    return serialize.record(
         image=jpeg.getvalue(),
         filename="made.jpg",
         image_id="0",

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, example
+from kmax_tf.data import datasets, example, serialize
 
 DATASET = datasets.load("panoptic_digits")  # 10 things, 4 stuff
 
@@ -32,7 +32,7 @@ def _record(number, height=40, width=48, damage=None):
     for k in range(1, len(classes) + 1):
         cy, cx = random.integers(0, height), random.integers(0, width)
         segment_map[(y - cy) ** 2 + (x - cx) ** 2 < random.integers(6, 20) ** 2] = k
-    data = example.serialize(
+    data = serialize.record(
         image=png.getvalue(),
         filename=f"{number}.png",
         image_id=str(number),

@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import files
-from kmax_tf.data import example
+from kmax_tf.data import example, serialize
 
 
 def image_bytes(height, width, kind="PNG", mode="RGB", **options):
@@ -26,7 +26,7 @@ def record(image, segment_map, count, **changes):
         "category_id": [k % 5 for k in range(count)],
         "is_crowd": [k % 2 == 1 for k in range(count)],
     }
-    return example.serialize(**{**fields, **changes})
+    return serialize.record(**{**fields, **changes})
 
 
 def features(serialized):
@@ -131,6 +131,6 @@ def test_shard_paths(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_labels_are_a_png_for_everyone(dtype):
     labels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, [7, 13]).astype(dtype)
-    encoded = example.encode_labels(labels)
+    encoded = serialize.encode_labels(labels)
     np.testing.assert_array_equal(Image.open(io.BytesIO(encoded)), labels)
     np.testing.assert_array_equal(tf.io.decode_png(encoded, 1, dtype)[..., 0], labels)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep import convert, pool
 from kmax_tf import files
-from kmax_tf.data import copy_paste, datasets, example, pipeline, records
+from kmax_tf.data import copy_paste, datasets, example, foreign, pipeline, records
 from kmax_tf.data.coco_panoptic import Annotation, Segment, encode_ids
 from kmax_tf.data.targets import class_indices, make_targets
 
@@ -182,7 +182,7 @@ def official_record(label, image_shape=(2, 3, 3), **changes):
 
 
 def test_official_ade20k_ranks_are_category_ids_plus_one():
-    e = records.parse_deeplab2(
+    e = foreign.parse_deeplab2(
         official_record([[0, 1000, 1000], [13002, 150001, 7]]), datasets.load("ade20k")
     )
     # Wall, the second person, flag 1; void whatever its instance number.
@@ -195,7 +195,7 @@ def test_official_ade20k_ranks_are_category_ids_plus_one():
 def test_official_record_without_label_is_all_void():
     record = official_record([], **{"image/segmentation/class/encoded": None})
     for name in ("coco", "cityscapes"):
-        e = records.parse_deeplab2(record, datasets.load(name))
+        e = foreign.parse_deeplab2(record, datasets.load(name))
         assert e.segment_map.shape == (2, 3) and not e.segment_map.numpy().any()
         assert len(e.category_id) == 0
 
@@ -205,7 +205,7 @@ def test_official_record_without_label_is_all_void():
 )
 def test_official_label_that_cannot_be_is_an_error(label):
     with pytest.raises(tf.errors.InvalidArgumentError):
-        records.parse_deeplab2(official_record(label), datasets.load("coco"))
+        foreign.parse_deeplab2(official_record(label), datasets.load("coco"))
 
 
 def write_tfds(folder, names):

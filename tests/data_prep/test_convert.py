@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep import beam, coco_format, convert
 from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example
+from kmax_tf.data import coco_panoptic, datasets, example, serialize
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_unknown_flags_are_refused_without_runner(source, tmp_path, capsys):
 def test_record_of_an_image_without_labels():
     png = tf.io.encode_png(np.zeros((4, 5, 3), np.uint8)).numpy()
     parsed = example.parse(
-        example.serialize(
+        serialize.record(
             image=png,
             filename="a.png",
             image_id="1",

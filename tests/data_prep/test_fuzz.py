@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep import coco_format, convert, demo, validate
 from kmax_tf import files
-from kmax_tf.data import datasets, example, records
+from kmax_tf.data import datasets, example, foreign, records, serialize
 
 FEW, MANY = range(12), range(12, 200)
 both = pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def serialized(schema):
     }[schema]
     coco = datasets.load("coco")
     if schema == "ours":
-        record = example.serialize(
+        record = serialize.record(
             image=png.getvalue(),
             filename="a",
             image_id="7",
@@ -171,8 +171,8 @@ def serialized(schema):
             features[key].int64_list.value.extend(value)
     record = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
     if schema == "tfds":
-        return record, lambda r: records.parse_tfds(r, [c.id for c in coco.categories])
-    return record, lambda r: records.parse_deeplab2(r, coco)
+        return record, lambda r: foreign.parse_tfds(r, [c.id for c in coco.categories])
+    return record, lambda r: foreign.parse_deeplab2(r, coco)
 
 
 @both
