@@ -34,6 +34,7 @@ SEED = "experiment.Experiment.seed"
 INITIAL = "experiment.Experiment.initial_checkpoint"
 STUDY = "study.json"
 RESULT = "result.json"
+ENCODER = "encoder"  # folder in the encoder's run, of what the others start from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,6 @@ class Job(NamedTuple):
     seed: int
     gin_file: str
     bindings: tuple[str, ...]
-    encoder: str  # digest of the run that the pixel encoder is from, or ""
     digest: str  # of the resolved configuration, so that studies share what they have in common
 
 
@@ -121,8 +121,6 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
     """
     known, done = finished(out), []
     searched = search(study)
-    if study.encoder and not all(job.digest in known for job in searched):
-        _train_encoder(study.encoder, out)
 
     def record(job, entry):
         done.append((job, known.setdefault(job.digest, entry)))
@@ -133,13 +131,13 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
     with tqdm(
         total=len(searched) + len(study.variants) * (seeds - 1), desc=name, unit="run"
     ) as bar:
-        for job, entry in _run_all(searched, out, jobs, known):
+        for job, entry in _run_all(searched, study.encoder, out, jobs, known):
             result = record(job, entry)
             bar.update()
         best = {v["name"]: best_rate(v["runs"]) for v in result["variants"]}
         for seed in range(1, seeds):  # so that a study that is cut off has as many of each
             wanted = [_job(study, variant, rate, seed) for variant, rate in best.items()]
-            for job, entry in _run_all(wanted, out, jobs, known):
+            for job, entry in _run_all(wanted, study.encoder, out, jobs, known):
                 result = record(job, entry)
                 bar.update()
     return result
@@ -173,11 +171,15 @@ def best_rate(runs: Sequence[dict]) -> float:
 
 def _job(study, variant, rate, seed):
     bindings = (*study.variants[variant], f"{RATE} = {rate}", f"{SEED} = {seed}")
-    encoder = _digest(study.encoder) if study.encoder else ""
     # The path of the encoder's weights depends on the folder, what they are does not.
-    initial = (f"{INITIAL} = {encoder!r}",) if encoder else ()
-    digest = _digest(study.base, (*bindings, *initial))
-    return Job(variant, rate, seed, study.base, bindings, encoder, digest)
+    initial = _digest(study.encoder) if study.encoder else ""
+    digest = _digest(study.base, (*bindings, *_starting_from(initial)))
+    return Job(variant, rate, seed, study.base, bindings, digest)
+
+
+def _starting_from(initial):
+    """The binding of what a run starts from; none for ""."""
+    return (f"{INITIAL} = {initial!r}",) if initial else ()
 
 
 def _digest(gin_file, bindings=()):
@@ -204,22 +206,27 @@ def _describe(name, study, done):
     }
 
 
-def _run_all(wanted, out, jobs, known):
-    """Yields (job, what is known of it) of all, running what is unknown, `jobs` at a time."""
+def _run_all(wanted, encoder, out, jobs, known):
+    """Yields (job, what is known of it) of all, running what is unknown, `jobs` at a time.
+
+    `encoder`: gin file of the encoder's run, or "".
+    """
     with ThreadPoolExecutor(jobs) as pool:
         todo = [job for job in wanted if job.digest not in known]
         yield from ((job, known[job.digest]) for job in wanted if job.digest in known)
+        initial = _trained_encoder(encoder, out) if todo and encoder else ""
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        results = pool.map(lambda job: _run_one(job, out, threads), todo)
+        results = pool.map(lambda job: _run_one(job, initial, out, threads), todo)
         yield from zip(todo, results, strict=True)
 
 
-def _run_one(job, out, threads):
+def _run_one(job, initial, out, threads):
+    """Trains and evaluates, starting from the checkpoint `initial`; returns what is known of it."""
     run_dir = run_dir_of(out, job.digest)
-    initial = (f"{INITIAL} = {_encoder_of(out, job.encoder)!r}",) if job.encoder else ()
+    bindings = (*job.bindings, *_starting_from(initial))
     begin = time.monotonic()
     name = f"{job.variant}, seed {job.seed}"
-    _apart(_evaluated_run, name, job.gin_file, (*job.bindings, *initial), run_dir, threads)
+    _apart(_evaluated_run, name, job.gin_file, bindings, run_dir, threads)
     evaluations = report.read_evaluations(run_dir)
     curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
     minutes = round((time.monotonic() - begin) / 60, 2)
@@ -230,18 +237,14 @@ def _run_one(job, out, threads):
     return result
 
 
-def _encoder_of(out, digest):
-    """The checkpoint of a trained pixel encoder."""
-    return checkpoint.path_of(os.path.join(run_dir_of(out, digest), "encoder"), 0)
-
-
-def _train_encoder(gin_file, out):
-    """Trains the pixel encoder, if it is not there yet."""
-    path = _encoder_of(out, _digest(gin_file))
-    run_dir = os.path.dirname(os.path.dirname(path))
+def _trained_encoder(gin_file, out):
+    """The checkpoint of the pixel encoder that all runs start from, trained unless it is there."""
+    run_dir = run_dir_of(out, _digest(gin_file))
+    path = checkpoint.path_of(os.path.join(run_dir, ENCODER), 0)
     if path not in checkpoint.complete(os.path.dirname(path)):
-        print("training the pixel encoder that all runs start from", flush=True)
+        tqdm.write("training the pixel encoder that all runs start from")
         _apart(_encoder_run, "pixel encoder", gin_file, (), run_dir, os.cpu_count() or 1)
+    return path
 
 
 def _apart(function, name, gin_file, bindings, run_dir, threads):
@@ -283,9 +286,8 @@ def _evaluated_run(experiment, run_dir, strategy):
 
 def _encoder_run(experiment, run_dir, strategy):
     encoder = train.train(experiment, run_dir, strategy).pixel_encoder
-    checkpoint.write(
-        tf.train.Checkpoint(pixel_encoder=encoder), os.path.join(run_dir, "encoder"), 0
-    )
+    saver = tf.train.Checkpoint(pixel_encoder=encoder)
+    checkpoint.write(saver, os.path.join(run_dir, ENCODER), 0)
 
 
 def _end_with_parent():

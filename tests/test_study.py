@@ -1,5 +1,6 @@
 """Studies: what is run, what is never run again, and what the table says."""
 
+import dataclasses
 import pathlib
 import shlex
 import signal
@@ -39,7 +40,7 @@ def trained(monkeypatch):
     """In place of training: the runs that are asked for, and PQ as above, 0 at the first step."""
     asked = []
 
-    def run_one(job, out, threads):
+    def run_one(job, initial, out, threads):
         pq = PQ[job.variant, job.learning_rate][job.seed]
         asked.append((job.variant, job.learning_rate, job.seed))
         curve = [0.0, pq]
@@ -109,10 +110,25 @@ def test_nothing_finished_is_run_again_not_even_for_another_study(two_variants, 
     assert study_report.plan(two_variants, out, 3).count("finished") == 4
 
 
+def test_the_encoder_is_there_whenever_something_is_run(
+    two_variants, trained, tmp_path, monkeypatch
+):
+    """Also where a study.json alone tells of the search, and one more seed is asked for."""
+    asked, given, run_one = [], set(), study._run_one
+    monkeypatch.setattr(study, "_trained_encoder", lambda *args: asked.append(args) or "ckpt-0")
+    monkeypatch.setattr(study, "_run_one", lambda *args: given.add(args[1]) or run_one(*args))
+    chosen = dataclasses.replace(two_variants, encoder="gin/studies/encoder.gin")
+    for seeds, needed in ((2, True), (2, False), (3, True)):
+        study.run("s", chosen, str(tmp_path), seeds=seeds, jobs=2)
+        assert bool(asked) == needed
+        asked.clear()
+    assert given == {"ckpt-0"}
+
+
 def test_runs_at_the_same_time_share_the_cores(two_variants, trained, tmp_path, monkeypatch):
     run_one, threads = study._run_one, []
     monkeypatch.setattr(study.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(study, "_run_one", lambda *args: threads.append(args[2]) or run_one(*args))
+    monkeypatch.setattr(study, "_run_one", lambda *args: threads.append(args[3]) or run_one(*args))
     study.run("s", two_variants, str(tmp_path), seeds=1, jobs=2)
     assert set(threads) == {4}
 
