@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from data_prep import beam, pool, tfds_metadata
 from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example, serialize
+from kmax_tf.data import coco_panoptic, datasets, serialize, shards
 
 
 class Item(NamedTuple):
@@ -69,7 +69,7 @@ def convert(
 
     partial = os.path.join(out_dir, f"{split}.partial")
     files.make_folder(partial)
-    names = [example.shard_name(split, index, count) for index in range(count)]
+    names = [shards.name(split, index, count) for index in range(count)]
     # Strided, so that a source sorted by scene or class is mixed in every shard.
     shares = [items[index::count] for index in range(count)]
     # With a digest of what it is made of, a shard of another source is never taken for this one.

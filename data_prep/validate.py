@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from data_prep import coco_format, convert, pool
 from kmax_tf import files, visualize
-from kmax_tf.data import coco_panoptic, datasets, example, records, serialize
+from kmax_tf.data import coco_panoptic, datasets, example, records, serialize, shards
 
 ERROR, WARNING = "error", "warning"
 PICTURES, COLUMNS = 12, 4  # of the contact sheet
@@ -111,7 +111,7 @@ def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str)
     found = []
     parse = records.find(folder, split, dataset).parse
     try:
-        for number, record in enumerate(example.read_records(path)):
+        for number, record in enumerate(shards.read(path)):
             place = f"{path}: record {number}"
             found.append(_facts((path, number), *_read_record(parse, record, place, dataset)))
     except files.InputError as error:
@@ -207,7 +207,7 @@ def _load_item(handle: tuple) -> Picture | None:
 
 def _load_record(parse: Callable, dataset: datasets.Dataset, handle: tuple) -> Picture | None:
     path, wanted = handle
-    for number, record in enumerate(example.read_records(path)):
+    for number, record in enumerate(shards.read(path)):
         if number == wanted:
             return _read_record(parse, record, path, dataset)[0]
     return None

@@ -6,7 +6,7 @@ The classes and functions that a gin file names know nothing of gin: a file says
     from __gin__ import dynamic_registration
     from kmax_tf import experiment
 
-    include "gin/runs/base.gin"
+    include "gin/data/coco.gin"
 
     experiment.Experiment.steps = 100
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf import config, inference, model_card, postprocess, tflite
-from kmax_tf.data import augment, example
+from kmax_tf.data import augment, example, host
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import write_atomic
 from kmax_tf.predict import CATEGORIES
@@ -120,8 +120,8 @@ class Segmenter(tf.Module):
     def _fit(self, image):
         shape = tf.shape(image)[:2]
         sample = augment.Sample(image, tf.zeros(shape, tf.int32))
-        canvas = augment.fit_and_pad(sample, self.size).image
-        return Canvases(canvas, augment.fitted_size(sample, self.size), shape)
+        canvas = host.fit_and_pad(sample, self.size).image
+        return Canvases(canvas, host.fitted_size(sample, self.size), shape)
 
     def _each(self, prepare, images):
         """prepare(image) of each image, as one `Canvases`."""

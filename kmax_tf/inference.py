@@ -12,7 +12,8 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf import postprocess
-from kmax_tf.data import pipeline, records
+from kmax_tf.data import records
+from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.experiment import Experiment
 from kmax_tf.model.kmax import Outputs
 
@@ -101,7 +102,7 @@ def stream(
         return work(number, _segmented(batch, i, output.result(), row), *more)
 
     with ThreadPoolExecutor(workers) as pool:
-        for batch in pipeline.evaluation_input(found, experiment.evaluation_size, together):
+        for batch in evaluation_input(found, experiment.evaluation_size, together):
             outputs = on_all_replicas(predict, batch.image, each)
             # First in the queue, so that those who wait for it do not wait in its way.
             outputs = [pool.submit(_to_host, output) for output in outputs]

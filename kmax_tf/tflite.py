@@ -1,6 +1,6 @@
 """The model in TensorFlow Lite: weights in 8 bits, arithmetic as the device has it.
 
-The image comes fitted and padded (`augment.fit_and_pad`), and the segments are at that size: shapes
+The image comes fitted and padded (`host.fit_and_pad`), and the segments are at that size: shapes
 that depend on the image are what devices without TensorFlow run worst.
 """
 

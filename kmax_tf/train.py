@@ -9,26 +9,25 @@ from collections.abc import Iterator
 import orbit
 import tensorflow as tf
 import tf_keras
-from tqdm import tqdm
 
-from kmax_tf import average, batch, checkpoint, preemption, provenance, run_folder, runtime, skipped
-from kmax_tf.data import datasets, pipeline, records
+from kmax_tf import (
+    average,
+    batch,
+    checkpoint,
+    preemption,
+    progress,
+    provenance,
+    run_folder,
+    runtime,
+)
+from kmax_tf.data import damaged, pipeline, records
 from kmax_tf.data.records import Records
-from kmax_tf.data.targets import Targets, count_damaged
+from kmax_tf.data.targets import Targets
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion, Losses
 from kmax_tf.model.layers import random_seed, random_uniform
 from kmax_tf.optimizer import AdamW, clip
 from kmax_tf.skipped import SkippedSteps
-
-NO_VOID = (
-    "no pixel of the crops is void: clusters without a segment hardly learn that they have none,"
-    ' and instances separate slowly; bind Criterion.unmatched to "nonvoid", or scale images below 1'
-)
-# Steps a second, however few; tqdm's own would become seconds a step.
-RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-PROGRESS = dict(desc="training", unit=" steps", bar_format=RATE)
 
 
 def training_losses(
@@ -163,7 +162,7 @@ class Trainer(orbit.StandardTrainer):
         experiment = self.experiment
         image, targets = self.examples(*parts)
         if experiment.training_input.skip_damaged:
-            self.damaged.update_state(count_damaged(targets))
+            self.damaged.update_state(damaged.count(targets))
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
         losses, norm, finite = train_step(
@@ -302,21 +301,22 @@ def train(
         experiment, found, strategy, trainer.model.output_stride, start, service
     )
     every = experiment.steps_per_loop
-    progress = tqdm(total=experiment.steps, initial=start, **PROGRESS)
+    line = progress.line(experiment, start)
 
     def after_loop(scalars):
-        step = _report(progress, experiment, found, trainer, scalars)
+        step = int(trainer.step.numpy())
+        progress.show(line, experiment, found, trainer.skipped, step, scalars)
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
             checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
         if stop:
-            progress.write(f"stopped at step {step}; start it again to go on", sys.stderr)
+            line.write(f"stopped at step {step}; start it again to go on", sys.stderr)
             raise SystemExit(preemption.RESTART)
 
     with (
-        _named_errors(experiment, found),
+        records.named_errors(found, f"{experiment.data_dir}: split {experiment.train_split!r}"),
         preemption.watch() as terminated,
-        progress,
+        line,
         contextlib.redirect_stdout(io.StringIO()),  # orbit prints every scalar
     ):
         # Without a checkpoint manager, whose newest checkpoint orbit would insist on.
@@ -342,40 +342,3 @@ def _restore(trainer, saver, run_dir):
             checkpoint.restore_initial(trainer.model, initial)
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     return int(trainer.step.numpy())
-
-
-def _report(progress, experiment, found, trainer, scalars):
-    """After a loop of steps: the progress line, what the user should know; returns the step.
-
-    Raises InputError after too many skipped steps in a row.
-    """
-    step = int(trainer.step.numpy())
-    for line in skipped.report(experiment, found, trainer.skipped.since(progress.n)):
-        progress.write(line, sys.stderr)
-    skipped.check(trainer.skipped, step)
-    void_matters = experiment.criterion.unmatched == "void"
-    if progress.n == progress.initial and scalars["void_share"] == 0 and void_matters:
-        progress.write(NO_VOID, sys.stderr)
-    progress.update(step - progress.n)
-    damaged = scalars.get("damaged_records")
-    note = f", {damaged:.0f} damaged records skipped" if damaged else ""
-    images = experiment.batch_size * (progress.format_dict["rate"] or 0)
-    progress.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
-    return step
-
-
-@contextlib.contextmanager
-def _named_errors(experiment, found):
-    """Within it an input that TensorFlow cannot read is an InputError that names the record."""
-    try:
-        yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        records.check(found)
-        raise
-    except tf.errors.FailedPreconditionError as error:
-        if "expected to contain" not in error.message:
-            raise
-        raise InputError(
-            f"{experiment.data_dir}: split {experiment.train_split!r} does not hold as many"
-            f" records as {datasets.FILE_NAME} says; convert again"
-        ) from error

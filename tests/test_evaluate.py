@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import checkpoint, evaluate, inference, run_folder, runtime, statistics
-from kmax_tf.data import example
+from kmax_tf.data import example, shards
 from kmax_tf.data.targets import class_indices
 from kmax_tf.files import InputError
 from kmax_tf.metrics import summarize
@@ -21,8 +21,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def labels(experiment):
-    paths = example.shard_paths(experiment.data_dir, experiment.evaluation_split)
-    return [example.parse(r) for path in paths for r in example.read_records(path)]
+    paths = shards.paths(experiment.data_dir, experiment.evaluation_split)
+    return [example.parse(r) for path in paths for r in shards.read(path)]
 
 
 def perfect_predictor(experiment):

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import config, export, files, inference, predict, tflite
-from kmax_tf.data import example, pipeline
+from kmax_tf.data import shards
+from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
 
@@ -27,8 +28,8 @@ def evaluated(exported):
 @pytest.fixture(scope="module")
 def images(exported):
     """The files of the validation images, as the records have them."""
-    paths = example.shard_paths(exported.experiment.data_dir, "val")
-    records = [r for path in paths for r in example.read_records(path)]
+    paths = shards.paths(exported.experiment.data_dir, "val")
+    records = [r for path in paths for r in shards.read(path)]
     feature = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
     return [tf.io.parse_single_example(r, feature)["image/encoded"].numpy() for r in records]
 
@@ -135,7 +136,7 @@ def test_describes_itself(exported):
 def test_tflite_gives_nearly_what_the_model_gives(exported, monkeypatch):
     experiment = exported.experiment
     segmenter = export.Segmenter(exported.model, experiment)
-    [batch, *_] = pipeline.evaluation_input(
+    [batch, *_] = evaluation_input(
         inference.evaluation_records(experiment), experiment.evaluation_size, 2
     )
     panoptic, _ = tflite.predictor(tflite.convert(segmenter))(batch.image)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_prep import coco_format, convert, pool
 from kmax_tf import images, inference, predict, pseudo_labels
-from kmax_tf.data import coco_panoptic, example
+from kmax_tf.data import coco_panoptic, example, shards
 from kmax_tf.data.datasets import same_classes
 from kmax_tf.files import InputError
 from kmax_tf.prediction_files import Labels, PredictionFiles
@@ -116,8 +116,8 @@ def test_pseudo_labels_become_records(segmenter, exported, photos, tmp_path):
     assert same_classes(source[1].categories, exported.experiment.dataset.categories)
     records = [
         example.parse(record)
-        for path in example.shard_paths(str(tmp_path / "out"), "pseudo")
-        for record in example.read_records(path)
+        for path in shards.paths(str(tmp_path / "out"), "pseudo")
+        for record in shards.read(path)
     ]
     assert len(records) == 3 and any(r.segment_map.numpy().any() for r in records)
     for record in records:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kmax_tf import evaluate, submission
 from kmax_tf.coco_writer import PanopticWriter
-from kmax_tf.data import datasets, example, serialize
+from kmax_tf.data import datasets, serialize, shards
 from kmax_tf.files import InputError
 from kmax_tf.metrics import panoptic_quality
 from kmax_tf.postprocess import Panoptic
@@ -46,7 +46,7 @@ def write_records(folder, dataset, labels):
     )
     png = io.BytesIO()
     Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save(png, "PNG")
-    with tf.io.TFRecordWriter(str(folder / example.shard_name("val", 0, 1))) as writer:
+    with tf.io.TFRecordWriter(str(folder / shards.name("val", 0, 1))) as writer:
         for name, (segment_map, classes, crowd) in zip(NAMES, labels, strict=True):
             writer.write(
                 serialize.record(

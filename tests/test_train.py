@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import average, checkpoint, inference, preemption, runtime, train
-from kmax_tf.data import datasets, example, pipeline, serialize
+from kmax_tf.data import datasets, example, pipeline, serialize, shards
 from kmax_tf.files import InputError
 from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.layers import BatchNorm, random_seed
@@ -360,7 +360,7 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
     )
     folder = tmp_path / "records"
     folder.mkdir()
-    with tf.io.TFRecordWriter(str(folder / example.shard_name("train", 0, 1))) as writer:
+    with tf.io.TFRecordWriter(str(folder / shards.name("train", 0, 1))) as writer:
         for _ in range(2):
             writer.write(record)
     text = datasets.with_split(str(folder), digits, "train", datasets.Split(2, 1))
@@ -417,7 +417,7 @@ def test_truncated_record_is_named(tiny, tmp_path):
     tf.io.gfile.makedirs(str(folder))
     for name in tf.io.gfile.listdir(experiment.data_dir):
         tf.io.gfile.copy(f"{experiment.data_dir}/{name}", str(folder / name))
-    path = pathlib.Path(example.shard_paths(str(folder), "train")[1])
+    path = pathlib.Path(shards.paths(str(folder), "train")[1])
     path.write_bytes(path.read_bytes()[:-100])
     experiment = tiny(f"experiment.Experiment.data_dir = '{folder}'")
     with pytest.raises(InputError, match="train-00001-of-00002.tfrecord.*convert again"):

@@ -1,7 +1,7 @@
-"""Geometry of the input: how an image is scaled and placed, and that done on the host.
+"""What is drawn for an image, and its geometry: how it is scaled, and where it is placed.
 
 What is random is drawn first, as numbers (`Draw`), and is exact integers (`Geometry`) before a
-pixel is touched: `device.py` makes the same picture from the same integers.
+pixel is touched: `host.py` and `device.py` make the same picture from the same integers.
 """
 
 import itertools
@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-
-from kmax_tf.data import pixels
 
 GREY = 127.5  # becomes 0 in the model
 
@@ -85,11 +83,6 @@ def fit(shape: tf.Tensor, smallest: tuple[int, int], largest: tuple[int, int]) -
     return tf.cast(tf.floor(shape * tf.minimum(shrink, 1.0)), tf.int32)
 
 
-def fitted_size(sample: Sample, size: tuple[int, int]) -> tf.Tensor:
-    """The largest size (height, width), int32, of the sample's proportions that `size` holds."""
-    return tf.maximum(fit(tf.shape(sample.segment_map), size, size), 1)  # of a line of pixels
-
-
 def locate(fitted: tf.Tensor, draw: Draw, size: tuple[int, int]) -> Geometry:
     """The `Geometry` of an image of size `fitted`, int32 [2], in a crop of (height, width)."""
     scaled = tf.cast(tf.cast(fitted, tf.float32) * draw.scale, tf.int32)
@@ -126,74 +119,3 @@ def nearest(pixels: tf.Tensor, *sides: tf.Tensor) -> tf.Tensor:
     for size, original in itertools.pairwise(sides):
         pixels = tf.floor(pixels * step(size, original) + 0.5)
     return tf.cast(pixels, tf.int32)
-
-
-def resize_image(image: tf.Tensor, *sizes: tf.Tensor) -> tf.Tensor:
-    """Scales [h, w, 3] to each size, int32 [2], in turn: float32, bilinear, corners aligned."""
-    image = tf.cast(image, tf.float32)
-    for size in sizes:
-        image = tf.cond(
-            tf.reduce_all(tf.shape(image)[:2] == size),
-            lambda image=image: image,
-            lambda image=image, size=size: tf.compat.v1.image.resize_bilinear(
-                image[None], size, align_corners=True
-            )[0],
-        )
-    return image
-
-
-def resize_map(
-    segment_map: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, *sizes: tf.Tensor
-) -> tf.Tensor:
-    """From `begin` to `end`, int32 [2], the map [h, w] scaled to each size in turn.
-
-    To the nearest pixel, corners aligned.
-    """
-    ways = tf.unstack(tf.stack([*reversed(sizes), tf.shape(segment_map)]), axis=1, num=2)
-    rows, columns = (
-        nearest(tf.range(first, after), *tf.unstack(way))
-        for first, after, way in zip(tf.unstack(begin), tf.unstack(end), ways, strict=True)
-    )
-    # Columns first, which are the slower ones: there are fewer of them before the rows.
-    return tf.gather(tf.gather(segment_map, columns, axis=1), rows, axis=0)
-
-
-def resize(sample: Sample, size: tf.Tensor) -> Sample:
-    """Scales a sample to `size`, int32 (height, width); the image becomes float32 [h, w, 3]."""
-    return Sample(
-        resize_image(sample.image, size),
-        resize_map(sample.segment_map, tf.zeros([2], tf.int32), size, size),
-    )
-
-
-def mirror(sample: Sample, flip: tf.Tensor) -> Sample:
-    """The sample [h, w, ...], mirrored left to right where `flip`, a bool scalar."""
-    return tf.nest.map_structure(
-        lambda x: tf.cond(flip, lambda: tf.reverse(x, axis=[1]), lambda: x), sample
-    )
-
-
-def pad(sample: Sample, corner: tf.Tensor, size: tuple[int, int]) -> Sample:
-    """Puts the sample into `size` (height, width), its corner at `corner`, int32 [2].
-
-    The image becomes float32, grey around; the map is void there.
-    """
-    image = pixels.pad(tf.cast(sample.image, tf.float32), corner, size, GREY)
-    return Sample(image, pixels.pad(sample.segment_map, corner, size, 0))
-
-
-def place(sample: Sample, geometry: Geometry, size: tuple[int, int]) -> Sample:
-    """Crops and pads the scaled sample into `size` (height, width), and mirrors it.
-
-    The image becomes float32.
-    """
-    shown = window(geometry, size)
-    sample = tf.nest.map_structure(lambda x: pixels.cut(x, shown.begin, shown.end), sample)
-    return pad(mirror(sample, geometry.flip), shown.corner, size)
-
-
-def fit_and_pad(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Evaluation input: scaled to fit into `size` (height, width), padded at bottom and right."""
-    fitted = fitted_size(sample, size)
-    corner = Geometry(fitted, fitted, tf.constant([0, 0]), tf.constant(False))
-    return place(resize(sample, fitted), corner, size)

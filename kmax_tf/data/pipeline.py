@@ -7,15 +7,13 @@ it runs in servers without Python.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, device, pixels
+from kmax_tf.data import augment, copy_paste, damaged, device, host
 from kmax_tf.data.datasets import Dataset
-from kmax_tf.data.example import Example
 from kmax_tf.data.records import Records, count
-from kmax_tf.data.targets import class_indices, make_targets
+from kmax_tf.data.targets import class_indices
 from kmax_tf.files import InputError
 
 ENDLESS = 2**31  # epochs
@@ -56,6 +54,10 @@ class TrainingInput:
         """Height and width that the host sends to the device; larger images are fitted into it."""
         return self.canvas or self.size
 
+    def fitted(self, shape: tf.Tensor) -> tf.Tensor:
+        """The size of an image of `shape`, int32 (height, width), before the random scale."""
+        return augment.fit(shape, self.size, self.size) if self.fit else shape
+
     @property
     def pairs(self) -> bool:
         """Whether an example is made of two records."""
@@ -69,16 +71,6 @@ class TrainingInput:
             small_thing_area=self.small_thing_area,
             small_thing_weight=self.small_thing_weight,
         )
-
-
-class EvaluationSample(NamedTuple):
-    """An image of the evaluation, with what takes its prediction back to the original size."""
-
-    image: tf.Tensor  # float32 [height, width, 3], fitted and padded
-    fitted_size: tf.Tensor  # int32 [2], height and width without the padding
-    original_size: tf.Tensor  # int32 [2]
-    filename: tf.Tensor  # string
-    image_id: tf.Tensor  # string
 
 
 def training_input(
@@ -146,12 +138,12 @@ def ordered_records(
     def ordered(number):
         order = tf.random.experimental.stateless_shuffle(tf.constant(found.paths), [seed, number])
         records = tf.data.Dataset.from_tensor_slices(order).interleave(
-            lambda path: _file(path, options.skip_damaged), cycle_length=FILES_AT_ONCE
+            lambda path: damaged.read(path, options.skip_damaged), cycle_length=FILES_AT_ONCE
         )
         records = records.shuffle(
             options.shuffle_buffer, seed=seed + number, reshuffle_each_iteration=False
         )
-        return _exactly(records, num_examples, options.skip_damaged)
+        return damaged.exactly(records, num_examples, options.skip_damaged)
 
     def epoch(number):
         begin = number * num_examples
@@ -181,37 +173,6 @@ def step_examples(
     return tf.function(examples, jit_compile=True) if compiled else examples
 
 
-def _file(path, skip_damaged):
-    records = tf.data.TFRecordDataset(path)
-    return records.ignore_errors() if skip_damaged else records
-
-
-def _exactly(records, number, skip_damaged):
-    """The positions of an epoch do not depend on damage: what is lost is replaced by nothing."""
-    if skip_damaged:
-        return records.concatenate(tf.data.Dataset.from_tensors("").repeat()).take(number)
-    return records.apply(tf.data.experimental.assert_cardinality(number))
-
-
-def _parse_or_blank(record, parse):
-    """The `Example` and True, or one black pixel of void and False."""
-    blank = Example(
-        image=tf.zeros([1, 1, 3], tf.uint8),
-        segment_map=tf.zeros([1, 1], tf.int32),
-        segment_id=tf.zeros([0], tf.int64),
-        category_id=tf.zeros([0], tf.int64),
-        is_crowd=tf.zeros([0], tf.bool),
-        filename=tf.constant(""),
-        image_id=tf.constant(""),
-    )
-    decoded = tf.data.Dataset.from_tensors(record).map(lambda r: (parse(r), True)).ignore_errors()
-    return (
-        decoded.concatenate(tf.data.Dataset.from_tensors((blank, False)))
-        .take(1)
-        .get_single_element()
-    )
-
-
 def load(
     record: tf.Tensor,
     parse: Callable,
@@ -225,7 +186,7 @@ def load(
     `pasted_stuff`: bool [num_classes], of `copy_paste.draw_stuff`.
     """
     example, intact = (
-        _parse_or_blank(record, parse) if options.skip_damaged else (parse(record), True)
+        damaged.parse_or_blank(record, parse) if options.skip_damaged else (parse(record), True)
     )
     classes = tf.where(example.is_crowd, -1, class_indices(dataset, example.category_id))
     segment_map, segments = copy_paste.number_segments(
@@ -271,85 +232,20 @@ def training_example(
     if options.placement == "device":
         draws = (own, other) if options.paste_scales else (own,)
         return _decoded(sample, segments, draws, intact, options)
-
-    if options.augment:
-        sample = augmented(sample, own, options)
-    else:
-        sample = augment.fit_and_pad(sample, options.size)
-    image, segment_map, classes = (*sample, segments.classes)
-    if options.pairs:
-        pasted, pasted_segments, _ = load(records[1], parse, dataset, options, stuff)
-        pasted, corner = shown(pasted, other, options)
-        image, segment_map, classes = copy_paste.paste_part(
-            sample, segments, pasted, pasted_segments, corner
-        )
-    targets = make_targets(
-        segment_map, classes, num_things=dataset.num_things, stride=stride, **options.target_options
-    )
+    loaded = [(sample, segments)]
+    loaded += [load(record, parse, dataset, options, stuff)[:2] for record in records[1:]]
+    image, targets = host.example(loaded, (own, other), options, dataset.num_things, stride)
     weight = targets.semantic_weight * tf.cast(intact, tf.float32)
     return image, targets._replace(semantic_weight=weight)
-
-
-def augmented(sample: augment.Sample, draw: augment.Draw, options: TrainingInput) -> augment.Sample:
-    """The augmentations of one image on the host, to the pixel those of the official code.
-
-    Returns a `Sample` of options.size: image float32 [height, width, 3] with its map.
-    """
-    return augment.pad(*shown(sample, draw, options), options.size)
-
-
-def shown(
-    sample: augment.Sample, draw: augment.Draw, options: TrainingInput
-) -> tuple[augment.Sample, tf.Tensor]:
-    """What the crop shows of the augmented image, a `Sample` [h, w, ...] of its size at most.
-
-    Returns also its corner in the crop, int32 [2].
-    """
-    fitted = _fitted(tf.shape(sample.segment_map), options)
-    geometry = augment.locate(fitted, draw, options.size)
-    begin, end, corner = augment.window(geometry, options.size)
-    image = augment.resize_image(sample.image, fitted, geometry.scaled)
-    if options.colour is None:
-        image = pixels.cut(image, begin, end)
-    else:
-        image = _coloured(tf.cast(image, tf.uint8), begin, end, draw, options.colour)
-    segment_map = augment.resize_map(sample.segment_map, begin, end, fitted, geometry.scaled)
-    return augment.mirror(augment.Sample(image, segment_map), geometry.flip), corner
-
-
-def _coloured(image, begin, end, draw, magnitude):
-    """The image, uint8, coloured, from `begin` to `end`.
-
-    The official code colours before it crops; most operations give the same pixels afterwards.
-    """
-
-    def whole():
-        frame = colour.whole(image, shown=lambda x: pixels.cut(x, begin, end))
-        return colour.augment(image, draw, magnitude, frame)
-
-    def window():
-        # One pixel more on each side, for the sharpness of the outermost.
-        size = tf.shape(image)[:2]
-        first, after = tf.maximum(begin - 1, 0), tf.minimum(end + 1, size)
-        rows, columns = (tf.range(*side) for side in zip(tf.unstack(first), tf.unstack(after)))
-        frame = colour.Frame(rows, columns, size)
-        coloured = colour.augment(pixels.cut(image, first, after), draw, magnitude, frame, None)
-        return pixels.cut(coloured, begin - first, end - first)
-
-    return tf.cond(colour.needs_whole(draw), whole, window)
-
-
-def _fitted(shape, options):
-    return augment.fit(shape, options.size, options.size) if options.fit else shape
 
 
 def _decoded(sample, segments, draws, intact, options):
     """What the host sends where the device augments."""
     canvas = options.largest
     shape = tf.shape(sample.segment_map)
-    fitted = _fitted(shape, options)
+    fitted = options.fitted(shape)
     stored = tf.where(tf.reduce_any(shape > canvas), augment.fit(shape, canvas, canvas), shape)
-    image, segment_map = augment.resize(sample, stored)
+    image, segment_map = host.resize(sample, stored)
     margin = tf.stack([tf.zeros([2], tf.int32), canvas - stored], axis=1)
     image = tf.pad(tf.cast(tf.round(image), tf.uint8), tf.concat([margin, [[0, 0]]], axis=0))
     return device.Decoded(
@@ -363,25 +259,3 @@ def _decoded(sample, segments, draws, intact, options):
         ),
         intact=tf.convert_to_tensor(intact),
     )
-
-
-def evaluation_input(found: Records, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
-    """Every image once, in order: batches of `EvaluationSample`, the last one perhaps smaller.
-
-    `size`: height and width, in pixels, into which each image is fitted.
-    """
-
-    def prepare(record):
-        example = found.parse(record)
-        sample = augment.Sample(example.image, example.segment_map)
-        return EvaluationSample(
-            image=augment.fit_and_pad(sample, size).image,
-            fitted_size=augment.fitted_size(sample, size),
-            original_size=tf.shape(example.segment_map),
-            filename=example.filename,
-            image_id=example.image_id,
-        )
-
-    records = tf.data.TFRecordDataset(found.paths)
-    batches = records.map(prepare, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
-    return batches.prefetch(tf.data.AUTOTUNE)

@@ -4,6 +4,7 @@ Three schemas give the same `Example`: ours (example.py), that of the official d
 TFDS' `coco/2017_panoptic` (foreign.py). The keys of the first record tell which one it is.
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kmax_tf import files
-from kmax_tf.data import datasets, example, foreign
+from kmax_tf.data import datasets, example, foreign, shards
 from kmax_tf.data.example import Example
 
 
@@ -31,8 +32,8 @@ def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
         InputError: no shard is there or one is missing, they hold no record, the records are of no
             schema that is known, or of other classes than `dataset`.
     """
-    paths = example.shard_paths(folder, split)
-    first = next(itertools.chain.from_iterable(map(example.read_records, paths)), None)
+    paths = shards.paths(folder, split)
+    first = next(itertools.chain.from_iterable(map(shards.read, paths)), None)
     if first is None:
         raise files.InputError(f"{folder}: split {split!r} holds no example; convert it again")
     try:
@@ -67,14 +68,33 @@ def count(records: Records) -> int:
 
 def serialized(records: Records) -> Iterator[bytes]:
     """Yields every record, in order."""
-    return itertools.chain.from_iterable(map(example.read_records, records.paths))
+    return itertools.chain.from_iterable(map(shards.read, records.paths))
 
 
 def check(records: Records) -> None:
     """Reads all records; InputError names the file with the first that is damaged."""
     for path in records.paths:
-        for number, record in enumerate(example.read_records(path)):
+        for number, record in enumerate(shards.read(path)):
             parse_one(records.parse, record, f"{path}: record {number}")
+
+
+@contextlib.contextmanager
+def named_errors(records: Records, split: str) -> Iterator[None]:
+    """Within it an input that TensorFlow cannot read is an InputError that names the record.
+
+    `split`: what the user calls the records.
+    """
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        check(records)
+        raise
+    except tf.errors.FailedPreconditionError as error:
+        if "expected to contain" not in error.message:
+            raise
+        raise files.InputError(
+            f"{split} does not hold as many records as {datasets.FILE_NAME} says; convert again"
+        ) from error
 
 
 def parse_one(parse: Callable, record: bytes, place: str) -> Example:

@@ -17,15 +17,6 @@ class Targets(NamedTuple):
     semantic_weight: tf.Tensor  # float32 [height, width], weight in the semantic loss
 
 
-def count_damaged(targets: Targets) -> tf.Tensor:
-    """How many of a batch's examples are of damaged records: float32 scalar.
-
-    Those weigh nothing: their semantic_weight [batch, height, width] is 0 everywhere.
-    """
-    weight = tf.reduce_max(targets.semantic_weight, axis=[1, 2])
-    return tf.reduce_sum(tf.cast(weight == 0, tf.float32))
-
-
 def class_indices(dataset: Dataset, category_id: tf.Tensor) -> tf.Tensor:
     """Class index of each category id, int64 [n] -> int32 [n]; -1 for an id of another dataset."""
     table = dataset.class_of_category

@@ -8,6 +8,7 @@ import tensorflow as tf
 from kmax_tf.data.targets import Targets
 from kmax_tf.files import InputError
 from kmax_tf.loss import terms
+from kmax_tf.loss.found import found_share
 from kmax_tf.loss.matcher import match
 from kmax_tf.loss.relaxation import class_shares, relax_masks
 from kmax_tf.model.layers import look_up, resize_bilinear
@@ -101,26 +102,6 @@ def match_segments(final: Any, targets: Targets, unmatched: str = "void") -> Mat
         class_weight=tf.where(is_matched, quality, share),
     )
     return Matching(*(tf.stop_gradient(t) for t in matching))
-
-
-def found_share(class_logits: tf.Tensor, segment_class: tf.Tensor, matching: Matching) -> tf.Tensor:
-    """The share of the segments that their cluster finds, [batch]; 1 where there is none.
-
-    Found is as PQ has it, without hard masks: the cluster's most probable class is the segment's,
-    and their dice is over 2/3, which is an intersection over union of a half.
-
-    Arguments:
-      class_logits: float32 [batch, clusters, classes + 1], of the final prediction.
-      segment_class: int32 [batch, segments], of the `Targets`.
-      matching: of the same.
-    """
-    predicted = tf.argmax(class_logits, axis=-1, output_type=tf.int32)
-    matched = tf.one_hot(matching.cluster_of_segment, class_logits.shape[1], True, False)
-    right = predicted[:, None, :] == segment_class[:, :, None]
-    found = tf.reduce_any(matched & right & (matching.dice > 2 / 3), axis=2)
-    missed = tf.cast((segment_class >= 0) & ~found, tf.float32)
-    exists = tf.cast(segment_class >= 0, tf.float32)
-    return 1 - tf.math.divide_no_nan(tf.reduce_sum(missed, axis=1), tf.reduce_sum(exists, axis=1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,14 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.model.aspp import ASPP
 from kmax_tf.model.layers import (
     BatchNorm,
     Conv2D,
     ConvBN,
     DenseBN,
     DepthwiseBN,
-    SparseConvBN,
     get_activation,
-    random_uniform,
     resize_bilinear,
     truncated_normal,
 )
@@ -61,29 +60,6 @@ class PredictionHead(tf_keras.layers.Layer):
             class_logits=tf.cast(self.classifier(class_embedding), tf.float32) + self.void_prior,
             pixel_features=features,
         )
-
-
-class ASPP(tf_keras.layers.Layer):
-    """Atrous spatial pyramid pooling (DeepLabv3): four convolutions and the image's mean."""
-
-    def __init__(self, channels: int, rates: Sequence[int], activation: str, dropout: float):
-        super().__init__()
-        self.branches = [ConvBN(channels, activation=activation)] + [
-            SparseConvBN(channels, 3, dilation=rate, activation=activation) for rate in rates
-        ]
-        self.pool = ConvBN(channels, activation=activation)
-        self.projection = ConvBN(channels, activation=activation)
-        self.keep = 1.0 - dropout
-
-    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Float [batch, height, width, depth] -> [batch, height, width, channels]."""
-        pooled = self.pool(tf.reduce_mean(x, axis=[1, 2], keepdims=True))
-        pooled = tf.broadcast_to(pooled, [tf.shape(x)[0], *x.shape[1:3], pooled.shape[-1]])
-        x = tf.concat([branch(x) for branch in self.branches] + [pooled], axis=-1)
-        x = self.projection(x)
-        if training and self.keep < 1.0:
-            x *= tf.cast(tf.floor(random_uniform(tf.shape(x)) + self.keep) / self.keep, x.dtype)
-        return x
 
 
 class SemanticBranch(tf_keras.layers.Layer):

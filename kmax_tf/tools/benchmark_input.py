@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, example, pipeline, records, serialize
+from kmax_tf.data import datasets, pipeline, records, serialize, shards
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.experiment import Experiment
 
@@ -128,7 +128,7 @@ def make_records(folder: str, dataset: Dataset, split: str) -> None:
     size = datasets.Split(IMAGES, SHARDS)
     content = datasets.with_split(folder, dataset, split, size)
     for shard in range(SHARDS):
-        path = os.path.join(folder, example.shard_name(split, shard, SHARDS))
+        path = os.path.join(folder, shards.name(split, shard, SHARDS))
         with tf.io.TFRecordWriter(path) as writer:
             for _ in range(IMAGES // SHARDS):
                 writer.write(_record(random, dataset))

@@ -6,7 +6,7 @@ Every operation is run twice, eagerly and inside tf.data.
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, datasets, pixels
+from kmax_tf.data import augment, colour, copy_paste, datasets, host, pixels
 from kmax_tf.data.targets import make_targets
 from kmax_tf.importers.classes import channels
 from kmax_tf.tools.golden import Case, Comparison
@@ -85,7 +85,7 @@ def _geometry(case, comparison):
         stored = facts["exclusive_upper_limits_of_the_4_draws"]
         comparison.add(f"{name}/limits", limits, stored, 0)
     facts = case.facts["evaluation"]
-    add("evaluation", facts, lambda *s: augment.fit_and_pad(augment.Sample(*s), facts["crop"]))
+    add("evaluation", facts, lambda *s: host.fit_and_pad(augment.Sample(*s), facts["crop"]))
     shape = case[f"image/{facts['source']}"].shape[:2]
     fitted = augment.fit(shape, facts["crop"], facts["crop"])
     comparison.add("evaluation/size", fitted, facts["resized"][:2], 0)
@@ -108,19 +108,21 @@ def _resized(sample, facts):
     smallest, largest = facts["min_size"], facts["max_size"]
     shape = tf.shape(sample.segment_map)
     # The official code takes 0 for no limit.
-    return augment.resize(sample, augment.fit(shape, smallest, largest) if any(largest) else shape)
+    return host.resize(sample, augment.fit(shape, smallest, largest) if any(largest) else shape)
 
 
 def _scaled(sample, facts):
     shape = tf.shape(sample.segment_map)
-    return augment.resize(sample, augment.locate(shape, _draw(scale=facts["scale"]), [1, 1]).scaled)
+    return host.resize(sample, augment.locate(shape, _draw(scale=facts["scale"]), [1, 1]).scaled)
 
 
 def _placed(sample, facts):
     shape = tf.shape(sample.segment_map)
     offset = tf.constant(facts["pad_offset"]) - tf.constant(facts["crop_offset"])
     geometry = augment.Geometry(shape, shape, offset, tf.constant(facts["flip"]))
-    return augment.place(sample, geometry, facts["crop"])
+    begin, end, corner = augment.window(geometry, facts["crop"])
+    cropped = tf.nest.map_structure(lambda x: pixels.cut(x, begin, end), sample)
+    return host.pad(host.mirror(cropped, geometry.flip), corner, facts["crop"])
 
 
 class _Labels:

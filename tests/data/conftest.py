@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, example, serialize
+from kmax_tf.data import datasets, serialize, shards
 
 DATASET = datasets.load("panoptic_digits")  # 10 things, 4 stuff
 
@@ -49,19 +49,19 @@ def _record(number, height=40, width=48, damage=None):
     return data
 
 
-def _write(folder, numbers, shards, **arguments):
+def _write(folder, numbers, num_shards, **arguments):
     """Writes records of these numbers as split "train", with their dataset.json."""
     os.makedirs(folder, exist_ok=True)
-    for shard in range(shards):
-        path = os.path.join(folder, example.shard_name("train", shard, shards))
+    for shard in range(num_shards):
+        path = os.path.join(folder, shards.name("train", shard, num_shards))
         with tf.io.TFRecordWriter(path) as writer:
-            for number in numbers[shard::shards]:
+            for number in numbers[shard::num_shards]:
                 writer.write(_record(number, **arguments))
-    size = datasets.Split(len(numbers), shards)
+    size = datasets.Split(len(numbers), num_shards)
     content = datasets.with_split(folder, DATASET, "train", size)
     with open(os.path.join(folder, datasets.FILE_NAME), "w") as file:
         file.write(content)
-    return example.shard_paths(folder, "train")
+    return shards.paths(folder, "train")
 
 
 @pytest.fixture(scope="session")

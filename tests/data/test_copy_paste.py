@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.data import augment, copy_paste
+from kmax_tf.data import augment, copy_paste, host
 from kmax_tf.data.copy_paste import MAX_SEGMENTS
 
 
@@ -72,7 +72,7 @@ def test_a_part_is_pasted_as_if_it_were_padded():
     size = (9, 11)
     for (height, width), corner in (((4, 5), (2, 3)), (size, (0, 0)), ((1, 11), (8, 0))):
         (below, segments), (part, pasted) = sample(*size), sample(height, width)
-        below = augment.pad(below, tf.constant([0, 0]), size)
+        below = host.pad(below, tf.constant([0, 0]), size)
         ours = copy_paste.paste_part(below, segments, part, pasted, tf.constant(corner))
         margins = [(c, s - c - n) for c, s, n in zip(corner, size, (height, width), strict=True)]
         other = augment.Sample(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.data import device, example, pipeline, targets
+from kmax_tf.data import damaged, device, example, pipeline
 from kmax_tf.data.records import Records
 
 OPTIONS = dict(size=(33, 41), max_segments=16, shuffle_buffer=1)
@@ -25,9 +25,9 @@ def input_of(paths, made, placement="host", skip_damaged=True, **options):
 
 
 @pytest.fixture
-def damaged(made, tmp_path):
+def halved(made, tmp_path):
     """Records 0 to 5, of which every second one has half of its image."""
-    paths = made.write(str(tmp_path), list(range(NUMBER)), shards=1)
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=1)
     with tf.io.TFRecordWriter(paths[0]) as writer:
         for number in range(NUMBER):
             half = (lambda png: png[: len(png) // 2]) if number % 2 else None
@@ -36,39 +36,40 @@ def damaged(made, tmp_path):
 
 
 @pytest.mark.parametrize("placement", ["host", pytest.param("device", marks=pytest.mark.xla)])
-def test_skipped_and_counted(damaged, made, placement):
+def test_skipped_and_counted(halved, made, placement):
     options = pipeline.TrainingInput(**OPTIONS, placement=placement, paste_scales=(0.5,))
-    for one in input_of(damaged, made, placement).take(2):
+    for one in input_of(halved, made, placement).take(2):
         image, made_targets = pipeline.step_examples(options, made.dataset, 4, True)(*one)
-        assert float(targets.count_damaged(made_targets)) == 3
+        assert float(damaged.count(made_targets)) == 3
         assert np.isfinite(image).all()
         lost = (made_targets.semantic_weight.numpy() == 0).all(axis=(1, 2))
         assert lost.sum() == 3
 
 
-def test_positions_do_not_depend_on_damage(damaged, made, tmp_path):
+def test_positions_do_not_depend_on_damage(halved, made, tmp_path):
     """The intact examples are those of intact records: no order changes."""
-    whole = made.write(str(tmp_path / "whole"), list(range(NUMBER)), shards=1)
-    _, ours = next(iter(input_of(damaged, made, augment=False)))
+    whole = made.write(str(tmp_path / "whole"), list(range(NUMBER)), num_shards=1)
+    _, ours = next(iter(input_of(halved, made, augment=False)))
     _, expected = next(iter(input_of(whole, made, augment=False)))
+    assert float(damaged.count(expected)) == 0
     intact = ours.semantic_weight.numpy().any(axis=(1, 2))
     np.testing.assert_array_equal(ours.segment[intact], expected.segment[intact])
 
 
 @pytest.mark.parametrize("placement", pipeline.PLACEMENTS)
-def test_an_error_by_default(damaged, made, placement):
+def test_an_error_by_default(halved, made, placement):
     with pytest.raises(tf.errors.InvalidArgumentError):
-        next(iter(input_of(damaged, made, placement, skip_damaged=False)))
+        next(iter(input_of(halved, made, placement, skip_damaged=False)))
 
 
 def test_a_file_that_is_cut_off(made, tmp_path):
-    paths = made.write(str(tmp_path), list(range(NUMBER)), shards=1)
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=1)
     with open(paths[0], "r+b") as file:
         file.truncate(file.seek(0, 2) // 2)
     with pytest.raises((tf.errors.DataLossError, tf.errors.FailedPreconditionError)):
         next(iter(input_of(paths, made, skip_damaged=False)))
     for _, ours in input_of(paths, made).take(2):
-        assert 2 <= float(targets.count_damaged(ours)) <= 4
+        assert 2 <= float(damaged.count(ours)) <= 4
 
 
 def test_contradictions(made):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.data import augment, colour, copy_paste, device, example, pipeline
+from kmax_tf.data import augment, colour, copy_paste, device, example, host, pipeline
 from kmax_tf.data.targets import make_targets
 
 OPTIONS = pipeline.TrainingInput(
@@ -47,7 +47,7 @@ def on_host(batch, dataset, options):
     for record, seed in batch:
         own, other, stuff = pipeline.draw(seed, dataset, options)
         sample, segments, _ = pipeline.load(record, example.parse, dataset, options, stuff)
-        roles = [pipeline.augmented(sample, draw, options) for draw in (own, other)]
+        roles = [host.augmented(sample, draw, options) for draw in (own, other)]
         samples.append((*roles, segments))
     for number, (sample, _, segments) in enumerate(samples):
         _, before, before_segments = samples[number - 1]
@@ -110,7 +110,7 @@ def test_without_colour_and_paste(batch, made):
     for number, (record, seed) in enumerate(batch[:4]):
         own, _, stuff = pipeline.draw(seed, made.dataset, options)
         sample, segments, _ = pipeline.load(record, example.parse, made.dataset, options, stuff)
-        image, ids = pipeline.augmented(sample, own, options)
+        image, ids = host.augmented(sample, own, options)
         np.testing.assert_allclose(images[number], image, atol=0.05)
         expected = make_targets(
             ids,

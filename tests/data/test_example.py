@@ -88,46 +88,6 @@ def test_bad_image_is_one_line_that_names_it(image, message):
     assert str(error.value).startswith("folder/a.jpg: ") and "\n" not in str(error.value)
 
 
-def write_shard(path, count=3):
-    serialized = record(image_bytes(8, 8), np.zeros((8, 8), np.int32), 0)
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for _ in range(count):
-            writer.write(serialized)
-    return serialized
-
-
-def test_records_are_read_and_damage_is_named(tmp_path):
-    path = tmp_path / "a.tfrecord"
-    serialized = write_shard(path)
-    assert list(example.read_records(str(path))) == [serialized] * 3
-    data = path.read_bytes()
-    for damaged in (data[:-5], data[:40] + b"?" + data[41:], b"not records at all"):
-        path.write_bytes(damaged)
-        with pytest.raises(files.InputError, match=r"a\.tfrecord: .*convert again"):
-            list(example.read_records(str(path)))
-    with pytest.raises(files.InputError, match="gone.tfrecord"):
-        list(example.read_records(str(tmp_path / "gone.tfrecord")))
-
-
-def test_shard_paths(tmp_path):
-    names = [example.shard_name("val", index, 12) for index in range(12)]
-    assert names[3] == "val-00003-of-00012.tfrecord"
-    for name in [*names, "val-big-00000-of-00001.tfrecord", "val-00000-of-00012.tfrecord.tmp"]:
-        (tmp_path / name).touch()
-    assert example.shard_paths(str(tmp_path), "val") == [str(tmp_path / name) for name in names]
-    (tmp_path / names[11]).unlink()
-    with pytest.raises(files.InputError, match="val-00011-of-00012.tfrecord is missing"):
-        example.shard_paths(str(tmp_path), "val")
-    (tmp_path / names[11]).touch()
-    (tmp_path / example.shard_name("val", 0, 2)).touch()
-    with pytest.raises(files.InputError, match="does not belong to 12 shards"):
-        example.shard_paths(str(tmp_path), "val")
-    with pytest.raises(files.InputError, match='no records of split "train"'):
-        example.shard_paths(str(tmp_path), "train")
-    with pytest.raises(files.InputError, match='no records of split "train"'):
-        example.shard_paths(str(tmp_path / "nowhere"), "train")
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_labels_are_a_png_for_everyone(dtype):
     labels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, [7, 13]).astype(dtype)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kmax_tf import config
 from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.data.records import Records
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import InputError
@@ -29,7 +30,7 @@ EVERYTHING = dict(
 @pytest.fixture(scope="module")
 def paths(made, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("records"))
-    return made.write(folder, list(range(NUMBER)), shards=3)
+    return made.write(folder, list(range(NUMBER)), num_shards=3)
 
 
 def found(paths, number=NUMBER):
@@ -117,7 +118,7 @@ def test_replicas_share_the_images_of_a_step(paths):
 def test_without_augmentation_examples_are_as_in_evaluation(paths):
     options = dict(size=(65, 65), augment=False, shuffle_buffer=1, max_segments=16)
     (image, _), *_ = batches(paths, 1, options, batch_size=NUMBER)
-    seen = next(iter(pipeline.evaluation_input(found(paths), (65, 65), NUMBER))).image.numpy()
+    seen = next(iter(evaluation_input(found(paths), (65, 65), NUMBER))).image.numpy()
     order = [int(i) for _, i in ids(paths, NUMBER, "device")]
     assert sorted(order) == list(range(NUMBER))
     key = lambda images: sorted(float(x.sum()) for x in images.astype(np.float64))  # noqa: E731

@@ -15,6 +15,7 @@ from data_prep import convert, pool
 from kmax_tf import files
 from kmax_tf.data import copy_paste, datasets, example, foreign, pipeline, records
 from kmax_tf.data.coco_panoptic import Annotation, Segment, encode_ids
+from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.data.targets import class_indices, make_targets
 
 DATA = pathlib.Path(__file__).parents[2].parent / "shared/data"
@@ -304,7 +305,7 @@ def test_evaluation_input_takes_them_all(tmp_path):
     dataset = datasets.load("coco")
     write_official(tmp_path, dataset)
     found = records.find(str(tmp_path), "val", dataset)
-    (batch,) = pipeline.evaluation_input(found, (65, 97), 2)
+    (batch,) = evaluation_input(found, (65, 97), 2)
     assert batch.image.shape == (2, 65, 97, 3)
     assert batch.original_size.numpy().tolist() == [[427, 640], [360, 640]]
 
@@ -347,13 +348,3 @@ def test_check_names_the_first_damaged_record(tmp_path):
     assert "\n" not in str(error.value)
     write(tmp_path, good, good)
     records.check(found)
-
-
-def test_shards_are_found_by_the_names_of_tfds(tmp_path):
-    names = [f"coco-train.tfrecord-{k:05d}-of-00003" for k in range(3)]
-    for name in [*names, "coco-validation.tfrecord-00000-of-00001", "dataset_info.json"]:
-        (tmp_path / name).touch()
-    assert example.shard_paths(str(tmp_path), "train") == [str(tmp_path / n) for n in names]
-    (tmp_path / names[1]).unlink()
-    with pytest.raises(files.InputError, match="train.tfrecord-00001-of-00003 is missing"):
-        example.shard_paths(str(tmp_path), "train")

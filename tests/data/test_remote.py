@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kmax_tf import config, runtime, train
-from kmax_tf.data import example, pipeline
+from kmax_tf.data import example, pipeline, shards
 from kmax_tf.data.records import Records
 from kmax_tf.experiment import Experiment
 
@@ -22,7 +22,7 @@ NUMBER = 6  # records
 
 def batches(folder, device):
     """The arrays of two batches of each placement, made on `device` from a folder of records."""
-    paths = [os.path.join(folder, example.shard_name("train", shard, 2)) for shard in range(2)]
+    paths = [os.path.join(folder, shards.name("train", shard, 2)) for shard in range(2)]
     strategy = tf.distribute.OneDeviceStrategy(device)
     arrays = []
     for placement in pipeline.PLACEMENTS:
@@ -60,7 +60,7 @@ def test_input_is_made_where_only_the_server_sees_the_records(made, tmp_path):
     folders = {name: tmp_path / name for name in ("server", "client")}
     for folder in folders.values():
         folder.mkdir()
-    made.write(str(folders["server"] / "records"), list(range(NUMBER)), shards=2)
+    made.write(str(folders["server"] / "records"), list(range(NUMBER)), num_shards=2)
 
     def start(*words, cwd):
         root = pathlib.Path(__file__).parents[2]

@@ -64,7 +64,7 @@ def batches(paths, made, count, service=""):
 
 
 def test_one_worker_and_two(made, tmp_path, add_worker):
-    paths = made.write(str(tmp_path), list(range(NUMBER)), shards=3)
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=3)
     epoch = NUMBER // 2  # batches
     alone = batches(paths, made, 6 * epoch)
 

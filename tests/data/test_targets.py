@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf.data import datasets, pixels
-from kmax_tf.data.targets import class_indices, count_damaged, make_targets
+from kmax_tf.data.targets import class_indices, make_targets
 
 pytestmark = pytest.mark.xla
 
@@ -61,11 +61,3 @@ def test_class_indices_of_unknown_categories():
     np.testing.assert_array_equal(
         class_indices(dataset, tf.constant(ids, tf.int64)), [5, -1, -1, 100]
     )
-
-
-def test_damaged_examples_are_counted():
-    targets = both(np.array([[0, 1]]), [1])
-    batch = tf.nest.map_structure(lambda x: tf.stack([x, x, x]), targets)
-    weight = batch.semantic_weight * tf.constant([1.0, 0.0, 0.0])[:, None, None]
-    assert float(count_damaged(batch)) == 0
-    assert float(count_damaged(batch._replace(semantic_weight=weight))) == 2

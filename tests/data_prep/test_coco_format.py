@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep import coco_format, convert, pool
 from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example
+from kmax_tf.data import coco_panoptic, datasets, example, shards
 
 SAMPLE = pathlib.Path(__file__).parents[2].parent / "shared/data/coco_sample/sample_data"
 ALONE = functools.partial(pool.run, workers=1)
@@ -21,8 +21,8 @@ CATEGORIES = [
 
 
 def read_all(folder, split):
-    paths = example.shard_paths(str(folder), split)
-    return [example.parse(record) for path in paths for record in example.read_records(path)]
+    paths = shards.paths(str(folder), split)
+    return [example.parse(record) for path in paths for record in shards.read(path)]
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the COCO sample is not here")

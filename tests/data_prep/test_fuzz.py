@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep import coco_format, convert, demo, validate
 from kmax_tf import files
-from kmax_tf.data import datasets, example, foreign, records, serialize
+from kmax_tf.data import datasets, example, foreign, records, serialize, shards
 
 FEW, MANY = range(12), range(12, 200)
 both = pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_json(source, tmp_path, seeds):
 
 @both
 def test_files_of_records(records, tmp_path, seeds):
-    path = pathlib.Path(example.shard_paths(records, "train")[0])
-    whole = list(example.read_records(str(path)))
+    path = pathlib.Path(shards.paths(records, "train")[0])
+    whole = list(shards.read(str(path)))
     for seed in seeds:
         found = []
         try:
-            found.extend(example.read_records(write_mutated(path, tmp_path, seed)))
+            found.extend(shards.read(write_mutated(path, tmp_path, seed)))
         except files.InputError as error:
             assert "convert again" in str(error) and "\n" not in str(error)
         assert all(record in whole for record in found)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep import coco_format, convert, demo, validate
 from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example
+from kmax_tf.data import coco_panoptic, datasets, example, shards
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -122,7 +122,7 @@ def test_class_table_counts_by_hand(tmp_path, write_json, alone):
 
 
 def test_damaged_records_are_told_and_the_others_read(records, tmp_path):
-    paths = example.shard_paths(records, "train")
+    paths = shards.paths(records, "train")
     for path in [*paths, f"{records}/dataset.json"]:
         (tmp_path / pathlib.Path(path).name).write_bytes(pathlib.Path(path).read_bytes())
     damaged = tmp_path / pathlib.Path(paths[1]).name
@@ -139,10 +139,10 @@ def test_damaged_records_are_told_and_the_others_read(records, tmp_path):
 def test_records_of_other_categories(records, tmp_path):
     digits = datasets.load(records)
     fewer = datasets.Dataset("fewer", digits.categories[:5])
-    path = example.shard_paths(records, "train")[0]
+    path = shards.paths(records, "train")[0]
     facts = validate.look_at_shard(records, "train", digits, path)
     assert not any(fact.problems for fact in facts)
-    record = next(example.read_records(path))
+    record = next(shards.read(path))
     _, problems = validate._read_record(example.parse, record, "a", fewer)
     assert problems and all(p.text.startswith("a: category ") for p in problems)
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 from kmax_tf.data.targets import Targets
 from kmax_tf.files import InputError
 from kmax_tf.loss import relaxation, terms
-from kmax_tf.loss.criterion import Criterion, found_share, match_segments
+from kmax_tf.loss.criterion import Criterion, match_segments
+from kmax_tf.loss.found import found_share
 from kmax_tf.model.heads import Prediction
 from kmax_tf.model.kmax import Outputs
 

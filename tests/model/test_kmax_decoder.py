@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kmax_tf.files import InputError
 from kmax_tf.model import kmax_decoder
+from kmax_tf.model.attention import softmax_update
 from kmax_tf.model.heads import PredictionHead
 from kmax_tf.model.layers import random_seed
 
@@ -30,7 +31,7 @@ def test_kmeans_update_sums_what_is_assigned():
 
 def test_softmax_update_is_attention():
     queries, keys, values = _normal(2, 3, 4), _normal(2, 9, 4), _normal(2, 9, 4)
-    update = kmax_decoder.softmax_update(queries, keys, values, heads=2).numpy()
+    update = softmax_update(queries, keys, values, heads=2).numpy()
     for head in (slice(0, 2), slice(2, 4)):
         q, k, v = (t.numpy()[..., head] for t in (queries, keys, values))
         weight = np.exp(q @ k.transpose(0, 2, 1) / 2**0.5)
