@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from kmax_tf.model.layers import compiled_by_xla, look_up, resize_bilinear
 
@@ -96,11 +97,11 @@ class PostProcess:
         order = tf.argsort(score, direction="DESCENDING", stable=True)
         rank = tf.argsort(order)  # of each cluster
 
-        logits = resize_bilinear(prediction.mask_logits, size)
-        masks, values = _two_largest(logits)
-        norm = tf.reduce_sum(tf.exp(logits - values[0][..., None]), axis=-1)
-        probabilities = [tf.exp(value - values[0]) / norm for value in values]
-        first, second = self._claims(probabilities, [look_up(rank, mask) for mask in masks])
+        best = _two_largest(resize_bilinear(prediction.mask_logits, size))
+        probability = 1 / best.total
+        probabilities = [probability, probability * tf.exp(best.next_value - best.value)]
+        ranks = [look_up(rank, mask) for mask in (best.index, best.next_index)]
+        first, second = self._claims(probabilities, ranks)
 
         mask_class, ordered = (tf.gather(v, order, batch_dims=1) for v in (classes, confidence))
         threshold = tf.where(mask_class < num_things, self.thing_threshold, self.stuff_threshold)
@@ -110,8 +111,8 @@ class PostProcess:
             mask_map * look_up(pasted, mask_map - 1),
             mask_class,
             ordered,
-            probabilities[0],
-            look_up(classes, masks[0]),
+            probability,
+            look_up(classes, best.index),
         )
 
     def _mask_score(self, mask_logits):
@@ -153,12 +154,57 @@ class PostProcess:
         return tf.while_loop(lambda rank, _: rank < n, body, start)[1] > 0
 
 
+class _TwoLargest(NamedTuple):
+    """The largest of some numbers and the next one, float32, with their places, int32."""
+
+    value: tf.Tensor
+    index: tf.Tensor
+    next_value: tf.Tensor
+    next_index: tf.Tensor
+    total: tf.Tensor  # float32, the sum of exp(number - value)
+
+
 def _two_largest(logits):
-    """Where the last axis is largest and next to it, int32, and how large; XLA's top_k sorts."""
-    first = tf.argmax(logits, axis=-1, output_type=tf.int32)
-    others = tf.where(tf.one_hot(first, logits.shape[-1], True, False), logits.dtype.min, logits)
-    second = tf.argmax(others, axis=-1, output_type=tf.int32)
-    return (first, second), (tf.reduce_max(logits, axis=-1), tf.reduce_max(others, axis=-1))
+    """The `_TwoLargest` of the last axis; of equal ones the first is the larger."""
+    n, low = logits.shape[-1], logits.dtype.min
+    if compiled_by_xla():
+        # In one reduction, which XLA makes of the logits as they are resized, and stores none.
+        place = tf.broadcast_to(tf.range(n), tf.shape(logits))
+        each = _TwoLargest(
+            logits, place, tf.fill(tf.shape(logits), low), place, tf.ones_like(logits)
+        )
+        nothing = _TwoLargest(*map(tf.constant, (low, n, low, n, 0.0)))
+        axes, merge = [logits.shape.rank - 1], _merge.get_concrete_function()
+        return _TwoLargest(*gen_xla_ops.xla_variadic_reduce_v2(each, nothing, axes, merge))
+    value, index = tf.reduce_max(logits, axis=-1), tf.argmax(logits, axis=-1, output_type=tf.int32)
+    total = tf.reduce_sum(tf.exp(logits - value[..., None]), axis=-1)
+    others = tf.where(tf.one_hot(index, n, True, False), low, logits)
+    next_index = tf.argmax(others, axis=-1, output_type=tf.int32)
+    return _TwoLargest(value, index, tf.reduce_max(others, axis=-1), next_index, total)
+
+
+_SCALARS = [tf.TensorSpec([], t) for t in (tf.float32, tf.int32, tf.float32, tf.int32, tf.float32)]
+
+
+@tf.function(autograph=False, input_signature=2 * _SCALARS)
+def _merge(*both):
+    """The `_TwoLargest`, scalars, of the numbers that two of them are of."""
+    a, b = _TwoLargest(*both[:5]), _TwoLargest(*both[5:])
+    first = _larger(a.value, a.index, b.value, b.index)
+    best, other = (
+        _TwoLargest(*(tf.where(first, *pair) for pair in zip(x, y, strict=True)))
+        for x, y in ((a, b), (b, a))
+    )
+    kept = _larger(best.next_value, best.next_index, other.value, other.index)
+    return best._replace(
+        next_value=tf.where(kept, best.next_value, other.value),
+        next_index=tf.where(kept, best.next_index, other.index),
+        total=best.total + other.total * tf.exp(other.value - best.value),
+    )
+
+
+def _larger(value, index, other, other_index):
+    return (value > other) | ((value == other) & (index < other_index))
 
 
 def _sum(values, ids, n):
