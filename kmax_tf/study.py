@@ -288,6 +288,7 @@ def _encoder_run(experiment, run_dir, strategy):
     encoder = train.train(experiment, run_dir, strategy).pixel_encoder
     saver = tf.train.Checkpoint(pixel_encoder=encoder)
     checkpoint.write(saver, os.path.join(run_dir, ENCODER), 0)
+    tf.io.gfile.rmtree(os.path.join(run_dir, "checkpoints"))
 
 
 def _end_with_parent():

@@ -50,6 +50,8 @@ def plan(chosen: Study, out: str, seeds: int) -> str:
         f", seed {job.seed}: {job.variant}"
         for job in study.search(chosen)
     ]
+    if chosen.encoder:
+        lines.insert(0, "first of all, unless it is there, the pixel encoder that all start from")
     more = len(chosen.variants) * (seeds - 1)
     return "\n".join([*lines, f"then {more} more: seeds 1 to {seeds - 1}, each at its best rate"])
 

@@ -9,7 +9,7 @@ from kmax_tf.data.targets import Targets
 
 
 def read(path: tf.Tensor, skip: bool) -> tf.data.Dataset:
-    """The records of a file; where they are skipped, those before the first that is unreadable."""
+    """The records of a file, whose path is a string scalar; to be skipped, those it can read."""
     records = tf.data.TFRecordDataset(path)
     return records.ignore_errors() if skip else records
 
