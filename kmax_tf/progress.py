@@ -19,8 +19,7 @@ RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fm
 
 def line(experiment: Experiment, start: int) -> tqdm:
     """The progress line of a training that goes on from step `start`."""
-    options = dict(desc="training", unit=" steps", bar_format=RATE)
-    return tqdm(total=experiment.steps, initial=start, **options)
+    return tqdm(None, "training", experiment.steps, initial=start, unit=" steps", bar_format=RATE)
 
 
 def show(

@@ -301,7 +301,6 @@ def train(
         experiment, found, strategy, trainer.model.output_stride, start, service
     )
     every = experiment.steps_per_loop
-    line = progress.line(experiment, start)
 
     def after_loop(scalars):
         step = int(trainer.step.numpy())
@@ -316,7 +315,7 @@ def train(
     with (
         records.named_errors(found, f"{experiment.data_dir}: split {experiment.train_split!r}"),
         preemption.watch() as terminated,
-        line,
+        progress.line(experiment, start) as line,
         contextlib.redirect_stdout(io.StringIO()),  # orbit prints every scalar
     ):
         # Without a checkpoint manager, whose newest checkpoint orbit would insist on.
