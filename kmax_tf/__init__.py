@@ -8,6 +8,8 @@ import warnings
 # Read when TensorFlow is imported: its C++ code reports errors, not what it found on the way;
 # on a machine without GPU not even errors, for the search for one ends in a line of its own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists("/dev/nvidia0") else "3")
+# And one Keras in a process, ours: importing Keras 3 beside it would take a second of each start.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 # Of google.api_core, which the Model Garden imports, on a slice's Python; nobody can act on it.
 warnings.filterwarnings("ignore", "You are using a non-supported Python version", FutureWarning)

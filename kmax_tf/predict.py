@@ -89,15 +89,17 @@ def predict(
     sources: Sequence[images.Source],
     finish: Callable,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     details: bool = False,
 ) -> list:
     """Predicts images and hands each to finish(source, image uint8, `Segmentation`).
 
     While the device predicts, one thread reads what comes after, and others call `finish`. Images
-    of one size make a batch. A progress bar shows where it is.
+    of one size make a batch, of 8 on a GPU and of 1 without if `batch_size` is not given. A
+    progress bar shows where it is.
     Returns (source, reason) of the images that were skipped.
     """
+    batch_size = batch_size or (8 if tf.config.list_physical_devices("GPU") else 1)
     skipped = []
     with (
         ThreadPoolExecutor(1) as reader,  # one, so that frames of a video are read in their order

@@ -5,8 +5,6 @@ scripts/predict.py runs/demo/export photos 'more/*.jpg' clip.mp4 --out predictio
 
 import argparse
 
-import tensorflow as tf
-
 from kmax_tf import images, predict, runtime
 from kmax_tf.files import InputError
 from kmax_tf.prediction_files import Labels, PredictionFiles
@@ -60,7 +58,7 @@ def main(options):
         segmenter,
         sources,
         files.add,
-        batch_size=options.batch_size or (8 if tf.config.list_physical_devices("GPU") else 1),
+        batch_size=options.batch_size,
         details=files.needs_details,
     )
     if len(skipped) == len(sources):
