@@ -97,10 +97,13 @@ class PostProcess:
         order = tf.argsort(score, direction="DESCENDING", stable=True)
         rank = tf.argsort(order)  # of each cluster
 
-        best = _two_largest(resize_bilinear(prediction.mask_logits, size))
+        n, num_classes = by_class.shape[1:]
+        # One number tells a cluster's class and rank; of equal masks the first cluster is larger.
+        numbers = (tf.range(n) * n + rank) * num_classes + classes
+        best = _two_largest(resize_bilinear(prediction.mask_logits, size), numbers)
         probability = 1 / best.total
         probabilities = [probability, probability * tf.exp(best.next_value - best.value)]
-        ranks = [look_up(rank, mask) for mask in (best.index, best.next_index)]
+        ranks = [v // num_classes % n for v in (best.number, best.next_number)]
         first, second = self._claims(probabilities, ranks)
 
         mask_class, ordered = (tf.gather(v, order, batch_dims=1) for v in (classes, confidence))
@@ -112,7 +115,7 @@ class PostProcess:
             mask_class,
             ordered,
             probability,
-            look_up(classes, best.index),
+            best.number % num_classes,
         )
 
     def _mask_score(self, mask_logits):
@@ -139,9 +142,10 @@ class PostProcess:
     def _paste(self, first, second, confident):
         """Which masks are pasted, in order of rank: bool [batch, masks]."""
         n = confident.shape[1]
-        one = tf.ones(tf.shape(first))
-        overlap = _overlaps(one, first, second, n)
-        area = _sum(one, first, n) + _sum(one, second, n)
+        # A pixel with one claim counts on the diagonal, and so in no mask's overlap with another.
+        overlap = _overlaps(first, tf.where(second > 0, second, first), n)
+        area = tf.reduce_sum(overlap + tf.linalg.matrix_transpose(overlap), axis=1)
+        area -= tf.linalg.diag_part(overlap)
 
         def body(rank, pasted):
             taken = tf.reduce_sum(overlap[:, :, rank] * pasted, axis=1)
@@ -155,32 +159,37 @@ class PostProcess:
 
 
 class _TwoLargest(NamedTuple):
-    """The largest of some numbers and the next one, float32, with their places, int32."""
+    """The largest of some logits and the next one, float32, with their clusters' numbers, int32."""
 
     value: tf.Tensor
-    index: tf.Tensor
+    number: tf.Tensor
     next_value: tf.Tensor
-    next_index: tf.Tensor
-    total: tf.Tensor  # float32, the sum of exp(number - value)
+    next_number: tf.Tensor
+    total: tf.Tensor  # float32, the sum of exp(logit - value)
 
 
-def _two_largest(logits):
-    """The `_TwoLargest` of the last axis; of equal ones the first is the larger."""
-    n, low = logits.shape[-1], logits.dtype.min
+def _two_largest(logits, numbers):
+    """The `_TwoLargest` of each pixel; of equal logits the one of the smaller number is larger.
+
+    Arguments:
+      logits: float32 [batch, height, width, clusters].
+      numbers: int32 [batch, clusters], ascending.
+    """
+    low = logits.dtype.min
     if compiled_by_xla():
         # In one reduction, which XLA makes of the logits as they are resized, and stores none.
-        place = tf.broadcast_to(tf.range(n), tf.shape(logits))
-        each = _TwoLargest(
-            logits, place, tf.fill(tf.shape(logits), low), place, tf.ones_like(logits)
-        )
-        nothing = _TwoLargest(*map(tf.constant, (low, n, low, n, 0.0)))
-        axes, merge = [logits.shape.rank - 1], _merge.get_concrete_function()
+        shape = tf.shape(logits)
+        number = tf.broadcast_to(numbers[:, None, None], shape)
+        each = _TwoLargest(logits, number, tf.fill(shape, low), number, tf.ones(shape))
+        nothing = _TwoLargest(*map(tf.constant, (low, tf.int32.max, low, tf.int32.max, 0.0)))
+        axes, merge = [3], _merge.get_concrete_function()
         return _TwoLargest(*gen_xla_ops.xla_variadic_reduce_v2(each, nothing, axes, merge))
     value, index = tf.reduce_max(logits, axis=-1), tf.argmax(logits, axis=-1, output_type=tf.int32)
     total = tf.reduce_sum(tf.exp(logits - value[..., None]), axis=-1)
-    others = tf.where(tf.one_hot(index, n, True, False), low, logits)
+    others = tf.where(tf.one_hot(index, logits.shape[-1], True, False), low, logits)
     next_index = tf.argmax(others, axis=-1, output_type=tf.int32)
-    return _TwoLargest(value, index, tf.reduce_max(others, axis=-1), next_index, total)
+    number, next_number = (look_up(numbers, i) for i in (index, next_index))
+    return _TwoLargest(value, number, tf.reduce_max(others, axis=-1), next_number, total)
 
 
 _SCALARS = [tf.TensorSpec([], t) for t in (tf.float32, tf.int32, tf.float32, tf.int32, tf.float32)]
@@ -188,23 +197,23 @@ _SCALARS = [tf.TensorSpec([], t) for t in (tf.float32, tf.int32, tf.float32, tf.
 
 @tf.function(autograph=False, input_signature=2 * _SCALARS)
 def _merge(*both):
-    """The `_TwoLargest`, scalars, of the numbers that two of them are of."""
+    """The `_TwoLargest`, scalars, of the logits that two of them are of."""
     a, b = _TwoLargest(*both[:5]), _TwoLargest(*both[5:])
-    first = _larger(a.value, a.index, b.value, b.index)
+    first = _larger(a.value, a.number, b.value, b.number)
     best, other = (
         _TwoLargest(*(tf.where(first, *pair) for pair in zip(x, y, strict=True)))
         for x, y in ((a, b), (b, a))
     )
-    kept = _larger(best.next_value, best.next_index, other.value, other.index)
+    kept = _larger(best.next_value, best.next_number, other.value, other.number)
     return best._replace(
         next_value=tf.where(kept, best.next_value, other.value),
-        next_index=tf.where(kept, best.next_index, other.index),
+        next_number=tf.where(kept, best.next_number, other.number),
         total=best.total + other.total * tf.exp(other.value - best.value),
     )
 
 
-def _larger(value, index, other, other_index):
-    return (value > other) | ((value == other) & (index < other_index))
+def _larger(value, number, other, other_number):
+    return (value > other) | ((value == other) & (number < other_number))
 
 
 def _sum(values, ids, n):
@@ -222,12 +231,12 @@ def _sum(values, ids, n):
     return tf.reshape(sums, [batch, n + 1])[:, 1:]
 
 
-def _overlaps(one, first, second, n):
+def _overlaps(first, second, n):
     """How many pixels have both ids, from 1 to n: [batch, n, n]."""
     if compiled_by_xla():  # as fast as a product of matrices, and as exact
         return tf.einsum("bhwi,bhwj->bij", *(tf.one_hot(ids - 1, n) for ids in (first, second)))
     pair = tf.where(second > 0, (first - 1) * n + second, 0)
-    return tf.reshape(_sum(one, pair, n * n), [-1, n, n])
+    return tf.reshape(_sum(tf.ones(tf.shape(pair)), pair, n * n), [-1, n, n])
 
 
 def _leaders(classes, is_thing, present):

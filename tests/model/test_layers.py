@@ -5,7 +5,14 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
-from kmax_tf.model.layers import Conv2D, SparseConv2D, gelu, resize_bilinear, softmax
+from kmax_tf.model.layers import (
+    Conv2D,
+    DepthwiseBN,
+    SparseConv2D,
+    gelu,
+    resize_bilinear,
+    softmax,
+)
 
 
 @pytest.mark.parametrize("dilation", [1, 6, 12])
@@ -104,6 +111,24 @@ def test_a_convolution_under_xla_is_that_of_tensorflow(
     for ours, theirs in zip(found, expected, strict=True):
         ours, theirs = (np.asarray(tf.cast(t, tf.float32)) for t in (ours, theirs))
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.xla
+@pytest.mark.parametrize("batch", [1, 2])  # one image has a form of its own
+def test_a_depthwise_convolution_under_xla_is_that_of_tensorflow(batch):
+    generator = np.random.default_rng(batch)
+    image = tf.constant(generator.integers(-4, 5, [batch, 6, 9, 3]), tf.bfloat16)
+    layer = DepthwiseBN("linear")
+    layer.build(image.shape)
+    layer.conv.depthwise_kernel.assign(generator.integers(-2, 3, [5, 5, 3, 1]))
+    layer.norm.moving_variance.assign(tf.fill([3], 1 - layer.norm.epsilon))  # changes nothing
+
+    compiled = tf.function(layer.call, jit_compile=True)(image)
+    # These sums of whole numbers are exact, in bfloat16 too.
+    expected = tf.nn.depthwise_conv2d(
+        tf.cast(image, tf.float32), layer.conv.depthwise_kernel, [1, 1, 1, 1], "SAME"
+    )
+    np.testing.assert_array_equal(tf.cast(compiled, tf.float32), expected)
 
 
 def test_softmax_has_the_gradient_of_tensorflow():
