@@ -23,7 +23,7 @@ def line(experiment: Experiment, start: int) -> tqdm:
 
 
 def show(
-    line: tqdm,
+    bar: tqdm,
     experiment: Experiment,
     found: Records,
     skips: skipped.SkippedSteps,
@@ -34,14 +34,14 @@ def show(
 
     Raises InputError after too many skipped steps in a row.
     """
-    for text in skipped.report(experiment, found, skips.since(line.n)):
-        line.write(text, sys.stderr)
+    for text in skipped.report(experiment, found, skips.since(bar.n)):
+        bar.write(text, sys.stderr)
     skipped.check(skips, step)
     void_matters = experiment.criterion.unmatched == "void"
-    if line.n == line.initial and scalars["void_share"] == 0 and void_matters:
-        line.write(NO_VOID, sys.stderr)
-    line.update(step - line.n)
+    if bar.n == bar.initial and scalars["void_share"] == 0 and void_matters:
+        bar.write(NO_VOID, sys.stderr)
+    bar.update(step - bar.n)
     damaged = scalars.get("damaged_records")
     note = f", {damaged:.0f} damaged records skipped" if damaged else ""
-    images = experiment.batch_size * (line.format_dict["rate"] or 0)
-    line.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
+    images = experiment.batch_size * (bar.format_dict["rate"] or 0)
+    bar.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
