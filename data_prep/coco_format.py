@@ -16,6 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import tensorflow as tf
+
 from data_prep import convert
 from kmax_tf import files
 from kmax_tf.data import coco_panoptic, datasets
@@ -73,7 +75,14 @@ def read(
 def from_annotations(
     annotations: Sequence[coco_panoptic.Annotation], source: str, images: str, panoptic_dir: str
 ) -> list[convert.Item]:
-    """Returns the items of the annotations of one JSON file, `source`, and its two folders."""
+    """Returns the items of the annotations of one JSON file, `source`, and its two folders.
+
+    Raises:
+        InputError: a folder is not there.
+    """
+    for folder in (images, panoptic_dir):
+        if not tf.io.gfile.isdir(folder):
+            raise files.InputError(f"{folder}: no such folder; give that of the files in {source}")
     return [
         convert.Item(
             os.path.join(images, annotation.image_name),

@@ -126,8 +126,9 @@ def convert_item(item: Item) -> bytes:
             is_crowd=[segment.is_crowd for segment in segments],
         )
     except files.InputError as error:
-        where = f"{item.source}: {item.label_path or item.image_path}"
-        raise files.InputError(f"{where}: {error}") from error
+        where, text = item.label_path or item.image_path, str(error)
+        text = text if text.startswith(where) else f"{where}: {text}"
+        raise files.InputError(f"{item.source}: {text}") from error
 
 
 def read_labels(item: Item) -> tuple[np.ndarray | None, Sequence[coco_panoptic.Segment]]:
@@ -198,7 +199,9 @@ def parser(documentation: str, splits: tuple[str, ...] | None = None) -> argpars
         text = "name of the split, as train or val"
         made.add_argument("--split", nargs=1, required=True, help=text)
     made.add_argument("--out", required=True, help="folder for the records")
-    made.add_argument("--shards", type=int, help="number of files (one for 128 images)")
+    made.add_argument(
+        "--shards", type=int, help="number of files (one for 128 images, but at least 8)"
+    )
     made.add_argument("--workers", type=int, help="number of processes (one a core)")
     made.add_argument("--runner", help="an Apache Beam runner; further flags are Beam's")
     return made

@@ -156,9 +156,8 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
         return None, problems
     if size != ids.shape[::-1]:
         text = f"{name}: the image is {size[0]} x {size[1]}, its label map {ids.shape[1]} x"
-        problems.append(
-            Problem(ERROR, "sizes of image and label map differ", f"{text} {ids.shape[0]}")
-        )
+        text += f" {ids.shape[0]}; make them as large as the image is stored, unrotated"
+        problems.append(Problem(ERROR, "sizes of image and label map differ", text))
         return None, problems
     categories = [segment.category_id for segment in segments]
     return Picture(name, image, segment_map, categories), problems
@@ -278,8 +277,9 @@ def _rare_classes(dataset: Dataset, found: list[Facts]) -> Iterator[Problem]:
 def _void(found: list[Facts]) -> Iterator[Problem]:
     voids = [fact.void for fact in found if fact.void is not None]
     if voids and max(voids) == 0:
-        text = "unmatched masks learn from void to be empty; let the crop show some padding"
-        yield Problem(WARNING, "no image has void pixels", f"{text} (TrainingInput.scales below 1)")
+        text = "if things of a class become one segment, train with"
+        remedy = """--gin="criterion.Criterion.unmatched = 'nonvoid'\""""
+        yield Problem(WARNING, "no image has void pixels", f"{text} {remedy}")
 
 
 def _images_of_classes(found: list[Facts]) -> collections.Counter:

@@ -39,7 +39,7 @@ def chart(
     heights += [high for values in bands.values() for _, high in filter(None, values)]
     if not heights:
         return ""
-    x = _scale(steps[0], max(steps[-1], steps[0] + 1), LEFT, RIGHT)
+    x = _scale(steps[0], max(steps[-1], steps[0] + 5), LEFT, RIGHT)  # its ticks are whole steps
     y = _scale(min(0, *heights), max(*heights, 0) or 1, BOTTOM, TOP)
     notes = [
         f"step {step:,}"

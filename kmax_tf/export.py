@@ -224,9 +224,7 @@ def export(
     temporary = export_dir.rstrip("/") + ".unfinished"
     if tf.io.gfile.exists(temporary):
         tf.io.gfile.rmtree(temporary)
-    # Nobody trains an export, and loading gradients would take a while.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(segmenter, temporary, segmenter.signatures(), options)
+    tf.saved_model.save(segmenter, temporary, signatures=segmenter.signatures())
     for name, content in texts.items():
         write_atomic(os.path.join(temporary, name), content)
     if tf.io.gfile.exists(export_dir):

@@ -32,6 +32,7 @@ class Source(NamedTuple):
 def find(paths: list[str]) -> tuple[str, list[Source]]:
     """The images that `paths` name, each once: files, videos, globs, and folders of images.
 
+    A folder without an image of its own stands for all that are in folders below it.
     Frames of a video follow each other and are to be read in that order.
     Returns the folder that all of them are below of, and the sources.
     Raises InputError for a path that is not there or holds no image.
@@ -90,16 +91,23 @@ def _header(content):
 def _files(path):
     """The files that one path names."""
     if tf.io.gfile.isdir(path):
-        names = sorted(n for n in tf.io.gfile.listdir(path) if n.lower().endswith(IMAGES))
-        if not names:
-            raise InputError(f"{path}: holds no {', '.join(IMAGES)} file; give a glob of others")
-        return [os.path.join(path, name) for name in names]
+        for names in (tf.io.gfile.listdir(path), _below(path)):
+            found = sorted(name for name in names if name.lower().endswith(IMAGES))
+            if found:
+                return [os.path.join(path, name) for name in found]
+        raise InputError(f"{path}: holds no {', '.join(IMAGES)} file; give a glob of others")
     if tf.io.gfile.exists(path):
         return [path]
     found = sorted(tf.io.gfile.glob(path)) if re.search(r"[*?[]", path) else []
     if not found:
         raise InputError(f"{path}: no such image")
     return [file for file in found if not tf.io.gfile.isdir(file)]
+
+
+def _below(folder):
+    """Yields the files of the folders in a folder, named from there."""
+    for inner, _, names in tf.io.gfile.walk(folder):
+        yield from (os.path.relpath(os.path.join(inner, name), folder) for name in names)
 
 
 def _shared(files):

@@ -22,8 +22,8 @@ ROLES = {
     ),
     "worst": (
         "Failure cases",
-        "The images with the lowest PQ of their own. Missed: segments of the label that no "
-        "prediction matches; false: predicted ones that match nothing.",
+        "Of all other images those with the lowest PQ of their own. Missed: segments of the label "
+        "that no prediction matches; false: predicted ones that match nothing.",
     ),
     "best": ("Best images", "The images with the highest PQ of their own."),
 }
@@ -172,12 +172,13 @@ def _quality_charts(evaluations):
 
 
 def _loss_charts(losses):
-    """One chart for every loss, the total first."""
+    """One chart for every loss, the total first, which is of all outputs."""
     charts = ""
     for tag in sorted(losses, key=lambda tag: (tag != "loss/total", tag)):
         steps = sorted(losses[tag])
         name = tag.removeprefix("loss/")
-        charts += chart(f"loss: {name}", steps, {"": [losses[tag][step] for step in steps]})
+        title = "loss: total, with all decoders" if name == "total" else f"loss: {name}"
+        charts += chart(title, steps, {"": [losses[tag][step] for step in steps]})
     return charts
 
 

@@ -198,11 +198,13 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     assert len(found["annotations"]) == 3
     assert len([*(workspace / "predictions/overlays").iterdir()]) == 3
 
-    places = {"runs/coco": "runs/look", "runs/a@1000": "runs/look@3", "runs/a@2000": "runs/look@4"}
+    places = {"runs/coco/export": "runs/look/best/export"}
+    places |= {"runs/coco": "runs/look", "runs/a@1000": "runs/look@3", "runs/a@2000": "runs/look@4"}
     run_page("evaluate.md", places, "once|newest|checkpoint|_val2017|submit|runs/b|benchmark")
     steps = {path.name for path in (workspace / "runs/look/eval").glob("metrics-*.json")}
     assert steps == {f"metrics-{step:08}.json" for step in (1, 2, 3, 4)}
     assert (workspace / "comparison.html").exists()
+    run_page("export.md", places, "serving|curl|quickstart")
     places |= {"coco/unlabeled2017": "own/val"}
     run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits|serve.py")
     dataset = json.loads((workspace / "data/coco/records/dataset.json").read_text())

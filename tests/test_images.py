@@ -50,6 +50,15 @@ def test_images_of_one_name_do_not_collide(tmp_path):
             assert len(set(map(str, names))) == len(chosen), names
 
 
+def test_a_folder_of_folders_stands_for_the_images_below_it(tmp_path):
+    paths = [write(tmp_path / name) for name in ("day1/a.jpg", "day2/b/c.png")]
+    write(tmp_path / "day2/notes.txt")
+    assert [s.name for s in images.find([str(tmp_path)])[1]] == ["day1/a.jpg", "day2/b/c.png"]
+    assert images.find([str(tmp_path)])[0] == images.find(paths)[0]
+    write(tmp_path / "d.jpg")  # what is below is not meant now
+    assert [s.name for s in images.find([str(tmp_path)])[1]] == ["d.jpg"]
+
+
 def test_paths_that_name_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, message in (

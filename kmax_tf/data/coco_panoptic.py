@@ -42,6 +42,8 @@ class Panoptic(NamedTuple):
     unlabelled: tuple[str, ...]  # names of the images that no annotation names
 
 
+GREY = 0x010101  # what divides an id of which R, G and B are the same
+
 Report = Callable[[files.InputError], None]  # what is done with a problem
 
 
@@ -108,7 +110,8 @@ def number_segments(
     number = order.astype(np.int32)[np.minimum(place, len(segments))]
     unknown = known[number] != run
     for identity in np.unique(run[unknown]):
-        report(files.InputError(f"segment id {identity} is not in segments_info; add it"))
+        remedy = "save the PNG as RGB, not grey" if identity % GREY == 0 else "add it"
+        report(files.InputError(f"segment id {identity} is not in segments_info; {remedy}"))
     number[unknown] = 0
     pixels = np.bincount(number, length, len(known)).astype(np.int64)[1:]
     for segment, count in zip(segments, pixels.tolist(), strict=True):
@@ -148,8 +151,14 @@ def read_panoptic(
     categories = _read_categories(content, path, dataset)
     names = {} if image_name else _read_images(content, path, report)
     known = {category.id for category in categories}
+    entries = files.field(content, "annotations", list, path)
+    if any("segmentation" in entry for entry in entries[:1] if isinstance(entry, dict)):
+        raise files.InputError(
+            f"{path}: single objects (COCO's instance format); make the panoptic format of them,"
+            " as docs/own_dataset.md says"
+        )
     annotations = {}
-    for index, entry in enumerate(files.field(content, "annotations", list, path)):
+    for index, entry in enumerate(entries):
         where = f"{path}: annotations[{index}]"
         with _reported(report):
             identity = str(files.field(entry, "image_id", (int, str), where))

@@ -84,6 +84,8 @@ def load(source: str) -> Dataset:
         path = source
     elif tf.io.gfile.isdir(source):
         path = os.path.join(source, FILE_NAME)
+    elif "/" in str(source):
+        raise files.InputError(f'dataset "{source}": no such folder; convert a dataset into it')
     else:
         nearest = (difflib.get_close_matches(source, packaged, n=1, cutoff=0) or packaged)[0]
         raise files.InputError(
@@ -185,8 +187,8 @@ def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
         name = known.name
         if not same_classes(known.categories, dataset.categories):
             raise files.InputError(
-                f'{path}: "categories" differ from those of split "{split}";'
-                " convert it into another folder"
+                f'{path}: "categories" differ from those of split "{split}"; list the same in both,'
+                " in one order, or convert it into another folder"
             )
     return json.dumps(
         {

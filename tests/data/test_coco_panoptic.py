@@ -57,6 +57,14 @@ def test_broken_png_names_the_file(keep):
         coco_panoptic.decode_ids(png[:keep], "folder/a.png")
 
 
+def test_a_grey_png_is_not_taken_for_an_incomplete_json():
+    content = io.BytesIO()
+    Image.new("L", (4, 3), 7).save(content, "PNG")
+    ids = coco_panoptic.decode_ids(content.getvalue(), "a.png")
+    with pytest.raises(files.InputError, match="segment id 460551 .*; save the PNG as RGB"):
+        coco_panoptic.number_segments(ids, [coco_panoptic.Segment(7, 1, False, None)])
+
+
 def test_good_file_is_read(tmp_path):
     panoptic = read(tmp_path, GOOD)
     assert [category.name for category in panoptic.categories] == ["cat", "sky"]
@@ -88,6 +96,10 @@ def edit(change):
         (edit(lambda c: c["annotations"][0]["segments_info"][1].update(id=0)), "0 means void"),
         (edit(lambda c: c["annotations"][0]["segments_info"][0].update(id="5")), "must be int"),
         (edit(lambda c: c["annotations"][0].pop("segments_info")), '"segments_info" is missing'),
+        (
+            edit(lambda c: c["annotations"][0].update(segmentation=[[0, 0, 4, 0, 4, 4]])),
+            r"instance format\); make the panoptic format",
+        ),
         ([], "expected a JSON object, found list"),
     ],
 )

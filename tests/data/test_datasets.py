@@ -90,6 +90,11 @@ def test_unknown_name_suggests_the_nearest():
         datasets.load("panoptic_digit")
 
 
+def test_a_folder_that_is_not_there_is_not_taken_for_a_name():
+    with pytest.raises(files.InputError, match='"data/own/records": no such folder; convert'):
+        datasets.load("data/own/records")
+
+
 def test_folder_without_dataset_json(tmp_path):
     with pytest.raises(files.InputError, match="dataset.json: cannot be read"):
         datasets.load(str(tmp_path))
