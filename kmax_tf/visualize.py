@@ -3,6 +3,7 @@
 import collections
 import colorsys
 import io
+import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -139,7 +140,7 @@ def contact_sheet(rows: list) -> np.ndarray:
         for title, picture in row:
             width = round(picture.shape[1] * height / picture.shape[0])
             placed.append((left, top, title, Image.fromarray(picture).resize((width, height))))
-            left += width + gap
+            left += max(width, math.ceil(font.getlength(title))) + gap
         right = max(right, left)
         top += title_height + height + gap
     sheet = Image.new("RGB", (right, top), "white")

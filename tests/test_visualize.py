@@ -123,6 +123,13 @@ def test_contact_sheet():
     assert untitled.shape == sheet.shape and (untitled != sheet).any()
 
 
+def test_a_title_is_not_written_over_the_next_one():
+    grey = np.full((30, 30, 3), 200, np.uint8)
+    one, two = (contact_sheet([[("sizes of image and label map", grey)] * n]) for n in (1, 2))
+    titles = [(sheet[:45] < 128).any(axis=-1).sum() for sheet in (one, two)]
+    assert titles[1] == 2 * titles[0] > 0
+
+
 def test_webp_is_small_and_comes_back():
     smooth = np.stack(np.broadcast_arrays(*np.ogrid[:1000, :500], 128), -1) * (0.25, 0.5, 1)
     picture = smooth.astype(np.uint8)
