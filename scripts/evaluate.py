@@ -18,13 +18,14 @@ ORDER = flags.DEFINE_enum("order", "steps", ["steps", "newest"], "Which checkpoi
 
 
 def main():
-    gin_file = follow.wait_for_config(RUN_DIR.value, WAIT.value)
+    once = ONCE.value or CHECKPOINT.value is not None
+    gin_file = follow.wait_for_config(RUN_DIR.value, 0 if once else WAIT.value)
     with runtime.strategy(DEVICE.value).scope():
         experiment = config.load(Experiment, gin_file, GIN.value)
         evaluate.evaluate_run(
             experiment,
             RUN_DIR.value,
-            once=ONCE.value or CHECKPOINT.value is not None,
+            once=once,
             checkpoint_path=CHECKPOINT.value,
             wait=WAIT.value,
             newest_first=ORDER.value == "newest",

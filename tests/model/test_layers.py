@@ -66,6 +66,7 @@ def test_gradient_of_gelu():
     np.testing.assert_allclose(slope, expected, atol=2e-6)
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(
