@@ -321,6 +321,7 @@ def test_script(tiny, tmp_path):
     again = run(tmp_path / "run", "--kind=imagenet_torch")
     assert again.returncode == 1 and "holds a checkpoint already" in again.stderr
     wrong = run(tmp_path / "start-7", "--kind=pytorch")
-    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1
-    assert re.match("error: .*w.safetensors: the weights do not fit as pytorch: ", wrong.stderr)
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
+    last = wrong.stderr.splitlines()[-1]  # TensorFlow 2.18 complains before it, of GPUs
+    assert re.match("error: .*w.safetensors: the weights do not fit as pytorch: ", last)
     assert not list(tmp_path.glob("start*"))
