@@ -144,8 +144,8 @@ class PostProcess:
         n = confident.shape[1]
         # A pixel with one claim counts on the diagonal, and so in no mask's overlap with another.
         overlap = _overlaps(first, tf.where(second > 0, second, first), n)
-        area = tf.reduce_sum(overlap + tf.linalg.matrix_transpose(overlap), axis=1)
-        area -= tf.linalg.diag_part(overlap)
+        both_ways = overlap + tf.linalg.matrix_transpose(overlap)
+        area = tf.reduce_sum(both_ways - overlap * tf.eye(n), axis=1)
 
         def body(rank, pasted):
             taken = tf.reduce_sum(overlap[:, :, rank] * pasted, axis=1)
