@@ -114,8 +114,12 @@ def _modified(path: str) -> int | None:
 def convert_item(item: Item) -> bytes:
     """Returns the record of one image; InputError if its files and its annotation disagree."""
     image = _read_listed(item.image_path, item.source)
+    where = f"{item.source}: {item.label_path or item.image_path}"
+    ids = None
+    if item.label_path:
+        ids = coco_panoptic.decode_ids(_read_listed(item.label_path, item.source), where)
     try:
-        segment_map, segments = read_labels(item)
+        segment_map, segments = number_labels(ids, item.annotation.segments)
         return serialize.record(
             image=image,
             filename=item.annotation.image_name,
@@ -126,22 +130,24 @@ def convert_item(item: Item) -> bytes:
             is_crowd=[segment.is_crowd for segment in segments],
         )
     except files.InputError as error:
-        where, text = item.label_path or item.image_path, str(error)
-        text = text if text.startswith(where) else f"{where}: {text}"
-        raise files.InputError(f"{item.source}: {text}") from error
+        raise files.InputError(f"{where}: {error}") from error
 
 
-def read_labels(item: Item) -> tuple[np.ndarray | None, Sequence[coco_panoptic.Segment]]:
-    """Reads the labels of an image.
+def number_labels(
+    ids: np.ndarray | None, segments: Sequence[coco_panoptic.Segment] | None
+) -> tuple[np.ndarray | None, Sequence[coco_panoptic.Segment]]:
+    """Numbers the segments of an image.
+
+    Args:
+        ids: int32 [h, w], 0 for void; None for an image without labels.
+        segments: those of the annotation; None where the ids are of a semantic map.
 
     Returns:
         int32 [h, w], 0 void, k the k-th segment, from 1 (None for an image without labels); and the
         segments. One without pixels whose area is not given is left out: things can hide all of it.
     """
-    if not item.label_path:
+    if ids is None:
         return None, []
-    ids = coco_panoptic.decode_ids(_read_listed(item.label_path, item.source), item.label_path)
-    segments = item.annotation.segments
     if segments is None:  # a grey PNG: 0 is void, k + 1 category k, each of them one segment
         ids = ids & 0xFF
         values = np.unique(ids[ids > 0]).tolist()

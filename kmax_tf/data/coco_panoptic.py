@@ -152,7 +152,7 @@ def read_panoptic(
     names = {} if image_name else _read_images(content, path, report)
     known = {category.id for category in categories}
     entries = files.field(content, "annotations", list, path)
-    if any("segmentation" in entry for entry in entries[:1] if isinstance(entry, dict)):
+    if entries and isinstance(entries[0], dict) and "segmentation" in entries[0]:
         raise files.InputError(
             f"{path}: single objects (COCO's instance format); make the panoptic format of them,"
             " as docs/own_dataset.md says"
