@@ -3,7 +3,14 @@
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.layers import BatchNorm, get_activation, softmax, truncated_normal
+from kmax_tf.model.layers import (
+    BatchNorm,
+    get_activation,
+    merged_product,
+    plain_inference,
+    softmax,
+    truncated_normal,
+)
 
 MAX_SPAN = 255  # the longest axis is (MAX_SPAN + 3) / 2 = 129 positions
 
@@ -33,13 +40,17 @@ class AxialAttention(tf_keras.layers.Layer):
             self.add_weight(f"{name}_positions", [rows, d], initializer=truncated_normal(1.0))
             for name, d in tables
         ]
-        # Not called as layers, for what they normalise is never made.
+        # Not all called as layers, for what they normalise is not always made.
+        self.qkv_norm.build([None, None, 4 * self.width])
         self.similarity_norm.build([3, None, self.heads, None, None])
         self.output_norm.build([2, None, self.heads, None, 2 * depth])
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         length, width, heads = x.shape[1], self.width, self.heads
-        qkv = self.qkv_norm(tf.einsum("blc,cd->bld", x, self.qkv_kernel))
+        if plain_inference(training):
+            qkv = merged_product(x, self.qkv_kernel, self.qkv_norm)
+        else:
+            qkv = self.qkv_norm(tf.einsum("blc,cd->bld", x, self.qkv_kernel))
         q, k, v = (
             tf.reshape(t, [-1, length, heads, t.shape[-1] // heads])
             for t in tf.split(qkv, [width, width, 2 * width], axis=-1)

@@ -6,11 +6,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.layers import Conv2D, DropPath, gelu, truncated_normal
+from kmax_tf.model.layers import Conv2D, DropPath, LayerNorm, gelu, truncated_normal
 
 
 def _norm():
-    return tf_keras.layers.LayerNormalization(epsilon=1e-6)
+    return LayerNorm(epsilon=1e-6)
 
 
 def _patches(channels, size):

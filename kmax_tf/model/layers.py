@@ -197,7 +197,8 @@ def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         density = tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi))
         return upstream * (below + x * density)
 
-    return x * (0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))), gradient
+    # In this order of terms TensorFlow merges it with a product before it.
+    return x * (0.5 * (1.0 + tf.math.erf(x * math.sqrt(0.5)))), gradient
 
 
 def get_activation(name: str | None) -> Callable:
@@ -229,17 +230,18 @@ class Conv2D(tf_keras.layers.Conv2D):
     matrix product.
     """
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
-        if not compiled_by_xla():
+        xla = compiled_by_xla()
+        if training and not xla:
             return super().call(x)
         rows, columns = self.strides
-        if self.kernel_size == (1, 1) and x.dtype == tf.bfloat16:
+        if xla and self.kernel_size == (1, 1) and x.dtype == tf.bfloat16:
             x = tf.einsum("bhwc,cd->bhwd", x[:, ::rows, ::columns], self.kernel[0, 0])
-        elif rows > 1 and x.shape[-1] < 16:
+        elif xla and rows > 1 and x.shape[-1] < 16:
             x = self._from_strides(x)
         else:
-            # Keras would dilate by moving pixels to batches.
+            # Keras would dilate by moving pixels to batches, as gradients on some CPUs need it.
             padding, dilations = self.padding.upper(), self.dilation_rate
             x = tf.nn.conv2d(x, self.kernel, self.strides, padding, dilations=dilations)
         return tf.nn.bias_add(x, self.bias) if self.use_bias else x
@@ -288,6 +290,25 @@ class SparseConv2D(tf_keras.layers.Conv2D):
         return tf.pad(y, [[0, 0], *edges, [0, 0]])
 
 
+def plain_inference(training: bool | None) -> bool:
+    """Whether each operation will be a pass over memory, and no gradient is to come through it."""
+    return not training and not compiled_by_xla()
+
+
+def merged_product(
+    x: tf.Tensor, kernel: tf.Tensor, norm: BatchNorm, activation: Callable = tf.identity
+) -> tf.Tensor:
+    """Product, norm and activation of plain inference, which TensorFlow makes one operation of.
+
+    Float [batch, ..., depth] and kernel [depth, units] -> [batch, ..., units].
+    """
+    scale, offset = norm.affine()
+    kernel = tf.cast(tf.cast(kernel, tf.float32) * scale, x.dtype)
+    y = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), kernel)
+    y = activation(tf.nn.bias_add(y, tf.cast(offset, x.dtype)))
+    return tf.reshape(y, [-1, *x.shape[1:-1], y.shape[-1]])
+
+
 class ConvBN(tf_keras.layers.Layer):
     """Convolution without bias, batch norm, activation: [batch, height, width, channels].
 
@@ -317,9 +338,16 @@ class ConvBN(tf_keras.layers.Layer):
         )
         self.norm = BatchNorm(gamma=gamma)
         self.activation = get_activation(activation)
+        self.is_product = kernel_size == strides == 1
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
+    def build(self, shape: tf.TensorShape) -> None:
+        self.conv.build(shape)
+        self.norm.build(self.conv.compute_output_shape(shape))
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
+        if self.is_product and plain_inference(training):
+            return merged_product(x, self.conv.kernel[0, 0], self.norm, self.activation)
         return self.activation(self.norm(self.conv(x)))
 
 
@@ -384,9 +412,30 @@ class DenseBN(tf_keras.layers.Layer):
         self.norm = BatchNorm(gamma=gamma)
         self.activation = get_activation(activation)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
+    def build(self, shape: tf.TensorShape) -> None:
+        self.dense.build(shape)
+        self.norm.build(self.dense.compute_output_shape(shape))
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Float [batch, length, depth] -> [batch, length, units]."""
+        if plain_inference(training):
+            return merged_product(x, self.dense.kernel, self.norm, self.activation)
         return self.activation(self.norm(self.dense(x)))
+
+
+class LayerNorm(tf_keras.layers.LayerNormalization):
+    """Over the channels. Keras goes over as many numbers eight times, and here it is five."""
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """x: float [batch, ..., channels]; returns its shape and dtype."""
+        if not plain_inference(training):
+            return super().call(x)
+        wide = tf.cast(x, tf.float32)
+        wide -= tf.reduce_mean(wide, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(wide), axis=-1, keepdims=True)
+        wide *= tf.math.rsqrt(variance + self.epsilon)
+        gamma, beta = (tf.cast(v, tf.float32) for v in (self.gamma, self.beta))
+        return tf.cast(wide * gamma + beta, x.dtype)
 
 
 class DropPath(tf_keras.layers.Layer):

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf.model.blocks import ResidualBlock
-from kmax_tf.model.layers import ConvBN, get_activation, resize_bilinear
+from kmax_tf.model.layers import ConvBN, LayerNorm, get_activation, resize_bilinear
 
 
 class Fuse(tf_keras.layers.Layer):
@@ -39,7 +39,7 @@ class PixelDecoder(tf_keras.layers.Layer):
         heads: int = 8,
     ):
         super().__init__()
-        self.norms = [tf_keras.layers.LayerNormalization(epsilon=1e-6) for _ in widths]
+        self.norms = [LayerNorm(epsilon=1e-6) for _ in widths]
         self.fuses = [Fuse(width, activation) for width in widths[1:]]
         self.stages = [
             [

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import scipy.special
 import tensorflow as tf
+import tf_keras
 
 from kmax_tf.model.layers import (
     Conv2D,
+    ConvBN,
+    DenseBN,
     DepthwiseBN,
+    LayerNorm,
     SparseConv2D,
     gelu,
     resize_bilinear,
@@ -139,3 +143,43 @@ def test_softmax_has_the_gradient_of_tensorflow():
         values = [tf.reduce_sum(f(logits) ** 2) for f in (softmax, tf.nn.softmax)]
     gradients = [tape.gradient(value, logits) for value in values]
     np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize(
+    "layer, options, shape",
+    [
+        (ConvBN, dict(kernel_size=1), (2, 5, 7, 6)),
+        (ConvBN, dict(kernel_size=1, strides=2), (2, 5, 7, 6)),
+        (ConvBN, dict(kernel_size=3, dilation=2), (2, 9, 9, 6)),
+        (DenseBN, {}, (2, 5, 6)),
+    ],
+)
+def test_merged_in_inference_is_product_norm_and_activation(layer, options, shape, activation):
+    generator = np.random.default_rng(0)
+    layer = layer(4, activation=activation, **options)
+    x = tf.constant(generator.normal(size=shape), tf.float32)
+    layer(x, training=False)
+    for v in layer.norm.weights:
+        v.assign(generator.uniform(0.5, 2, v.shape))
+
+    gamma, beta, mean, variance = (v.numpy() for v in layer.norm.weights)
+    if isinstance(layer, DenseBN):
+        y = tf.tensordot(x, layer.dense.kernel, 1)
+    else:
+        y = tf_keras.layers.Conv2D.call(layer.conv, x)
+    y = (y - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+    expected = {None: y, "relu": np.maximum(y, 0), "gelu": y * scipy.special.ndtr(y)}[activation]
+    for function in (layer, tf.function(layer)):
+        np.testing.assert_allclose(function(x, training=False), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_layer_norm_is_that_of_keras_in_inference_and_training():
+    x = tf.constant(np.random.default_rng(0).normal(3, 2, [2, 5, 7, 6]), tf.float32)
+    layer, keras = LayerNorm(epsilon=1e-6), tf_keras.layers.LayerNormalization(epsilon=1e-6)
+    for norm in (layer, keras):
+        norm.build(x.shape)
+        norm.gamma.assign(np.linspace(0.5, 2, 6))
+        norm.beta.assign(np.linspace(-1, 1, 6))
+    for training in (False, True):
+        np.testing.assert_allclose(layer(x, training=training), keras(x), atol=2e-6)

@@ -39,7 +39,8 @@ def test_export_gives_what_the_experiment_gives(exported):
     of_export, size = benchmark_model.of_export(exported.folder)
     assert size == exported.experiment.evaluation_size
     image = tf.random.stateless_uniform([1, *size, 3], [0, 1]) * 255
-    outputs = exported.model(image, training=False)
+    # As a graph, for there operations are merged and round otherwise.
+    outputs = tf.function(exported.model)(image, training=False)
     expected = exported.experiment.postprocess(
         outputs.final, size, exported.experiment.dataset.num_things
     )
