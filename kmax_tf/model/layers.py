@@ -197,8 +197,11 @@ def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         density = tf.exp(-0.5 * tf.square(x)) * (1 / math.sqrt(2 * math.pi))
         return upstream * (below + x * density)
 
-    # In this order of terms TensorFlow merges it with a product before it.
-    return x * (0.5 * (1.0 + tf.math.erf(x * math.sqrt(0.5)))), gradient
+    erf = tf.math.erf(x * math.sqrt(0.5))
+    if compiled_by_xla():  # in the other form a training step on a TPU moves 2 % more bytes
+        return x * (0.5 + 0.5 * erf), gradient
+    # In this form TensorFlow merges it with a product before it.
+    return x * (0.5 * (1.0 + erf)), gradient
 
 
 def get_activation(name: str | None) -> Callable:
