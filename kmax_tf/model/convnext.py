@@ -9,10 +9,6 @@ import tf_keras
 from kmax_tf.model.layers import Conv2D, DropPath, LayerNorm, gelu, truncated_normal
 
 
-def _norm():
-    return LayerNorm(epsilon=1e-6)
-
-
 def _patches(channels, size):
     """Convolution of patches that do not overlap."""
     return Conv2D(channels, size, size, kernel_initializer=truncated_normal(0.02))
@@ -33,7 +29,7 @@ class Block(tf_keras.layers.Layer):
         self.depthwise = tf_keras.layers.DepthwiseConv2D(
             7, padding="same", depthwise_initializer=truncated_normal(0.02)
         )
-        self.norm = _norm()
+        self.norm = LayerNorm()
         self.expand, self.project = _dense(4 * channels, gelu), _dense(channels)
         self.drop_path = DropPath(keep)
 
@@ -67,8 +63,8 @@ class ConvNeXt(tf_keras.layers.Layer):
     ):
         super().__init__()
         self.stride = 4 * 2 ** (len(widths) - 1)
-        self.stem = [_patches(widths[0], 4), _norm()]
-        self.downsamplings = [[_norm(), _patches(width, 2)] for width in widths[1:]]
+        self.stem = [_patches(widths[0], 4), LayerNorm()]
+        self.downsamplings = [[LayerNorm(), _patches(width, 2)] for width in widths[1:]]
         keeps = iter(np.linspace(1.0, keep, sum(depths)))
         self.stages = [
             [Block(width, float(next(keeps))) for _ in range(depth)]

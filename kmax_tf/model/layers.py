@@ -341,7 +341,6 @@ class ConvBN(tf_keras.layers.Layer):
         )
         self.norm = BatchNorm(gamma=gamma)
         self.activation = get_activation(activation)
-        self.is_product = kernel_size == strides == 1
 
     def build(self, shape: tf.TensorShape) -> None:
         self.conv.build(shape)
@@ -349,7 +348,7 @@ class ConvBN(tf_keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
-        if self.is_product and plain_inference(training):
+        if self.conv.kernel_size == self.conv.strides == (1, 1) and plain_inference(training):
             return merged_product(x, self.conv.kernel[0, 0], self.norm, self.activation)
         return self.activation(self.norm(self.conv(x)))
 
@@ -428,6 +427,9 @@ class DenseBN(tf_keras.layers.Layer):
 
 class LayerNorm(tf_keras.layers.LayerNormalization):
     """Over the channels. Keras goes over as many numbers eight times, and here it is five."""
+
+    def __init__(self) -> None:
+        super().__init__(epsilon=1e-6)
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """x: float [batch, ..., channels]; returns its shape and dtype."""

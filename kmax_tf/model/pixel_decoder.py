@@ -39,7 +39,7 @@ class PixelDecoder(tf_keras.layers.Layer):
         heads: int = 8,
     ):
         super().__init__()
-        self.norms = [LayerNorm(epsilon=1e-6) for _ in widths]
+        self.norms = [LayerNorm() for _ in widths]
         self.fuses = [Fuse(width, activation) for width in widths[1:]]
         self.stages = [
             [

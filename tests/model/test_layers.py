@@ -176,7 +176,7 @@ def test_merged_in_inference_is_product_norm_and_activation(layer, options, shap
 
 def test_layer_norm_is_that_of_keras_in_inference_and_training():
     x = tf.constant(np.random.default_rng(0).normal(3, 2, [2, 5, 7, 6]), tf.float32)
-    layer, keras = LayerNorm(epsilon=1e-6), tf_keras.layers.LayerNormalization(epsilon=1e-6)
+    layer, keras = LayerNorm(), tf_keras.layers.LayerNormalization(epsilon=1e-6)
     for norm in (layer, keras):
         norm.build(x.shape)
         norm.gamma.assign(np.linspace(0.5, 2, 6))
