@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from kmax_tf import files
+from kmax_tf import errors
 
 
 def run(function: Callable, jobs: Sequence[tuple], flags: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def run(function: Callable, jobs: Sequence[tuple], flags: Sequence[str]) -> None
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise files.InputError(
+        raise errors.InputError(
             'apache_beam is not installed; pip install "kmax_tf[beam]", or leave --runner out'
         ) from error
     try:
@@ -30,6 +30,6 @@ def run(function: Callable, jobs: Sequence[tuple], flags: Sequence[str]) -> None
             shards | apache_beam.MapTuple(function)
     except Exception as error:  # a runner wraps what a worker raises in a kind of its own
         found = re.search(r"InputError: ([^\n]*)|Unexpected pipeline runner: .*", str(error))
-        if isinstance(error, files.InputError) or not found:
+        if isinstance(error, errors.InputError) or not found:
             raise
-        raise files.InputError(found[1] or found[0]) from error
+        raise errors.InputError(found[1] or found[0]) from error

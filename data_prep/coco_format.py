@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from data_prep import convert
-from kmax_tf import files
+from kmax_tf import errors
 from kmax_tf.data import coco_panoptic, datasets
 
 
@@ -42,7 +42,7 @@ def read(
     """
     for flag, folders in (("--images", images), ("--panoptic_dir", panoptic_dir)):
         if len(folders) not in (1, len(panoptic_json)):
-            raise files.InputError(
+            raise errors.InputError(
                 f"{flag}: {len(folders)} folders for {len(panoptic_json)} JSON files; give one for"
                 " each or one for all"
             )
@@ -51,7 +51,7 @@ def read(
         panoptic = coco_panoptic.read_panoptic(path)
         categories = categories or panoptic.categories
         if not datasets.same_classes(categories, panoptic.categories):
-            raise files.InputError(f'{path}: "categories" differ from those of {panoptic_json[0]}')
+            raise errors.InputError(f'{path}: "categories" differ from those of {panoptic_json[0]}')
         added = from_annotations(
             panoptic.annotations,
             path,
@@ -60,7 +60,7 @@ def read(
         )
         for item in added:
             if item.annotation.image_id in seen:
-                raise files.InputError(
+                raise errors.InputError(
                     f"{path}: image {item.annotation.image_id} is in another JSON file of this"
                     " split too; keep one"
                 )
@@ -68,7 +68,7 @@ def read(
         items += added
     stem = os.path.splitext(os.path.basename(panoptic_json[0]))[0]
     if not items:
-        raise files.InputError(f'{path}: "annotations" is empty; nothing to convert')
+        raise errors.InputError(f'{path}: "annotations" is empty; nothing to convert')
     return items, datasets.Dataset(name or stem, categories)
 
 
@@ -82,7 +82,7 @@ def from_annotations(
     """
     for folder in (images, panoptic_dir):
         if not tf.io.gfile.isdir(folder):
-            raise files.InputError(f"{folder}: no such folder; give that of the files in {source}")
+            raise errors.InputError(f"{folder}: no such folder; give that of the files in {source}")
     return [
         convert.Item(
             os.path.join(images, annotation.image_name),

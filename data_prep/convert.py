@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from data_prep import beam, pool, tfds_metadata
-from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, serialize, shards
+from kmax_tf import errors, files
+from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data.records import serialize, shards
 
 
 class Item(NamedTuple):
@@ -58,12 +59,12 @@ def convert(
             finished shards in <split>.partial.
     """
     if not re.fullmatch(r"\w+", split):
-        raise files.InputError(f'--split "{split}": use letters, digits and "_" only')
+        raise errors.InputError(f'--split "{split}": use letters, digits and "_" only')
     if not items:
-        raise files.InputError(f"{out_dir}: no images of split {split} were found to convert")
+        raise errors.InputError(f"{out_dir}: no images of split {split} were found to convert")
     count = min(len(items), max(8, len(items) // 128)) if num_shards is None else num_shards
     if not 1 <= count <= len(items):
-        raise files.InputError(f"--shards {count}: choose 1 to {len(items)}, the number of images")
+        raise errors.InputError(f"--shards {count}: choose 1 to {len(items)}, the number of images")
     size = datasets.Split(len(items), count)
     content = datasets.with_split(out_dir, dataset, split, size)
 
@@ -129,13 +130,13 @@ def convert_item(item: Item) -> bytes:
             category_id=[segment.category_id for segment in segments],
             is_crowd=[segment.is_crowd for segment in segments],
         )
-    except files.InputError as error:
-        raise files.InputError(f"{where}: {error}") from error
+    except errors.InputError as error:
+        raise errors.InputError(f"{where}: {error}") from error
 
 
 def number_labels(
-    ids: np.ndarray | None, segments: Sequence[coco_panoptic.Segment] | None
-) -> tuple[np.ndarray | None, Sequence[coco_panoptic.Segment]]:
+    ids: np.ndarray | None, segments: Sequence[coco_panoptic.LabelSegment] | None
+) -> tuple[np.ndarray | None, Sequence[coco_panoptic.LabelSegment]]:
     """Numbers the segments of an image.
 
     Args:
@@ -151,7 +152,7 @@ def number_labels(
     if segments is None:  # a grey PNG: 0 is void, k + 1 category k, each of them one segment
         ids = ids & 0xFF
         values = np.unique(ids[ids > 0]).tolist()
-        segments = [coco_panoptic.Segment(value, value - 1, False, None) for value in values]
+        segments = [coco_panoptic.LabelSegment(value, value - 1, False, None) for value in values]
     segment_map, pixels = coco_panoptic.number_segments(ids, segments)
     if not pixels.all():
         segments = [segment for segment, count in zip(segments, pixels, strict=True) if count]
@@ -163,8 +164,8 @@ def _read_listed(path: str, source: str) -> bytes:
     """Reads a file that the source names, and says so when it cannot be read."""
     try:
         return files.read_bytes(path)
-    except files.InputError as error:
-        raise files.InputError(f'{error} ("file_name" is from {source})') from error
+    except errors.InputError as error:
+        raise errors.InputError(f'{error} ("file_name" is from {source})') from error
 
 
 def list_unlabelled(folder: str, pattern: str, image_id: Callable[[str], str]) -> list[Item]:
@@ -180,7 +181,7 @@ def list_unlabelled(folder: str, pattern: str, image_id: Callable[[str], str]) -
     """
     items, paths = [], sorted(tf.io.gfile.glob(os.path.join(folder, pattern)))
     if not paths:
-        raise files.InputError(f"{folder}: no {pattern} is there; check --source")
+        raise errors.InputError(f"{folder}: no {pattern} is there; check --source")
     for path in paths:
         name = os.path.relpath(path, folder)
         identity = image_id(os.path.splitext(os.path.basename(name))[0])
@@ -228,7 +229,7 @@ def main(made: argparse.ArgumentParser, argv: list[str] | None, read: Callable) 
             print(
                 f"{args.out}: split {split}, {size.num_examples} images, {size.num_shards} shards"
             )
-    except files.InputError as error:
+    except errors.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -21,7 +21,7 @@ import sklearn.datasets
 from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep import pool
-from kmax_tf import files
+from kmax_tf import errors, files
 from kmax_tf.data import coco_panoptic, datasets
 
 LEVELS = ("cards", "strokes")
@@ -89,11 +89,11 @@ def make(
     counts = dict(zip(SPLITS, (num_train, num_val, num_holdout), strict=True))
     for number in (seed, *counts.values()):
         if number < 0:
-            raise files.InputError(f"{number}: numbers of images and the seed must be 0 or more")
+            raise errors.InputError(f"{number}: numbers of images and the seed must be 0 or more")
     if not any(counts.values()):
-        raise files.InputError("num_train, num_val and num_holdout are all 0; nothing to make")
+        raise errors.InputError("num_train, num_val and num_holdout are all 0; nothing to make")
     if level not in LEVELS:
-        raise files.InputError(f'level "{level}": choose one of {", ".join(LEVELS)}')
+        raise errors.InputError(f'level "{level}": choose one of {", ".join(LEVELS)}')
     for split, count in counts.items():
         for folder in (split, f"panoptic_{split}") if count else ():
             files.make_folder(os.path.join(out, folder))
@@ -179,7 +179,7 @@ def compose(rng: np.random.Generator, digits: Digits, level: str) -> Scene:
     for k, (category, is_crowd, mask) in enumerate(parts):
         red, green, blue = category.color
         twins = sum(other is category for other, _, _ in parts[:k])
-        red += twins * (24 if red < 128 else -24)  # the category's colour, but an id of its own
+        red += twins * (24 if red < 128 else -24)  # the category's color, but an id of its own
         identity = red + 256 * green + 65536 * blue
         ids[mask] = identity
         segments.append(_segment(identity, category.id, is_crowd, mask))
@@ -194,7 +194,7 @@ def _categories() -> tuple[datasets.Category, ...]:
 
 
 def _sprites(rng: np.random.Generator, digits: Digits, level: str) -> list[Sprite]:
-    """Draws 1 to 4 things, and in 8 of 100 images a crowd, of distinct colours."""
+    """Draws 1 to 4 things, and in 8 of 100 images a crowd, of distinct colors."""
     # Some find no place, after which 2.5 a picture are left.
     count = rng.choice([1, 2, 3, 4], p=[0.2, 0.25, 0.27, 0.28])
     hues = rng.random() + 0.618 * np.arange(count + 1)  # golden-ratio steps: all far apart
@@ -415,7 +415,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         make(**vars(args))
-    except files.InputError as error:
+    except errors.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{args.out}: {args.num_train} train, {args.num_val} val, {args.num_holdout} holdout")

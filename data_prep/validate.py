@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from data_prep import coco_format, convert, pool
-from kmax_tf import files, visualize
-from kmax_tf.data import coco_panoptic, datasets, example, records, serialize, shards
+from kmax_tf import errors, files, visualize
+from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data.records import example, reader, serialize, shards
 
 ERROR, WARNING = "error", "warning"
 PICTURES, COLUMNS = 12, 4  # of the contact sheet
@@ -95,7 +96,7 @@ def converted(folder: str, split: str, source: str | None = None) -> Dataset:
         InputError: there are no records, or they are of other classes.
     """
     dataset = datasets.load(source or folder)
-    found = records.find(folder, split, dataset)
+    found = reader.find(folder, split, dataset)
     jobs = [(folder, split, dataset, path) for path in found.paths]
     load = functools.partial(_load_record, found.parse, dataset)
     return Dataset(f"{folder} {split}", dataset.categories, [], jobs, look_at_shard, load)
@@ -109,13 +110,13 @@ def look_at_items(items: list[convert.Item]) -> list[Facts]:
 def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str) -> list[Facts]:
     """Returns the facts of the images of one file of records."""
     found = []
-    parse = records.find(folder, split, dataset).parse
+    parse = reader.find(folder, split, dataset).parse
     try:
         for number, record in enumerate(shards.read(path)):
             place = f"{path}: record {number}"
             found.append(_facts((path, number), *_read_record(parse, record, place, dataset)))
-    except files.InputError as error:
-        problem = Problem(ERROR, "files of records that are damaged", str(error))
+    except errors.InputError as error:
+        problem = Problem(ERROR, "files of records that are corrupt", str(error))
         found.append(Facts((path, -1), "", [problem], {}, {}, None, b""))
     return found
 
@@ -127,7 +128,7 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
     def attempt(kind, function):
         try:
             return function()
-        except files.InputError as error:
+        except errors.InputError as error:
             problems.append(Problem(ERROR, kind, str(error)))
 
     _, name, png_name, segments = item.annotation
@@ -166,11 +167,11 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
 def _read_record(
     parse: Callable, record: bytes, place: str, dataset: datasets.Dataset
 ) -> tuple[Picture | None, list[Problem]]:
-    """Reads a record; one that is damaged, or of unknown categories, is a problem."""
+    """Reads a record; one that is corrupt, or of unknown categories, is a problem."""
     try:
-        item = records.parse_one(parse, record, place)
-    except files.InputError as error:
-        return None, [Problem(ERROR, "records that are damaged", str(error))]
+        item = reader.parse_one(parse, record, place)
+    except errors.InputError as error:
+        return None, [Problem(ERROR, "records that are corrupt", str(error))]
     categories = item.category_id.numpy().tolist()
     unknown = set(categories) - dataset.class_of_category.keys()
     problems = [
@@ -278,7 +279,7 @@ def _void(found: list[Facts]) -> Iterator[Problem]:
     voids = [fact.void for fact in found if fact.void is not None]
     if voids and max(voids) == 0:
         text = "if things of a class become one segment, train with"
-        remedy = """--gin="criterion.Criterion.unmatched = 'nonvoid'\""""
+        remedy = """--gin="criterion.Criterion.unmatched_class_weight = 'nonvoid_share'\""""
         yield Problem(WARNING, "no image has void pixels", f"{text} {remedy}")
 
 

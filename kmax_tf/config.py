@@ -31,7 +31,8 @@ import tensorflow as tf
 from gin import config as gin_config
 from gin import config_parser
 
-from kmax_tf.files import InputError, first_line, read_bytes
+from kmax_tf.errors import InputError, first_line
+from kmax_tf.files import read_bytes
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of gin/
 _DYNAMIC = "__gin__.dynamic_registration"

@@ -8,10 +8,10 @@ import tf_keras
 
 from kmax_tf import runtime
 from kmax_tf.data.datasets import Dataset
-from kmax_tf.data.pipeline import TrainingInput
-from kmax_tf.files import InputError
+from kmax_tf.data.training_input import TrainingInput
+from kmax_tf.errors import InputError
 from kmax_tf.loss.criterion import Criterion
-from kmax_tf.postprocess import PostProcess
+from kmax_tf.model.postprocess import PostProcess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Experiment:
     checkpoint_interval: int = 1000  # steps, a multiple of steps_per_loop
     checkpoints_kept: int = 5
     accumulation: int = 1  # micro-batches that each replica makes of its images, one after another
-    average_decay: float = 0.0  # of the moving average of the weights, a step; 0: there is none
+    ema_decay: float = 0.0  # of the moving average of the weights, a step; 0: there is none
     clip_norm: float = math.inf  # of the gradient
     precision: str = "float32"
     seed: int = 0
@@ -44,10 +44,8 @@ class Experiment:
     def __post_init__(self):
         if self.accumulation < 1:
             raise InputError(f"Experiment.accumulation {self.accumulation} is below 1; bind 1 or 2")
-        if not 0 <= self.average_decay < 1:
-            raise InputError(
-                f"Experiment.average_decay {self.average_decay} is not in [0, 1); bind 0.9999"
-            )
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"Experiment.ema_decay {self.ema_decay} is not in [0, 1); bind 0.9999")
         if self.checkpoint_interval % self.steps_per_loop:
             raise InputError(
                 f"checkpoint_interval {self.checkpoint_interval} is no multiple of steps_per_loop"

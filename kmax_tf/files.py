@@ -7,14 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-
-class InputError(ValueError):
-    """Something the user gave is wrong: one line that names the file, the field and the remedy."""
-
-
-def first_line(error: object) -> str:
-    """Returns what others' errors say first, and often at length afterwards."""
-    return str(error).split("\n")[0]
+from kmax_tf.errors import InputError
 
 
 def read_bytes(path: str) -> bytes:

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 from absl import app, logging
 
-from kmax_tf.files import InputError, first_line
+from kmax_tf.errors import InputError, first_line
 
 _PRECISIONS = ("float32", "mixed_bfloat16")
 
@@ -65,7 +65,7 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
         ) from error
 
 
-def own_folder(strategy: tf.distribute.Strategy, run_dir: str) -> str:
+def writable_dir(strategy: tf.distribute.Strategy, run_dir: str) -> str:
     """The folder that this program writes: `run_dir`, but of several hosts on the first one alone.
 
     The others must take part in writing checkpoints, where they read variables together: theirs go

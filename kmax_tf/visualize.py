@@ -14,13 +14,13 @@ GOLDEN = 0.618034  # multiples of it, modulo 1, never come close to each other
 
 
 def overlay(image: np.ndarray, segment_map: np.ndarray, segments: list) -> np.ndarray:
-    """The image under its segments, each in its colour with its outline and its label.
+    """The image under its segments, each in its color with its outline and its label.
 
     Args:
         image: uint8 [height, width, 3].
         segment_map: int32 [height, width], segment ids; pixels of no listed segment are void.
         segments: list of (id, label text, (r, g, b) of its class, 0..255). Segments that share a
-            colour, the things of one class, get shades of it in the order of the list.
+            color, the things of one class, get shades of it in the order of the list.
 
     Returns:
         uint8 [k height, k width, 3], k a whole number (1 for images of 512 pixels and more). Void
@@ -50,11 +50,11 @@ def overlay(image: np.ndarray, segment_map: np.ndarray, segments: list) -> np.nd
 
 
 def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
-    """Which cluster centre each pixel belongs to, every centre in a colour of its own.
+    """Which cluster centre each pixel belongs to, every centre in a color of its own.
 
     Args:
-        assignment: int32 [height, width], cluster index >= 0. An index has the same colour always.
-        image: uint8 [image height, image width, 3] to lay under the colours, or None.
+        assignment: int32 [height, width], cluster index >= 0. An index has the same color always.
+        image: uint8 [image height, image width, 3] to lay under the colors, or None.
 
     Returns:
         uint8 [k height, k width, 3], k a whole number, or with an image
@@ -73,7 +73,7 @@ def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) 
 
 
 def shades(colors: list) -> list[np.ndarray]:
-    """The colours that `overlay` gives segments of the classes' colours, (r, g, b) 0..255."""
+    """The colors that `overlay` gives segments of the classes' colors, (r, g, b) 0..255."""
     seen = collections.Counter()
     found = []
     for color in colors:
@@ -161,7 +161,7 @@ def _repeat(index_map, factor):
 
 
 def _shade(color, k):
-    """The k-th shade of a colour as (r, g, b) 0..255: k = 0 is the colour itself."""
+    """The k-th shade of a color as (r, g, b) 0..255: k = 0 is the color itself."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
     low, high = min(0.28, lightness), max(0.78, lightness + 0.01)
     # The plane's counterpart of the golden ratio keeps the pairs apart.

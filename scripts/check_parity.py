@@ -7,27 +7,27 @@ import argparse
 import json
 import sys
 
-from kmax_tf.files import InputError
-from kmax_tf.tools import parity
+from kmax_tf.errors import InputError
+from kmax_tf.parity import check
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="golden numbers: PART/CASE.json and .npz")
-    parser.add_argument("--part", choices=list(parity.PARTS), help="this part alone")
+    parser.add_argument("--part", choices=list(check.PARTS), help="this part alone")
     parser.add_argument("--case", help="this case alone")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     arguments = parser.parse_args()
-    parity.prepare()
+    check.prepare()
     try:
-        results = parity.check(arguments.folder, arguments.part, arguments.case)
+        results = check.check(arguments.folder, arguments.part, arguments.case)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if arguments.json:
-        print(json.dumps(parity.as_json(results), indent=1))
+        print(json.dumps(check.as_json(results), indent=1))
     else:
-        print(parity.table(results))
+        print(check.table(results))
     return 0 if all(result.passed for result in results) else 1
 
 

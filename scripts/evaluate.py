@@ -5,8 +5,10 @@ scripts/evaluate.py --run_dir=runs/demo
 
 from absl import flags
 
-from kmax_tf import config, evaluate, follow, runtime
+from kmax_tf import config, runtime
+from kmax_tf.evaluation import evaluate
 from kmax_tf.experiment import Experiment
+from kmax_tf.run_folder import watch
 
 RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
 GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the run's config.gin.")
@@ -19,7 +21,7 @@ ORDER = flags.DEFINE_enum("order", "steps", ["steps", "newest"], "Which checkpoi
 
 def main():
     once = ONCE.value or CHECKPOINT.value is not None
-    gin_file = follow.wait_for_config(RUN_DIR.value, 0 if once else WAIT.value)
+    gin_file = watch.wait_for_config(RUN_DIR.value, 0 if once else WAIT.value)
     with runtime.strategy(DEVICE.value).scope():
         experiment = config.load(Experiment, gin_file, GIN.value)
         evaluate.evaluate_run(

@@ -18,8 +18,8 @@ from absl import flags
 
 from kmax_tf import config, runtime
 from kmax_tf.data import datasets
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import InputError
 from kmax_tf.importers import importer, names, output, readers
 
 GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.", required=True)

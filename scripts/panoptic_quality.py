@@ -7,8 +7,8 @@ import argparse
 import json
 import sys
 
-from kmax_tf.files import InputError
-from kmax_tf.metrics import GROUPS, panoptic_quality
+from kmax_tf.errors import InputError
+from kmax_tf.evaluation.metrics import GROUPS, panoptic_quality
 
 
 def parse():

@@ -5,9 +5,10 @@ scripts/predict.py runs/demo/export photos 'more/*.jpg' clip.mp4 --out predictio
 
 import argparse
 
-from kmax_tf import images, predict, runtime
-from kmax_tf.files import InputError
-from kmax_tf.prediction_files import Labels, PredictionFiles
+from kmax_tf import predict, runtime
+from kmax_tf.errors import InputError
+from kmax_tf.predict import image_sources
+from kmax_tf.predict.output_files import Labels, OutputFiles
 
 
 def parse():
@@ -42,12 +43,12 @@ def parse():
 
 
 def main(options):
-    root, sources = images.find(options.images)
+    root, sources = image_sources.find(options.images)
     labels = None
     if options.gt_json:
         labels = Labels(options.gt_json, options.gt_folder or options.gt_json.removesuffix(".json"))
     segmenter = predict.load(options.export)
-    files = PredictionFiles(
+    files = OutputFiles(
         options.out,
         segmenter.categories,
         cluster_assignments=options.cluster_assignments,

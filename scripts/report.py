@@ -8,8 +8,9 @@ scripts/report.py runs/a@1000 runs/a@2000  two steps of one run
 import argparse
 import sys
 
-from kmax_tf import comparison, report
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
+from kmax_tf.evaluation import compare_runs
+from kmax_tf.report import report
 
 
 def parse():
@@ -27,11 +28,13 @@ def main():
     if options.other is None:
         print(f"wrote {report.write_report(options.run)}")
         return
-    differences = comparison.write_comparison(options.run, options.other, options.out)
-    print(f"PQ of {options.other} less that of {options.run}, {comparison.CONFIDENCE} % interval:")
+    differences = compare_runs.write_comparison(options.run, options.other, options.out)
+    print(
+        f"PQ of {options.other} less that of {options.run}, {compare_runs.CONFIDENCE} % interval:"
+    )
     for group, difference in differences.items():
         value, low, high = (100 * number for number in difference)
-        words = comparison.verdict(difference)
+        words = compare_runs.verdict(difference)
         print(f"{group:7} {value:+6.2f}  ({low:+.2f} to {high:+.2f})  {words}")
     print(f"wrote {options.out}")
 

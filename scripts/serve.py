@@ -5,7 +5,8 @@ scripts/serve.py runs/demo/export
 
 import argparse
 
-from kmax_tf import page, predict, runtime
+from kmax_tf import predict, runtime
+from kmax_tf.predict import web_demo
 
 
 def parse():
@@ -17,7 +18,7 @@ def parse():
 
 
 def main(options):
-    page.serve(predict.load(options.export), options.export, options.host, options.port)
+    web_demo.serve(predict.load(options.export), options.export, options.host, options.port)
 
 
 if __name__ == "__main__":

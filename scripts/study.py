@@ -10,7 +10,8 @@ Interrupted, the same command goes on where it stopped.
 import argparse
 import os
 
-from kmax_tf import runtime, study, study_report
+from kmax_tf import runtime
+from kmax_tf.studies import study, study_report
 
 
 def parse():

@@ -8,9 +8,12 @@ import dataclasses
 
 from absl import flags
 
-from kmax_tf import checkpoint, config, inference, run_folder, runtime, submission
+from kmax_tf import config, runtime
+from kmax_tf.errors import InputError
+from kmax_tf.evaluation import submission
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import InputError
+from kmax_tf.inference import predictor
+from kmax_tf.run_folder import checkpoint, layout
 
 RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Which one; the newest if not given.")
@@ -22,7 +25,7 @@ LABELS = flags.DEFINE_string("labels", None, "gtFine of that split: print the of
 
 def main():
     with runtime.strategy(DEVICE.value).scope():
-        experiment = config.load(Experiment, run_folder.config(RUN_DIR.value))
+        experiment = config.load(Experiment, layout.config(RUN_DIR.value))
         experiment = dataclasses.replace(
             experiment, evaluation_split=SPLIT.value or experiment.evaluation_split
         )
@@ -31,7 +34,7 @@ def main():
         checkpoint.restore_model(model, path)
         is_cityscapes = experiment.dataset.name == "cityscapes"
         write = submission.write_cityscapes if is_cityscapes else submission.write_coco
-        write(experiment, inference.predictor(model, experiment), OUT.value)
+        write(experiment, predictor.build_predictor(model, experiment), OUT.value)
     print(f"wrote the predictions of {path} to {OUT.value}")
     if LABELS.value:
         if not is_cityscapes:

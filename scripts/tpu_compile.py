@@ -10,8 +10,9 @@ import tensorflow as tf
 from absl import flags
 
 from kmax_tf import config, runtime
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import InputError, write_atomic
+from kmax_tf.files import write_atomic
 from kmax_tf.tools import tpu_compile, tpu_report
 
 GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.")

@@ -5,8 +5,9 @@ scripts/train.py --gin_file=gin/experiments/demo.gin --run_dir=runs/demo
 
 from absl import flags
 
-from kmax_tf import batch, config, runtime, train
+from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
+from kmax_tf.training import batch_size, train
 
 GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.", required=True)
 GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the file's.")
@@ -35,7 +36,7 @@ def main():
     strategy = runtime.strategy(DEVICE.value)
     experiment = config.load(Experiment, GIN_FILE.value, GIN.value)
     if BATCH_SIZE.value is not None:
-        bindings = GIN.value + batch.rescaled(experiment, BATCH_SIZE.value)
+        bindings = GIN.value + batch_size.linear_scaling(experiment, BATCH_SIZE.value)
         experiment = config.load(Experiment, GIN_FILE.value, bindings)
     service = runtime.service_address(SERVICE.value)
     train.train(experiment, RUN_DIR.value, strategy, service, allow_changes=ALLOW_CHANGES.value)

@@ -9,7 +9,7 @@ import sys
 
 from data_prep import validate
 from kmax_tf import runtime
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 
 
 def parse():

@@ -14,8 +14,9 @@ import tf_keras
 from tensorflow.python.framework import ops
 
 from data_prep import coco_format, convert, demo, pool
-from kmax_tf import config, export
+from kmax_tf import config
 from kmax_tf.experiment import Experiment
+from kmax_tf.inference import export
 
 # Two devices for the tests of replicas; to be said before TensorFlow touches the CPU.
 tf.config.set_logical_device_configuration(
@@ -25,10 +26,10 @@ tf.config.set_logical_device_configuration(
 TINY = """
 from __gin__ import dynamic_registration
 from kmax_tf import experiment
-from kmax_tf import optimizer
-from kmax_tf.data import pipeline
+from kmax_tf.training import optimizer
+from kmax_tf.data import training_input
 from kmax_tf.loss import criterion
-from kmax_tf.model import heads
+from kmax_tf.model import semantic_branch
 from kmax_tf.model import kmax
 from kmax_tf.model import kmax_decoder
 from kmax_tf.model import pixel_decoder
@@ -43,7 +44,7 @@ experiment.Experiment.steps_per_loop = 1
 experiment.Experiment.checkpoint_interval = 1
 experiment.Experiment.evaluation_batch_size = 2
 optimizer.AdamW.warmup_steps = 1
-pipeline.TrainingInput.shuffle_buffer = 4
+training_input.TrainingInput.shuffle_buffer = 4
 criterion.Criterion.contrast_pixels = 32
 resnet.ResNet.stem = ((3, 2, 8),)
 resnet.ResNet.widths = (8, 16, 16)
@@ -54,8 +55,8 @@ kmax_decoder.ClusterPath.channels = 16
 kmax_decoder.ClusterPath.hidden = 16
 kmax_decoder.ClusterPath.head_depth = 16
 kmax_decoder.ClusterPath.depths = (1,)
-heads.SemanticBranch.channels = 8
-heads.SemanticBranch.low_level = ((3, 8),)
+semantic_branch.SemanticBranch.channels = 8
+semantic_branch.SemanticBranch.low_level = ((3, 8),)
 """
 
 

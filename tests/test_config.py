@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from kmax_tf import config
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 
 _COUNTER = itertools.count()
 

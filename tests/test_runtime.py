@@ -3,7 +3,7 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf import runtime
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 
 
 def test_cpu():

@@ -29,7 +29,7 @@ def test_void_is_the_image_darker():
     assert np.abs(picture[~void] - 0.6 * image[~void]).mean() > 20
 
 
-def test_segments_have_their_colour_and_things_of_a_class_differ():
+def test_segments_have_their_color_and_things_of_a_class_differ():
     image = np.full((520, 520, 3), 128, np.uint8)
     segment_map = np.repeat(np.arange(1, 14), 40)[None].repeat(520, 0).astype(np.int32)
     segments = [(i, "", RED if i < 13 else BLUE) for i in range(1, 14)]
@@ -44,7 +44,7 @@ def test_segments_have_their_colour_and_things_of_a_class_differ():
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (0, 0, 142), (255, 228, 255)])
-def test_first_of_a_class_has_its_very_colour(color):
+def test_first_of_a_class_has_its_very_color(color):
     image = np.zeros((520, 520, 3), np.uint8)
     picture = overlay(image, np.ones((520, 520), np.int32), [(1, "", color)])
     np.testing.assert_allclose(picture[260, 260], 0.55 * np.array(color), atol=1)
@@ -84,7 +84,7 @@ def test_segment_that_is_nowhere():
     )
 
 
-def test_clusters_have_distinct_colours_that_stay():
+def test_clusters_have_distinct_colors_that_stay():
     assignment = np.arange(256, dtype=np.int32).reshape(16, 16)
     picture = assignment_picture(assignment)
     assert picture.shape == (512, 512, 3)

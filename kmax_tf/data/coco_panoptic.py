@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf import files
-from kmax_tf.data import datasets, serialize
+from kmax_tf import errors, files
+from kmax_tf.data import datasets
+from kmax_tf.data.records import serialize
 
 
-class Segment(NamedTuple):
+class LabelSegment(NamedTuple):
     """One entry of segments_info. area is in pixels, None where the file does not give it."""
 
     id: int
@@ -31,10 +32,10 @@ class Annotation(NamedTuple):
     image_id: str
     image_name: str
     png_name: str
-    segments: tuple[Segment, ...] | None
+    segments: tuple[LabelSegment, ...] | None
 
 
-class Panoptic(NamedTuple):
+class PanopticDataset(NamedTuple):
     """A whole panoptic JSON: categories in class order, annotations in file order."""
 
     categories: tuple[datasets.Category, ...]
@@ -44,10 +45,10 @@ class Panoptic(NamedTuple):
 
 GREY = 0x010101  # what divides an id of which R, G and B are the same
 
-Report = Callable[[files.InputError], None]  # what is done with a problem
+Report = Callable[[errors.InputError], None]  # what is done with a problem
 
 
-def stop(problem: files.InputError) -> None:
+def stop(problem: errors.InputError) -> None:
     """Raises the problem: the first one is the last."""
     raise problem
 
@@ -69,7 +70,7 @@ def decode_ids(png: bytes, name: str) -> np.ndarray:
         # RGBA puts a pixel in four bytes, so that they are one integer without arithmetic.
         rgba = np.asarray(tf.io.decode_png(png, channels=4))
     except tf.errors.OpError as error:
-        raise files.InputError(
+        raise errors.InputError(
             f"{name}: not a readable PNG of segment ids; get it again"
         ) from error
     return rgba.view("<i4")[..., 0] & 0xFFFFFF
@@ -90,7 +91,7 @@ def encode_ids(ids: np.ndarray) -> bytes:
 
 
 def number_segments(
-    ids: np.ndarray, segments: Sequence[Segment], report: Report = stop
+    ids: np.ndarray, segments: Sequence[LabelSegment], report: Report = stop
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replaces the ids of a map by positions in the list of its segments.
 
@@ -111,14 +112,14 @@ def number_segments(
     unknown = known[number] != run
     for identity in np.unique(run[unknown]):
         remedy = "save the PNG as RGB, not grey" if identity % GREY == 0 else "add it"
-        report(files.InputError(f"segment id {identity} is not in segments_info; {remedy}"))
+        report(errors.InputError(f"segment id {identity} is not in segments_info; {remedy}"))
     number[unknown] = 0
     pixels = np.bincount(number, length, len(known)).astype(np.int64)[1:]
     for segment, count in zip(segments, pixels.tolist(), strict=True):
         if segment.area not in (None, count):
             found = f"{count} pixels" if count else "no pixels"
             report(
-                files.InputError(
+                errors.InputError(
                     f'segment id {segment.id}: "area" is {segment.area} but the PNG has {found};'
                     " correct one of them"
                 )
@@ -131,7 +132,7 @@ def read_panoptic(
     dataset: datasets.Dataset | None = None,
     image_name: Callable[[str], str] | None = None,
     report: Report = stop,
-) -> Panoptic:
+) -> PanopticDataset:
     """Reads and checks a panoptic JSON.
 
     Images that no annotation names are left out. area may be null or missing, iscrowd missing.
@@ -153,7 +154,7 @@ def read_panoptic(
     known = {category.id for category in categories}
     entries = files.field(content, "annotations", list, path)
     if entries and isinstance(entries[0], dict) and "segmentation" in entries[0]:
-        raise files.InputError(
+        raise errors.InputError(
             f"{path}: single objects (COCO's instance format); make the panoptic format of them,"
             " as docs/own_dataset.md says"
         )
@@ -163,11 +164,11 @@ def read_panoptic(
         with _reported(report):
             identity = str(files.field(entry, "image_id", (int, str), where))
             if not image_name and identity not in names:
-                raise files.InputError(
+                raise errors.InputError(
                     f'{where}: "image_id" {identity} is not in "images"; add the image or drop this'
                 )
             if identity in annotations:
-                raise files.InputError(
+                raise errors.InputError(
                     f'{where}: "image_id" {identity} is annotated twice; keep one annotation'
                 )
             annotations[identity] = Annotation(
@@ -177,7 +178,7 @@ def read_panoptic(
                 _read_segments(entry, known, where, report),
             )
     unlabelled = tuple(name for identity, name in names.items() if identity not in annotations)
-    return Panoptic(categories, tuple(annotations.values()), unlabelled)
+    return PanopticDataset(categories, tuple(annotations.values()), unlabelled)
 
 
 @contextlib.contextmanager
@@ -185,7 +186,7 @@ def _reported(report: Report) -> Iterator[None]:
     """Hands an InputError inside to `report`."""
     try:
         yield
-    except files.InputError as problem:
+    except errors.InputError as problem:
         report(problem)
 
 
@@ -195,7 +196,7 @@ def _read_categories(content, path, dataset):
     if "categories" in content:
         theirs = {c.id: c.isthing for c in datasets.parse_categories(content, path)}
         if theirs != {c.id: c.isthing for c in dataset.categories}:
-            raise files.InputError(
+            raise errors.InputError(
                 f'{path}: the ids of "categories", or which of them are things, are not those of'
                 f" {dataset.name}; use data_prep.coco_format for a dataset of your own"
             )
@@ -210,7 +211,7 @@ def _read_images(content: Any, path: str, report: Report) -> dict[str, str]:
         with _reported(report):
             identity = str(files.field(image, "id", (int, str), where))
             if identity in names:
-                raise files.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
+                raise errors.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
             names[identity] = _file_name(image, where)
     return names
 
@@ -219,11 +220,15 @@ def _file_name(entry: Any, where: str) -> str:
     """Returns "file_name" of an entry; a folder may be part of it."""
     name = files.field(entry, "file_name", str, where)
     if not name or not name.isprintable():
-        raise files.InputError(f'{where}: "file_name" is {name!a:.40}, which names no file; fix it')
+        raise errors.InputError(
+            f'{where}: "file_name" is {name!a:.40}, which names no file; fix it'
+        )
     return name
 
 
-def _read_segments(entry: Any, known: set[int], where: str, report: Report) -> tuple[Segment, ...]:
+def _read_segments(
+    entry: Any, known: set[int], where: str, report: Report
+) -> tuple[LabelSegment, ...]:
     """Returns the segments of one annotation."""
     segments = {}
     for index, segment in enumerate(files.field(entry, "segments_info", list, where)):
@@ -232,18 +237,20 @@ def _read_segments(entry: Any, known: set[int], where: str, report: Report) -> t
             identity = files.field(segment, "id", int, place)
             if identity in segments or identity == 0:
                 problem = "is there twice" if identity else "means void"
-                raise files.InputError(
+                raise errors.InputError(
                     f'{place}: "id" {identity} {problem}; give it one of its own'
                 )
             if not 0 < identity < 1 << 24:
-                raise files.InputError(f'{place}: "id" {identity} is not 1 to 2^24 - 1; change it')
+                raise errors.InputError(f'{place}: "id" {identity} is not 1 to 2^24 - 1; change it')
             category = files.field(segment, "category_id", int, place)
             if category not in known:
-                raise files.InputError(
+                raise errors.InputError(
                     f'{place}: "category_id" {category} is not in "categories"; add it there'
                 )
             area = segment.get("area")
             if area is not None:
                 files.field(segment, "area", (int, float), place)
-            segments[identity] = Segment(identity, category, bool(segment.get("iscrowd")), area)
+            segments[identity] = LabelSegment(
+                identity, category, bool(segment.get("iscrowd")), area
+            )
     return tuple(segments.values())

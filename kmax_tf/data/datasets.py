@@ -1,4 +1,4 @@
-"""A dataset is data: its classes, which of them are things, their colours, its splits."""
+"""A dataset is data: its classes, which of them are things, their colors, its splits."""
 
 import colorsys
 import dataclasses
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf import files
+from kmax_tf import errors, files
 
 FILE_NAME = "dataset.json"
 TABLES = os.path.join(os.path.dirname(__file__), "tables")
@@ -85,10 +85,10 @@ def load(source: str) -> Dataset:
     elif tf.io.gfile.isdir(source):
         path = os.path.join(source, FILE_NAME)
     elif "/" in str(source):
-        raise files.InputError(f'dataset "{source}": no such folder; convert a dataset into it')
+        raise errors.InputError(f'dataset "{source}": no such folder; convert a dataset into it')
     else:
         nearest = (difflib.get_close_matches(source, packaged, n=1, cutoff=0) or packaged)[0]
-        raise files.InputError(
+        raise errors.InputError(
             f'dataset "{source}": neither a folder nor one of {", ".join(packaged)};'
             f' did you mean "{nearest}"?'
         )
@@ -107,7 +107,7 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
 
     Args:
         content: parsed JSON whose "categories" have id, name, isthing and, if known, color;
-            categories without one get colours of their own, the same every time.
+            categories without one get colors of their own, the same every time.
         path: the file it came from, for messages.
 
     Raises:
@@ -115,20 +115,20 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
     """
     entries = files.field(content, "categories", list, path)
     if not entries:
-        raise files.InputError(f'{path}: "categories" is empty; list the classes there')
+        raise errors.InputError(f'{path}: "categories" is empty; list the classes there')
     categories = {}
     for index, entry in enumerate(entries):
         where = f"{path}: categories[{index}]"
         identity = files.field(entry, "id", int, where)
         if identity in categories:
-            raise files.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
+            raise errors.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
         if not 0 <= identity < 1 << 31:
-            raise files.InputError(f'{where}: "id" {identity} is not 0 to 2^31 - 1; change it')
+            raise errors.InputError(f'{where}: "id" {identity} is not 0 to 2^31 - 1; change it')
         name = files.field(entry, "name", str, where)
         isthing = bool(files.field(entry, "isthing", int, where))
         color = tuple(files.field(entry, "color", list, where)) if "color" in entry else None
         if color and not (len(color) == 3 and all(v in range(256) for v in color)):
-            raise files.InputError(f'{where}: "color" must be three integers 0 to 255; fix it')
+            raise errors.InputError(f'{where}: "color" must be three integers 0 to 255; fix it')
         categories[identity] = Category(identity, name, isthing, color)
     given = {category.color for category in categories.values()}
     fresh = (color for color in _distinct_colors() if color not in given)
@@ -139,14 +139,14 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
 
 
 def same_classes(first: tuple[Category, ...], second: tuple[Category, ...]) -> bool:
-    """Returns whether two lists of categories are the same but for their colours."""
+    """Returns whether two lists of categories are the same but for their colors."""
     return [category[:3] for category in first] == [category[:3] for category in second]
 
 
 def check_classes(folder: str, dataset: Dataset) -> None:
     """Raises InputError if the records of `folder` are of other classes than `dataset`."""
     if not same_classes(load(folder).categories, dataset.categories):
-        raise files.InputError(
+        raise errors.InputError(
             f"{folder}: its classes are not those of dataset {dataset.name!r};"
             " bind datasets.load.source to the dataset of these records"
         )
@@ -163,7 +163,7 @@ def read_split(folder: str, split: str) -> Split:
     path = os.path.join(folder, FILE_NAME)
     splits = files.field(files.read_json(path), "splits", dict, path)
     if split not in splits:
-        raise files.InputError(
+        raise errors.InputError(
             f'{path}: no split "{split}", only {", ".join(sorted(splits)) or "none"};'
             " choose one of them or convert it"
         )
@@ -186,7 +186,7 @@ def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
         known, splits = load(path), files.read_json(path).get("splits", {})
         name = known.name
         if not same_classes(known.categories, dataset.categories):
-            raise files.InputError(
+            raise errors.InputError(
                 f'{path}: "categories" differ from those of split "{split}"; list the same in both,'
                 " in one order, or convert it into another folder"
             )
@@ -201,7 +201,7 @@ def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
 
 
 def _distinct_colors():
-    """Yields RGB colours without end, neighbours far apart in hue, no colour twice."""
+    """Yields RGB colors without end, neighbours far apart in hue, no color twice."""
     seen = set()
     for index in itertools.count():
         hue = index * 0.618034 % 1  # golden-ratio steps spread evenly however many are drawn

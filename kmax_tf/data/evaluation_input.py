@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf.data import host
-from kmax_tf.data.augment import Sample
-from kmax_tf.data.records import Records
+from kmax_tf.data.records.reader import Records
+from kmax_tf.data.transforms import host
+from kmax_tf.data.transforms.geometry import Sample
 
 
 class EvaluationSample(NamedTuple):
@@ -19,14 +19,14 @@ class EvaluationSample(NamedTuple):
     image_id: tf.Tensor  # string
 
 
-def evaluation_input(found: Records, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
+def evaluation_input(records: Records, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
     """Every image once, in order: batches of `EvaluationSample`, the last one perhaps smaller.
 
     `size`: height and width, in pixels, into which each image is fitted.
     """
 
     def prepare(record):
-        example = found.parse(record)
+        example = records.parse(record)
         sample = Sample(example.image, example.segment_map)
         return EvaluationSample(
             image=host.fit_and_pad(sample, size).image,
@@ -36,6 +36,6 @@ def evaluation_input(found: Records, size: tuple[int, int], batch_size: int) -> 
             image_id=example.image_id,
         )
 
-    records = tf.data.TFRecordDataset(found.paths)
-    batches = records.map(prepare, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
+    serialized = tf.data.TFRecordDataset(records.paths)
+    batches = serialized.map(prepare, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
     return batches.prefetch(tf.data.AUTOTUNE)

@@ -6,7 +6,7 @@ import numpy as np
 import tf_keras
 
 from kmax_tf.data.datasets import Dataset
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 from kmax_tf.importers import classes, names
 from kmax_tf.importers.variables import PARTS, variables
 

@@ -18,7 +18,7 @@ import re
 
 import tensorflow as tf
 
-from kmax_tf import files
+from kmax_tf import errors, files
 
 MAPS = os.path.join(os.path.dirname(__file__), "maps")
 
@@ -61,7 +61,7 @@ def load(kind: str) -> NameMap:
     """Returns the map of a kind of source; InputError if there is no such kind."""
     if kind not in kinds():
         nearest = difflib.get_close_matches(kind, kinds(), n=1, cutoff=0)[0]
-        raise files.InputError(
+        raise errors.InputError(
             f"kind {kind!r} is none of {', '.join(kinds())}; did you mean {nearest!r}?"
         )
     content = files.read_json(os.path.join(MAPS, f"{kind}.json"))

@@ -6,9 +6,11 @@ import re
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf import config, run_folder
-from kmax_tf.checkpoint import FOLDER
-from kmax_tf.files import InputError, make_folder, write_atomic
+from kmax_tf import config
+from kmax_tf.errors import InputError
+from kmax_tf.files import make_folder, write_atomic
+from kmax_tf.run_folder import layout
+from kmax_tf.run_folder.checkpoint import FOLDER
 
 
 def check(out: str) -> None:
@@ -33,7 +35,7 @@ def write(model: tf_keras.Model, out: str) -> str:
     )
     path = manager.save(checkpoint_number=number)
     if not _is_prefix(out):
-        write_atomic(run_folder.config(out), config.resolved())
+        write_atomic(layout.config(out), config.resolved())
     return path
 
 

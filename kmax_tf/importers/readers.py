@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.files import InputError, first_line, read_bytes
+from kmax_tf.errors import InputError, first_line
+from kmax_tf.files import read_bytes
 from kmax_tf.importers import torch_file
 
 _BFLOAT16 = tf.bfloat16.as_numpy_dtype
@@ -39,7 +40,7 @@ def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict
         safetensors or HDF5 (.h5) file; told apart by what is in them.
 
     Raises:
-      InputError: the file is missing, damaged or of none of these formats.
+      InputError: the file is missing, corrupt or of none of these formats.
     """
     if tf.io.gfile.isdir(source):
         prefix = tf.train.latest_checkpoint(source)
@@ -95,7 +96,7 @@ def _read_hdf5(path, data):
         with h5py.File(io.BytesIO(data), "r") as file:
             file.get("model_weights", file).visititems(collect)
     except (OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged HDF5 file ({error}); get it anew") from error
+        raise InputError(f"{path}: corrupt HDF5 file ({error}); get it anew") from error
     return arrays
 
 
@@ -116,5 +117,5 @@ def _read_safetensors(path, data):
             values = np.frombuffer(body[begin:end], kind).reshape(entry["shape"])
             arrays[name] = values.astype(np.float32) if kind == _BFLOAT16 else values
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(f"{path}: damaged safetensors file ({error}); get it anew") from error
+        raise InputError(f"{path}: corrupt safetensors file ({error}); get it anew") from error
     return arrays

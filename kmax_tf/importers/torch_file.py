@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before 1.6
 _STORAGES = {
@@ -97,7 +97,7 @@ def read(path: str, data: bytes) -> dict[str, np.ndarray]:
     Half-precision brain floats become float32.
 
     Raises:
-      InputError: the file is damaged, holds no state dict, or asks for more than tensors.
+      InputError: the file is corrupt, holds no state dict, or asks for more than tensors.
     """
     try:
         content, storages = _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
@@ -115,7 +115,7 @@ def read(path: str, data: bytes) -> dict[str, np.ndarray]:
         ) from error
 
 
-# What damaged or hostile pickles make the unpickler raise.
+# What corrupt or hostile pickles make the unpickler raise.
 _ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,

@@ -6,7 +6,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.layers import Conv2D, DropPath, LayerNorm, gelu, truncated_normal
+from kmax_tf.model.layers.conv import Conv2D
+from kmax_tf.model.layers.norms import LayerNorm
+from kmax_tf.model.layers.ops import gelu, truncated_normal
+from kmax_tf.model.layers.stateless_random import DropPath
 
 
 def _patches(channels, size):
@@ -24,14 +27,14 @@ class Block(tf_keras.layers.Layer):
     A new block is all but the identity, for its branch starts scaled by 1e-6.
     """
 
-    def __init__(self, channels: int, keep: float):
+    def __init__(self, channels: int, drop_path_keep_prob: float):
         super().__init__()
         self.depthwise = tf_keras.layers.DepthwiseConv2D(
             7, padding="same", depthwise_initializer=truncated_normal(0.02)
         )
         self.norm = LayerNorm()
         self.expand, self.project = _dense(4 * channels, gelu), _dense(channels)
-        self.drop_path = DropPath(keep)
+        self.drop_path = DropPath(drop_path_keep_prob)
 
     def build(self, shape: tf.TensorShape) -> None:
         self.layer_scale = self.add_weight(
@@ -49,7 +52,7 @@ class ConvNeXt(tf_keras.layers.Layer):
 
     Arguments:
       widths, depths: channels and number of blocks of each stage; the defaults are ConvNeXt-T.
-      keep: drop path, linear over all blocks: 1 in the first, this in the last.
+      drop_path_keep_prob: drop path, linear over all blocks: 1 in the first, this in the last.
     Returns of a call on [batch, height, width, 3]: the outputs of the stem and of each stage,
     `[batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels]` at strides
     4, 4, 8, 16, 32; `stride` is the last one.
@@ -59,13 +62,13 @@ class ConvNeXt(tf_keras.layers.Layer):
         self,
         widths: Sequence[int] = (96, 192, 384, 768),
         depths: Sequence[int] = (3, 3, 9, 3),
-        keep: float = 1.0,
+        drop_path_keep_prob: float = 1.0,
     ):
         super().__init__()
         self.stride = 4 * 2 ** (len(widths) - 1)
         self.stem = [_patches(widths[0], 4), LayerNorm()]
         self.downsamplings = [[LayerNorm(), _patches(width, 2)] for width in widths[1:]]
-        keeps = iter(np.linspace(1.0, keep, sum(depths)))
+        keeps = iter(np.linspace(1.0, drop_path_keep_prob, sum(depths)))
         self.stages = [
             [Block(width, float(next(keeps))) for _ in range(depth)]
             for width, depth in zip(widths, depths, strict=True)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.files import InputError
-from kmax_tf.model.heads import Prediction
-from kmax_tf.model.layers import BatchNorm
+from kmax_tf.errors import InputError
+from kmax_tf.model.kmax_decoder import Prediction
+from kmax_tf.model.layers.norms import BatchNorm
 
 
 class Outputs(NamedTuple):

@@ -1,23 +1,60 @@
 """The cluster path: cluster centres that k-means cross-attention updates (paper, section 3.2)."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.files import InputError
-from kmax_tf.model.attention import PixelAttention, attention, softmax_update
-from kmax_tf.model.heads import Prediction, PredictionHead
-from kmax_tf.model.layers import (
-    BatchNorm,
-    ConvBN,
-    DenseBN,
-    DropPath,
-    get_activation,
-    random_uniform,
-    truncated_normal,
-)
+from kmax_tf.errors import InputError
+from kmax_tf.model.layers.attention import PixelAttention, attention, softmax_update
+from kmax_tf.model.layers.conv import Conv2D, ConvBN, DenseBN, DepthwiseBN
+from kmax_tf.model.layers.norms import BatchNorm
+from kmax_tf.model.layers.ops import get_activation, truncated_normal
+from kmax_tf.model.layers.stateless_random import DropPath, random_uniform
+
+
+class Prediction(NamedTuple):
+    """What one decoder layer predicts, at its own resolution, float32."""
+
+    mask_logits: tf.Tensor  # [batch, height, width, clusters]
+    class_logits: tf.Tensor  # [batch, clusters, classes + 1], the last is void
+    pixel_features: tf.Tensor  # [batch, height, width, depth], of unit length
+
+
+class PredictionHead(tf_keras.layers.Layer):
+    """Masks as products of pixel features and mask embeddings; classes with the void prior."""
+
+    def __init__(
+        self, num_classes: int, channels: int = 256, depth: int = 128, activation: str = "gelu"
+    ):
+        super().__init__()
+        self.depthwise = DepthwiseBN(activation)
+        self.pointwise = ConvBN(channels, activation=activation)
+        self.pixel_projection = Conv2D(depth, 1, kernel_initializer=truncated_normal(0.01))
+        self.pixel_norm = BatchNorm()
+        self.mask_projection = DenseBN(depth)
+        self.mask_norm = BatchNorm(axis=(), gamma=0.1)
+        self.classifier = tf_keras.layers.Dense(
+            num_classes + 1, kernel_initializer=truncated_normal(0.01)
+        )
+        # An untrained head takes nine of ten clusters for void (MaX-DeepLab, appendix).
+        self.void_prior = [0.0] * num_classes + [math.log(num_classes * 0.9 / 0.1)]
+
+    def call(
+        self, pixels: tf.Tensor, mask_embedding: tf.Tensor, class_embedding: tf.Tensor
+    ) -> Prediction:
+        """pixels [batch, height, width, channels], embeddings [batch, clusters, channels]."""
+        x = self.pixel_projection(self.pointwise(self.depthwise(pixels)))
+        features = tf.math.l2_normalize(tf.cast(self.pixel_norm(x), tf.float32), -1)
+        masks = self.mask_projection(mask_embedding)
+        logits = tf.einsum("bhwd,bnd->bhwn", tf.cast(features, masks.dtype), masks)
+        return Prediction(
+            mask_logits=tf.cast(self.mask_norm(logits), tf.float32),
+            class_logits=tf.cast(self.classifier(class_embedding), tf.float32) + self.void_prior,
+            pixel_features=features,
+        )
 
 
 def kmeans_update(mask_logits: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -48,7 +85,7 @@ class KMaXDecoder(tf_keras.layers.Layer):
         hidden: int,
         heads: int,
         activation: str,
-        keep: float,
+        drop_path_keep_prob: float,
         cross_attention: str,
         dual_path: bool,
     ):
@@ -67,9 +104,9 @@ class KMaXDecoder(tf_keras.layers.Layer):
         self.similarity_norm, self.value_norm = BatchNorm(axis=(1,)), BatchNorm(axis=(1, 3))
         self.attention_projection = DenseBN(channels, gamma=0.0)
         self.feed_forward = [DenseBN(hidden, activation), DenseBN(channels, gamma=0.0)]
-        self.drop_paths = [DropPath(keep) for _ in range(3)]
+        self.drop_paths = [DropPath(drop_path_keep_prob) for _ in range(3)]
         self.pixel_attention = (
-            PixelAttention(channels, heads, activation, keep) if dual_path else None
+            PixelAttention(channels, heads, activation, drop_path_keep_prob) if dual_path else None
         )
 
     def call(
@@ -130,7 +167,7 @@ class ClusterPath(tf_keras.layers.Layer):
         head_depth: int = 128,
         depths: Sequence[int] = (2, 2, 2),
         activation: str = "gelu",
-        keep: float = 0.8,
+        drop_path_keep_prob: float = 0.8,
         cross_attention: str = "kmeans",
         dual_path: bool = False,
         deep_supervision: bool = True,
@@ -160,7 +197,7 @@ class ClusterPath(tf_keras.layers.Layer):
                 hidden,
                 heads,
                 activation,
-                keep,
+                drop_path_keep_prob,
                 cross_attention,
                 dual_path,
             )

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.blocks import ResidualBlock
-from kmax_tf.model.layers import ConvBN, LayerNorm, get_activation, resize_bilinear
+from kmax_tf.model.layers.blocks import ResidualBlock
+from kmax_tf.model.layers.conv import ConvBN
+from kmax_tf.model.layers.norms import LayerNorm
+from kmax_tf.model.layers.ops import get_activation, resize_bilinear
 
 
 class Fuse(tf_keras.layers.Layer):

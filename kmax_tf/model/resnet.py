@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.model.blocks import ResidualBlock
-from kmax_tf.model.layers import ConvBN
+from kmax_tf.model.layers.blocks import ResidualBlock
+from kmax_tf.model.layers.conv import ConvBN
 
 
 class ResNet(tf_keras.layers.Layer):
@@ -20,7 +20,7 @@ class ResNet(tf_keras.layers.Layer):
       widths, depths: width and number of blocks of each stage.
       kind: "bottleneck" (expansion 4) or "basic" (expansion 1), of the blocks that are not axial.
       axial_from: stride from which on a block's input makes it axial.
-      axial_keep: drop path of axial blocks, linear in the stage: 1 at the stem, this at the end.
+      axial_keep_prob: of drop path in axial blocks, linear in the stage from 1 at the stem.
     Returns of a call on [batch, height, width, 3]: the unactivated output of the stem and of each
     stage, `[batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels]` at strides
     2, 4, 8, ...; `stride` is the last one.
@@ -35,7 +35,7 @@ class ResNet(tf_keras.layers.Layer):
         expansion: int = 4,
         activation: str = "relu",
         axial_from: float = math.inf,
-        axial_keep: float = 1.0,
+        axial_keep_prob: float = 1.0,
     ):
         super().__init__()
         stem_stride = math.prod(strides for _, strides, _ in stem)
@@ -54,7 +54,9 @@ class ResNet(tf_keras.layers.Layer):
                 expansion * widths[stage],
                 activation,
                 strides,
-                keep=1 - (1 - axial_keep) * level / len(widths) if axial else 1.0,
+                drop_path_keep_prob=1 - (1 - axial_keep_prob) * level / len(widths)
+                if axial
+                else 1.0,
             )
 
         self.stages = [

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, pipeline, records, serialize, shards
+from kmax_tf.data import datasets, training_input
 from kmax_tf.data.datasets import Dataset
+from kmax_tf.data.records import reader, serialize, shards
 from kmax_tf.experiment import Experiment
 
 IMAGES, SHARDS, SIZE = 64, 4, (480, 640)  # of the made records; height, width
@@ -74,25 +75,25 @@ def run(experiment: Experiment, threads: int, batch_size: int, seconds: float) -
 
 def _stages(experiment, folder, batch_size):
     """Datasets of the input up to each stage, and how many images an element is."""
-    found = records.find(folder, experiment.train_split, experiment.dataset)
+    records = reader.find(folder, experiment.train_split, experiment.dataset)
     options = experiment.training_input
-    ordered = pipeline.ordered_records(found, options, seed=experiment.seed)
+    ordered = training_input.ordered_records(records, options, seed=experiment.seed)
 
     def decoded(_, *serialized):
-        return [found.parse(record).image for record in serialized]
+        return [records.parse(record).image for record in serialized]
 
     def augmented(index, *serialized):
-        return pipeline.training_example(
+        return training_input.training_example(
             serialized,
-            found.parse,
+            records.parse,
             experiment.dataset,
             options,
             stride=STRIDE,
             seed=tf.stack([experiment.seed, index]),
         )
 
-    batches = pipeline.training_input(
-        found,
+    batches = training_input.training_input(
+        records,
         experiment.dataset,
         options,
         stride=STRIDE,
@@ -168,7 +169,7 @@ def _segments(random, dataset):
 
 
 def _picture(random, segment_map):
-    """Texture of all scales, each segment of its own colour: about 150 kB as a JPEG."""
+    """Texture of all scales, each segment of its own color: about 150 kB as a JPEG."""
     picture = random.uniform(60, 200, [segment_map.max() + 1, 3])[segment_map]
     for cell in (64, 16, 4, 2, 1):
         shape = [-(-side // cell) for side in segment_map.shape]

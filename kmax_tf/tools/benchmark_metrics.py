@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from kmax_tf.data import datasets
-from kmax_tf.inference import Segmented
-from kmax_tf.metrics import Metrics, Truth, measure
+from kmax_tf.evaluation.metrics import GroundTruth, Metrics, evaluate_image
+from kmax_tf.inference.predictor import ImagePrediction
 
 IMAGES, DISTINCT, SEGMENTS, SIZE = 500, 50, 15, (480, 640)
 
 
-def make_image(rng: np.random.Generator, num_classes: int) -> tuple[Truth, Segmented]:
+def make_image(rng: np.random.Generator, num_classes: int) -> tuple[GroundTruth, ImagePrediction]:
     """A label of the cells around random points, with void above; its prediction is shifted."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     points = rng.integers(0, SIZE, [SEGMENTS, 2])
@@ -31,12 +31,12 @@ def make_image(rng: np.random.Generator, num_classes: int) -> tuple[Truth, Segme
     found = np.where(rng.random(SEGMENTS) < 0.1, 0, classes)
     semantic = np.append(found, 0)[shifted - 1].astype(np.int32)
     score = rng.random(SEGMENTS)
-    prediction = Segmented("", "", shifted, semantic, found, score, None, None, ())
-    return Truth(segment_map, classes, np.zeros(SEGMENTS, bool)), prediction
+    prediction = ImagePrediction("", "", shifted, semantic, found, score, None, None, ())
+    return GroundTruth(segment_map, classes, np.zeros(SEGMENTS, bool)), prediction
 
 
 def run(
-    categories: Sequence[datasets.Category], images: Sequence[tuple[Truth, Segmented]]
+    categories: Sequence[datasets.Category], images: Sequence[tuple[GroundTruth, ImagePrediction]]
 ) -> tuple[float, float, dict]:
     """All metrics of the images, as the evaluator computes them."""
     metrics, waiting, workers = Metrics(categories), collections.deque(), os.cpu_count()
@@ -44,7 +44,7 @@ def run(
         for number in range(IMAGES + 4 * workers):
             if number < IMAGES:
                 image = images[number % DISTINCT]
-                waiting.append(pool.submit(measure, categories, *image))
+                waiting.append(pool.submit(evaluate_image, categories, *image))
             if number >= 4 * workers:
                 metrics.add(str(number), waiting.popleft().result())
     return metrics.quality()["All"]["pq"], metrics.average_precision()["AP"], metrics.mean_iou()

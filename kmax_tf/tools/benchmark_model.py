@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf import inference
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import InputError
+from kmax_tf.inference import predictor
 from kmax_tf.tools import tpu_compile
 
 WARM_UP = 3  # runs that are not counted
@@ -53,7 +53,7 @@ class Benchmark(NamedTuple):
 
 def of_experiment(experiment: Experiment) -> tuple[Callable, tuple[int, int]]:
     """The prediction of an experiment with random weights: a function of a batch, and its size."""
-    predict = inference.predictor(experiment.build_evaluation_model(), experiment)
+    predict = predictor.build_predictor(experiment.build_evaluation_model(), experiment)
     return lambda image: predict(image)[0].segment_map, experiment.evaluation_size
 
 

@@ -228,7 +228,7 @@ def check_run_dir(path: str) -> tuple[str, list[Problem]]:
     """
     import tensorflow as tf
 
-    from kmax_tf import files
+    from kmax_tf import errors, files
 
     folder = os.path.abspath(path) if "://" not in path else path
     while folder.startswith("/") and not os.path.isdir(folder):
@@ -237,7 +237,7 @@ def check_run_dir(path: str) -> tuple[str, list[Problem]]:
     try:
         files.write_atomic(trial, "")
         tf.io.gfile.remove(trial)
-    except (files.InputError, tf.errors.OpError) as error:
+    except (errors.InputError, tf.errors.OpError) as error:
         remedy = "check the path, and the rights of this machine's service account on the bucket"
         return "cannot be written", [Problem(_first_line(error), remedy)]
     return "can be written", []
@@ -247,14 +247,14 @@ def check_records(data_dir: str, dataset: Any, splits: Sequence[str]) -> tuple[s
     """Looks for the records of a dataset; returns what to show, and a problem for each split."""
     import tensorflow as tf
 
-    from kmax_tf import files
-    from kmax_tf.data import records
+    from kmax_tf import errors
+    from kmax_tf.data.records import reader
 
     shown, problems = [], []
     for split in splits:
         try:
-            found = records.find(data_dir, split, dataset)
-        except (files.InputError, tf.errors.OpError) as error:
+            found = reader.find(data_dir, split, dataset)
+        except (errors.InputError, tf.errors.OpError) as error:
             problems.append(Problem(_first_line(error), "docs/data.md tells how to convert"))
             continue
         count = "" if found.num_examples is None else f"{found.num_examples} images in "
@@ -338,8 +338,8 @@ def _folders(options):
     """Yields rows and problems of the run folder, the records and the experiment's checkpoint."""
     from kmax_tf import config
     from kmax_tf.data import datasets
+    from kmax_tf.errors import InputError
     from kmax_tf.experiment import Experiment
-    from kmax_tf.files import InputError
 
     if options.run_dir:
         shown, problems = check_run_dir(options.run_dir)

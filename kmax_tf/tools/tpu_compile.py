@@ -16,11 +16,12 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.distribute import one_device_strategy
 
-from kmax_tf import batch
-from kmax_tf.data import example, pipeline
+from kmax_tf.data import training_input
+from kmax_tf.data.records import example
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import InputError
-from kmax_tf.train import make_trainer
+from kmax_tf.training import batch_size
+from kmax_tf.training.train import make_trainer
 
 
 class Topology(NamedTuple):
@@ -61,13 +62,13 @@ def training_step(experiment: Experiment, cores: int) -> tuple[Callable, list[tf
     The step is a tf.function with jit_compile=True that takes a core's part of a batch and updates
     weights, moments and metrics. Raises InputError where the batch has no equal parts.
     """
-    images = batch.deal(experiment, cores) * experiment.accumulation
+    images = batch_size.per_replica_batch_size(experiment, cores) * experiment.accumulation
     trainer = make_trainer(experiment, _Slice(cores))
     options = experiment.training_input
 
     @tf.function
     def one(record):
-        return pipeline.training_example(
+        return training_input.training_example(
             [record, record],
             example.parse,
             experiment.dataset,

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from kmax_tf.errors import first_line
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import first_line
 from kmax_tf.tools import tpu_compile
 from kmax_tf.tools.tpu_compile import TOPOLOGIES
 

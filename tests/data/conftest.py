@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, serialize, shards
+from kmax_tf.data import datasets
+from kmax_tf.data.records import serialize, shards
 
 DATASET = datasets.load("panoptic_digits")  # 10 things, 4 stuff
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kmax_tf import files
+from kmax_tf import errors
 from kmax_tf.data import coco_panoptic
 
 GOOD = {
@@ -53,7 +53,7 @@ def test_ids_out_of_range_are_refused(wrong):
 @pytest.mark.parametrize("keep", [0, 20, 60])
 def test_broken_png_names_the_file(keep):
     png = coco_panoptic.encode_ids(np.random.default_rng(0).integers(0, 1 << 24, (40, 40)))
-    with pytest.raises(files.InputError, match="folder/a.png: not a readable PNG"):
+    with pytest.raises(errors.InputError, match="folder/a.png: not a readable PNG"):
         coco_panoptic.decode_ids(png[:keep], "folder/a.png")
 
 
@@ -61,8 +61,8 @@ def test_a_grey_png_is_not_taken_for_an_incomplete_json():
     content = io.BytesIO()
     Image.new("L", (4, 3), 7).save(content, "PNG")
     ids = coco_panoptic.decode_ids(content.getvalue(), "a.png")
-    with pytest.raises(files.InputError, match="segment id 460551 .*; save the PNG as RGB"):
-        coco_panoptic.number_segments(ids, [coco_panoptic.Segment(7, 1, False, None)])
+    with pytest.raises(errors.InputError, match="segment id 460551 .*; save the PNG as RGB"):
+        coco_panoptic.number_segments(ids, [coco_panoptic.LabelSegment(7, 1, False, None)])
 
 
 def test_good_file_is_read(tmp_path):
@@ -104,7 +104,7 @@ def edit(change):
     ],
 )
 def test_bad_file_gives_one_line_that_names_it(tmp_path, content, message):
-    with pytest.raises(files.InputError, match=message) as error:
+    with pytest.raises(errors.InputError, match=message) as error:
         read(tmp_path, content)
     assert str(error.value).startswith(str(tmp_path / "panoptic.json"))
     assert "\n" not in str(error.value)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from kmax_tf import files
+from kmax_tf import errors
 from kmax_tf.data import datasets
 
 
@@ -80,23 +80,23 @@ def test_missing_colors_are_distinct_and_repeatable():
 )
 def test_bad_category_names_file_and_place(entry, message):
     content = {"categories": [{"id": 0, "name": "b", "isthing": 0}, entry]}
-    with pytest.raises(files.InputError, match=message) as error:
+    with pytest.raises(errors.InputError, match=message) as error:
         datasets.parse_categories(content, "a.json")
     assert str(error.value).startswith("a.json: categories[1]")
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(files.InputError, match='did you mean "panoptic_digits"'):
+    with pytest.raises(errors.InputError, match='did you mean "panoptic_digits"'):
         datasets.load("panoptic_digit")
 
 
 def test_a_folder_that_is_not_there_is_not_taken_for_a_name():
-    with pytest.raises(files.InputError, match='"data/own/records": no such folder; convert'):
+    with pytest.raises(errors.InputError, match='"data/own/records": no such folder; convert'):
         datasets.load("data/own/records")
 
 
 def test_folder_without_dataset_json(tmp_path):
-    with pytest.raises(files.InputError, match="dataset.json: cannot be read"):
+    with pytest.raises(errors.InputError, match="dataset.json: cannot be read"):
         datasets.load(str(tmp_path))
 
 
@@ -108,14 +108,14 @@ def test_folder_and_file_give_the_same_and_splits_add_up(tmp_path):
     assert datasets.load(str(tmp_path)).categories == coco.categories
     assert datasets.read_split(str(tmp_path), "train") == (9, 2)
     assert datasets.read_split(str(tmp_path), "val") == (3, 1)
-    with pytest.raises(files.InputError, match='no split "test", only train, val'):
+    with pytest.raises(errors.InputError, match='no split "test", only train, val'):
         datasets.read_split(str(tmp_path), "test")
 
 
 def test_split_of_other_categories_is_refused(tmp_path):
     text = datasets.with_split(str(tmp_path), datasets.load("coco"), "train", datasets.Split(9, 2))
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(files.InputError, match='"categories" differ'):
+    with pytest.raises(errors.InputError, match='"categories" differ'):
         digits = datasets.load("panoptic_digits")
         datasets.with_split(str(tmp_path), digits, "val", datasets.Split(3, 1))
     assert json.loads(text)["name"] == "coco"

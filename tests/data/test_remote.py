@@ -12,10 +12,12 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf import config, runtime, train
-from kmax_tf.data import example, pipeline, shards
-from kmax_tf.data.records import Records
+from kmax_tf import config, runtime
+from kmax_tf.data import training_input
+from kmax_tf.data.records import example, shards
+from kmax_tf.data.records.reader import Records
 from kmax_tf.experiment import Experiment
+from kmax_tf.training import train
 
 NUMBER = 6  # records
 
@@ -25,13 +27,13 @@ def batches(folder, device):
     paths = [os.path.join(folder, shards.name("train", shard, 2)) for shard in range(2)]
     strategy = tf.distribute.OneDeviceStrategy(device)
     arrays = []
-    for placement in pipeline.PLACEMENTS:
+    for placement in training_input.PLACEMENTS:
         experiment = config.load(
             Experiment,
             "gin/experiments/demo.gin",
             [
-                f"pipeline.TrainingInput.placement = '{placement}'",
-                "pipeline.TrainingInput.size = (33, 41)",
+                f"training_input.TrainingInput.placement = '{placement}'",
+                "training_input.TrainingInput.size = (33, 41)",
                 "experiment.Experiment.batch_size = 2",
             ],
         )

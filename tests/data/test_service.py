@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import runtime
-from kmax_tf.data import example, pipeline
-from kmax_tf.data.records import Records
-from kmax_tf.files import InputError
+from kmax_tf.data import training_input
+from kmax_tf.data.records import example
+from kmax_tf.data.records.reader import Records
+from kmax_tf.errors import InputError
 
 NUMBER = 12
-OPTIONS = pipeline.TrainingInput(
+OPTIONS = training_input.TrainingInput(
     size=(33, 41), scales=(0.7, 1.3), max_segments=16, shuffle_buffer=4
 )
 
@@ -51,7 +52,7 @@ def add_worker():
 
 
 def batches(paths, made, count, service=""):
-    dataset = pipeline.training_input(
+    dataset = training_input.training_input(
         Records(paths, example.parse, NUMBER),
         made.dataset,
         OPTIONS,

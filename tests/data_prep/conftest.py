@@ -9,7 +9,8 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import pool
-from kmax_tf.data import datasets, records
+from kmax_tf.data import datasets
+from kmax_tf.data.records import reader
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def read_all():
     """A function: folder of records, split -> its examples, by image id."""
 
     def read(folder, split):
-        found = records.find(str(folder), split, datasets.load(str(folder)))
-        examples = map(found.parse, records.serialized(found))
+        found = reader.find(str(folder), split, datasets.load(str(folder)))
+        examples = map(found.parse, reader.serialized(found))
         return {e.image_id.numpy().decode(): e for e in examples}
 
     return read

@@ -9,8 +9,9 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import coco_format, convert, pool
-from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example, shards
+from kmax_tf import errors
+from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data.records import example, shards
 
 SAMPLE = pathlib.Path(__file__).parents[2].parent / "shared/data/coco_sample/sample_data"
 ALONE = functools.partial(pool.run, workers=1)
@@ -177,7 +178,7 @@ def test_bad_input_is_one_line_and_leaves_what_was_there(source, spoil, message)
     before = listing(folder)
     spoil(folder, content)
     for split in ("train", "val"):
-        with pytest.raises(files.InputError, match=message) as error:
+        with pytest.raises(errors.InputError, match=message) as error:
             run(source, split, num_shards=3 if content["annotations"] else None)
         assert "\n" not in str(error.value)
         assert listing(folder) == before
@@ -192,7 +193,7 @@ def test_bad_input_is_one_line_and_leaves_what_was_there(source, spoil, message)
     ],
 )
 def test_bad_options(source, options, message):
-    with pytest.raises(files.InputError, match=message):
+    with pytest.raises(errors.InputError, match=message):
         run(source, **options)
     assert not listing(source[0])
 
@@ -216,5 +217,5 @@ def test_command_line(source, capsys):
 
 def test_folder_that_cannot_be_made(source):
     (source[0] / "out").write_text("a file")
-    with pytest.raises(files.InputError, match="out.*: cannot be made"):
+    with pytest.raises(errors.InputError, match="out.*: cannot be made"):
         run(source)

@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_prep import beam, coco_format, convert
-from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example, serialize
+from kmax_tf import errors
+from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data.records import example, serialize
 
 
 @pytest.fixture
@@ -79,13 +80,13 @@ def test_several_json_files_make_one_split(source, tmp_path, alone, read_all, wr
     folders = [str(tmp_path / "images")], parts, [str(tmp_path / "labels")] * 2
     convert.convert(*coco_format.read(*folders), str(tmp_path / "out"), "train", 1, alone)
     assert sorted(read_all(tmp_path / "out", "train")) == [str(k) for k in range(6)]
-    with pytest.raises(files.InputError, match=r"own\.json: image 0 is in another JSON"):
+    with pytest.raises(errors.InputError, match=r"own\.json: image 0 is in another JSON"):
         coco_format.read(folders[0], [parts[0], str(tmp_path / "own.json")], folders[2])
-    with pytest.raises(files.InputError, match="--panoptic_dir: 3 folders for 2 JSON files"):
+    with pytest.raises(errors.InputError, match="--panoptic_dir: 3 folders for 2 JSON files"):
         coco_format.read(folders[0], parts, ["x"] * 3)
     part["categories"].pop()
     part["annotations"].clear()
-    with pytest.raises(files.InputError, match=r'b\.json: "categories" differ from those of'):
+    with pytest.raises(errors.InputError, match=r'b\.json: "categories" differ from those of'):
         coco_format.read(folders[0], [parts[0], write_json(tmp_path / "b.json", part)], folders[2])
 
 
@@ -105,7 +106,7 @@ def test_interrupted_conversion_goes_on_with_what_is_missing(source, tmp_path, a
     broken = tmp_path / "images/b/5.png"  # in the last of the three shards
     png = broken.read_bytes()
     broken.write_bytes(png[:40])
-    with pytest.raises(files.InputError, match=r"b/5\.png: broken or truncated image"):
+    with pytest.raises(errors.InputError, match=r"b/5\.png: broken or truncated image"):
         convert.convert(*source(), str(tmp_path / "out"), "train", 3, alone)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["train.partial"]
     broken.write_bytes(png)
@@ -184,7 +185,7 @@ def test_tfds_reads_the_records(source, tmp_path, alone):
 
 @pytest.mark.skipif(importlib.util.find_spec("apache_beam"), reason="apache_beam is installed")
 def test_beam_that_is_not_installed_is_named(source, tmp_path):
-    with pytest.raises(files.InputError, match=r"apache_beam is not installed; pip install"):
+    with pytest.raises(errors.InputError, match=r"apache_beam is not installed; pip install"):
         beam.run(print, [], ["--runner=DirectRunner"])
 
 

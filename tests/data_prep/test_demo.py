@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_prep import coco_format, convert, demo, pool
-from kmax_tf import files
+from kmax_tf import errors
 from kmax_tf.data import datasets
 
 
@@ -120,7 +120,7 @@ def test_converts_as_genuine_coco_panoptic(tmp_path, level):
     ],
 )
 def test_bad_options_write_nothing(tmp_path, options, message):
-    with pytest.raises(files.InputError, match=message):
+    with pytest.raises(errors.InputError, match=message):
         demo.make(str(tmp_path), **options)
     assert not contents(tmp_path)
 

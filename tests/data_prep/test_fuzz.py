@@ -14,8 +14,9 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import coco_format, convert, demo, validate
-from kmax_tf import files
-from kmax_tf.data import datasets, example, foreign, records, serialize, shards
+from kmax_tf import errors
+from kmax_tf.data import datasets
+from kmax_tf.data.records import example, foreign, reader, serialize, shards
 
 FEW, MANY = range(12), range(12, 200)
 both = pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def converted(item):
     validate.look_at_items([item])  # must not raise
     try:
         record = convert.convert_item(item)
-    except files.InputError as error:
+    except errors.InputError as error:
         assert "\n" not in str(error) and str(error)
         return None
     return example.parse(tf.constant(record))
@@ -105,7 +106,7 @@ def test_json(source, tmp_path, seeds):
         path = write_mutated(source / "panoptic_train.json", tmp_path, seed)
         try:
             found = converted(read(source, path))
-        except files.InputError as error:
+        except errors.InputError as error:
             assert "\n" not in str(error) and str(error).startswith(path)
             found = None
         refused += found is None
@@ -123,7 +124,7 @@ def test_files_of_records(records, tmp_path, seeds):
         found = []
         try:
             found.extend(shards.read(write_mutated(path, tmp_path, seed)))
-        except files.InputError as error:
+        except errors.InputError as error:
             assert "convert again" in str(error) and "\n" not in str(error)
         assert all(record in whole for record in found)
 
@@ -187,9 +188,9 @@ def test_records(schema, seeds):
 
     for seed in seeds:
         try:
-            found = records.parse_one(compiled, mutate(record, seed), "a: record 3")
-        except files.InputError as error:
-            assert str(error).startswith("a: record 3 is damaged") and "\n" not in str(error)
+            found = reader.parse_one(compiled, mutate(record, seed), "a: record 3")
+        except errors.InputError as error:
+            assert str(error).startswith("a: record 3 is corrupt") and "\n" not in str(error)
             refused += 1
             continue
         assert found.image.shape[:2] == found.segment_map.shape

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_prep import ade20k, cityscapes, coco, convert
-from kmax_tf import files
+from kmax_tf import errors
 from kmax_tf.data import coco_panoptic, datasets
 
 DATA = pathlib.Path(__file__).parents[2].parent / "shared/data"
@@ -75,9 +75,9 @@ def test_cityscapes(tmp_path, alone, read_all, assert_equals_source):
     assert_equals_source(example, image, png, segments)
     assert any(s["iscrowd"] for s in segments)
     assert list(read_all(tmp_path / "out", "test")) == [stem]
-    with pytest.raises(files.InputError, match=r"nowhere.leftImg8bit.test: no .* is there"):
+    with pytest.raises(errors.InputError, match=r"nowhere.leftImg8bit.test: no .* is there"):
         cityscapes.read(str(tmp_path / "nowhere"), "test")
-    with pytest.raises(files.InputError, match=r"panoptic_val_trainId\.json: cannot be read \(No"):
+    with pytest.raises(errors.InputError, match=r"panoptic_val_trainId\.json: cannot be read \(No"):
         cityscapes.read(str(tmp_path / "nowhere"), "val")
 
 
@@ -138,5 +138,5 @@ def test_ade20k_panoptic(ade, tmp_path, alone, read_all, write_json):
 
     content["categories"] = [{**c, "id": c["id"] + 1} for c in content["categories"]]
     write_json(ade / "ade20k_panoptic_val.json", content)
-    with pytest.raises(files.InputError, match=r"ade20k_panoptic_val\.json: the ids of"):
+    with pytest.raises(errors.InputError, match=r"ade20k_panoptic_val\.json: the ids of"):
         ade20k.read(str(ade), "val", False)

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from data_prep import coco_format, convert, demo, validate
-from kmax_tf import files
-from kmax_tf.data import coco_panoptic, datasets, example, shards
+from kmax_tf import errors
+from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data.records import example, shards
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -125,15 +126,15 @@ def test_damaged_records_are_told_and_the_others_read(records, tmp_path):
     paths = shards.paths(records, "train")
     for path in [*paths, f"{records}/dataset.json"]:
         (tmp_path / pathlib.Path(path).name).write_bytes(pathlib.Path(path).read_bytes())
-    damaged = tmp_path / pathlib.Path(paths[1]).name
-    data = bytearray(damaged.read_bytes())
+    corrupt = tmp_path / pathlib.Path(paths[1]).name
+    data = bytearray(corrupt.read_bytes())
     data[-100] ^= 1  # in the last record of the second shard
-    damaged.write_bytes(data)
+    corrupt.write_bytes(data)
     text, errors = validate.validate(
         validate.converted(str(tmp_path), "train"), str(tmp_path / "out"), 1
     )
     assert errors == 1 and "train: 5 images" in text
-    assert "files of records that are damaged (1)" in text and damaged.name in text
+    assert "files of records that are corrupt (1)" in text and corrupt.name in text
 
 
 def test_records_of_other_categories(records, tmp_path):
@@ -170,5 +171,5 @@ def test_json_of_which_nothing_can_be_used(tmp_path, write_json):
 
 def test_json_that_is_none_is_one_line(tmp_path):
     (tmp_path / "a.json").write_text("[")
-    with pytest.raises(files.InputError, match=r"a\.json: not valid JSON"):
+    with pytest.raises(errors.InputError, match=r"a\.json: not valid JSON"):
         validate.raw(str(tmp_path), str(tmp_path / "a.json"), str(tmp_path))

@@ -11,13 +11,13 @@ import pytest
 import tensorflow as tf
 from tf_keras.src.applications import convnext as applications
 
-from kmax_tf import checkpoint
 from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Category, Dataset
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 from kmax_tf.importers import importer, names, readers
 from kmax_tf.importers.variables import variables
 from kmax_tf.model.convnext import ConvNeXt
+from kmax_tf.run_folder import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEADS = ["cluster_path/head", "cluster_path/decoders/0/head", "semantic_branch"]

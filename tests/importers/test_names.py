@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 from kmax_tf.importers import names
 
 VARIANTS = [

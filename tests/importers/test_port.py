@@ -11,7 +11,8 @@ from kmax_tf import config
 from kmax_tf.experiment import Experiment
 from kmax_tf.importers import importer
 from kmax_tf.importers.variables import variables
-from kmax_tf.tools import golden, golden_model
+from kmax_tf.parity import cases
+from kmax_tf.parity import model as parity_model
 
 # Official names of modules -> the port's, each rule on its own.
 MODULES = [
@@ -119,10 +120,10 @@ def without_semantic_decoder(name, value, dataset):
 @pytest.mark.parametrize("variant", ["coco_r50", "coco_convnext_tiny", "cityscapes_r50"])
 def test_same_weights(shared, variant):
     folder = shared / "golden"
-    rule = golden.Case(str(folder), "model", variant).rule()
+    rule = cases.Case(str(folder), "model", variant).rule()
     keys = json.loads((folder / "checkpoint_keys" / f"{variant}.json").read_text())
     official = {e["key"]: rule.weight(e["key"], e["shape"], 1) for e in keys}
-    experiment = config.load(Experiment, golden_model.gin_file(variant))
+    experiment = config.load(Experiment, parity_model.gin_file(variant))
     dataset = experiment.dataset
     port = [port_entry(rule.strip(key), value) for key, value in official.items()]
     if variant.startswith("cityscapes"):

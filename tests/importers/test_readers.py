@@ -1,4 +1,4 @@
-"""Weight files of every format are read, damaged and hostile ones are refused in one line."""
+"""Weight files of every format are read, corrupt and hostile ones are refused in one line."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 from kmax_tf.importers import readers
 
 # Test folders are no packages.
@@ -117,7 +117,7 @@ def test_safetensors(tmp_path):
 
     for damage in ({"shape": [2, 4]}, {"data_offsets": [0, 96]}, {"dtype": "F8"}):
         save_safetensors(path, {"a": header["a"] | damage}, body)
-        with pytest.raises(InputError, match="damaged safetensors"):
+        with pytest.raises(InputError, match="corrupt safetensors"):
             readers.read(str(path))
 
 

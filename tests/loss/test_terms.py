@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.data.targets import Targets
-from kmax_tf.files import InputError
-from kmax_tf.loss import relaxation, terms
-from kmax_tf.loss.criterion import Criterion, match_segments
-from kmax_tf.loss.found import found_share
-from kmax_tf.model.heads import Prediction
+from kmax_tf.data.transforms.targets import Targets
+from kmax_tf.errors import InputError
+from kmax_tf.loss import remax, terms
+from kmax_tf.loss.criterion import Criterion
+from kmax_tf.loss.matching import match_segments, recall
 from kmax_tf.model.kmax import Outputs
+from kmax_tf.model.kmax_decoder import Prediction
 
 CLASSES, CLUSTERS, SEGMENTS = 3, 5, 4
 RANDOM = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_gathered_features_are_those_of_the_resized_map(height, width):
 
 
 def test_own_resolution_is_the_loss_of_a_smaller_picture(outputs, targets):
-    losses = _losses(outputs, targets, own_resolution=True)
+    losses = _losses(outputs, targets, native_resolution_supervision=True)
     small = Targets(
         targets.segment[:, ::4, ::4],
         targets.segment_class,
@@ -100,16 +100,16 @@ def test_found_are_segments_whose_cluster_has_their_class_and_more_than_half_of_
         30 * tf.one_hot(cluster, CLUSTERS), 9 * tf.one_hot(predicted, CLASSES + 1), None
     )
     matching = match_segments(final, targets)
-    found = found_share(final.class_logits, targets.segment_class, matching)
+    found = recall(final.class_logits, targets.segment_class, matching)
     np.testing.assert_allclose(found, [2 / 3, 2 / 3], rtol=1e-6)
     nothing = targets._replace(segment_class=tf.fill([2, SEGMENTS], -1))
     matching = match_segments(final, nothing)
-    found = found_share(final.class_logits, nothing.segment_class, matching)
+    found = recall(final.class_logits, nothing.segment_class, matching)
     np.testing.assert_array_equal(found, [1, 1])
 
 
 def test_unmatched_clusters_weigh_their_share_of_void_or_the_rest(outputs, targets):
-    official, meant = (match_segments(outputs.final, targets, u) for u in ("void", "nonvoid"))
+    official, meant = (match_segments(outputs.final, targets, u) for u in ("void", "nonvoid_share"))
     mask = tf.nn.softmax(outputs.final.mask_logits).numpy()[0].reshape(-1, CLUSTERS)
     void = targets.semantic.numpy()[0].reshape(-1) < 0
     share = mask[void].sum(axis=0) / mask.sum(axis=0)
@@ -123,29 +123,29 @@ def test_unmatched_clusters_weigh_their_share_of_void_or_the_rest(outputs, targe
     )
     # The second image has no void at all: officially its unmatched clusters learn nothing.
     assert (official.class_weight[1].numpy()[official.class_of_cluster[1] == CLASSES] < 2e-5).all()
-    with pytest.raises(InputError, match="unmatched 'viod' is neither void nor nonvoid"):
-        Criterion(unmatched="viod")
+    with pytest.raises(
+        InputError, match="unmatched_class_weight 'viod' is neither void_share nor nonvoid_share"
+    ):
+        Criterion(unmatched_class_weight="viod")
 
 
 def test_relaxed_masks_follow_the_semantic_branch(outputs):
     prediction = outputs.final
-    relaxed = relaxation.relax_masks(prediction, outputs.semantic_logits).mask_logits.numpy()
+    relaxed = remax.relax_masks(prediction, outputs.semantic_logits).mask_logits.numpy()
     classes = tf.nn.softmax(prediction.class_logits).numpy()[..., :-1]
     semantic = tf.nn.softmax(outputs.semantic_logits).numpy()
     agreement = np.einsum("bnc,bhwc->bhwn", classes, semantic)
     np.testing.assert_allclose(relaxed, prediction.mask_logits * (1 + agreement), rtol=1e-5)
     with tf.GradientTape() as tape:
         tape.watch(outputs.semantic_logits)
-        loss = tf.reduce_sum(
-            relaxation.relax_masks(prediction, outputs.semantic_logits).mask_logits
-        )
+        loss = tf.reduce_sum(remax.relax_masks(prediction, outputs.semantic_logits).mask_logits)
     assert tape.gradient(loss, outputs.semantic_logits) is None
 
 
 def test_class_shares_of_hard_masks_are_fractions_of_each_class():
     semantic = tf.constant([[[0, 0, 1], [0, 0, -1]]])
     cluster = tf.constant([[[0, 1, 1], [1, 1, 1]]])
-    shares = relaxation.class_shares(1e4 * tf.one_hot(cluster, 3), semantic, CLASSES)
+    shares = remax.reclass_targets(1e4 * tf.one_hot(cluster, 3), semantic, CLASSES)
     np.testing.assert_allclose(shares[0], [[1 / 4, 0, 0, 0], [3 / 4, 1, 0, 0], [0, 0, 0, 0]])
 
 

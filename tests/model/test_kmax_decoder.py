@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 from kmax_tf.model import kmax_decoder
-from kmax_tf.model.attention import softmax_update
-from kmax_tf.model.heads import PredictionHead
-from kmax_tf.model.layers import random_seed
+from kmax_tf.model.kmax_decoder import PredictionHead
+from kmax_tf.model.layers.attention import softmax_update
+from kmax_tf.model.layers.stateless_random import random_seed
 
 RANDOM = np.random.default_rng(0)
 

@@ -46,10 +46,12 @@ SAME = {
     "own_dataset": "coco_resnet50",  # with COCO's classes in place of one's own
 }
 MODEL = re.compile(
-    r"# Parameters for (?:\w+/)*(convnext|heads|kmax|kmax_decoder|pixel_decoder|resnet)\."
+    r"# Parameters for (?:\w+/)*(convnext|semantic_branch|kmax|kmax_decoder|pixel_decoder|resnet)\."
 )
 # What changes no parameter.
-RATES = re.compile(r".*\.(axial_keep|batch_norm_momentum|drop_query|dropout|keep) = .*\n")
+RATES = re.compile(
+    r".*\.(axial_keep_prob|batch_norm_momentum|drop_query|dropout|drop_path_keep_prob) = .*\n"
+)
 
 
 def _zeros(next_creator, **arguments):

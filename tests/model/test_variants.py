@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import runtime
-from kmax_tf.files import InputError
-from kmax_tf.model import convnext, heads, kmax, kmax_decoder, pixel_decoder, resnet
-from kmax_tf.model.axial import AxialAttention
-from kmax_tf.model.layers import DropPath, random_seed
+from kmax_tf.errors import InputError
+from kmax_tf.model import convnext, kmax, kmax_decoder, pixel_decoder, resnet, semantic_branch
+from kmax_tf.model.layers.axial_attention import AxialAttention
+from kmax_tf.model.layers.stateless_random import DropPath, random_seed
 
 ENCODERS = {
     "resnet": lambda: resnet.ResNet(widths=(2, 2, 4, 4), depths=(1, 1, 1, 1)),
@@ -20,9 +20,11 @@ ENCODERS = {
         depths=(1, 1, 2, 2),
         activation="gelu",
         axial_from=16,
-        axial_keep=0.8,
+        axial_keep_prob=0.8,
     ),
-    "convnext": lambda: convnext.ConvNeXt(widths=(4, 8, 8, 16), depths=(1, 1, 2, 1), keep=0.5),
+    "convnext": lambda: convnext.ConvNeXt(
+        widths=(4, 8, 8, 16), depths=(1, 1, 2, 1), drop_path_keep_prob=0.5
+    ),
 }
 CROSS_ATTENTIONS = {
     "dual_path_kmeans": dict(dual_path=True),
@@ -50,7 +52,9 @@ def _model(encoder, stages=4, **cluster_path):
             depths=(1, 2, 1),
             **cluster_path,
         ),
-        functools.partial(heads.SemanticBranch, channels=8, rates=(2,), low_level=((3, 4),)),
+        functools.partial(
+            semantic_branch.SemanticBranch, channels=8, rates=(2,), low_level=((3, 4),)
+        ),
     ).create_variables(65, 97)
 
 
@@ -120,14 +124,16 @@ def test_fifth_stage_is_at_the_stem(encoder, stride, image):
 
 def test_drop_path_is_where_the_official_models_have_it():
     def keeps(encoder):
-        return [[round(block.drop_path.keep, 4) for block in blocks] for blocks in encoder.stages]
+        return [
+            [round(block.drop_path.keep_prob, 4) for block in blocks] for blocks in encoder.stages
+        ]
 
-    max_s = resnet.ResNet(activation="gelu", axial_from=16, axial_keep=0.8)
+    max_s = resnet.ResNet(activation="gelu", axial_from=16, axial_keep_prob=0.8)
     assert keeps(max_s)[:2] == [[1] * 3, [1] * 4]
     assert keeps(max_s)[2:] == [[1] + [0.85] * 5, [0.85, 0.8, 0.8]]
-    small = convnext.ConvNeXt(depths=(1, 1, 2, 1), keep=0.6)
+    small = convnext.ConvNeXt(depths=(1, 1, 2, 1), drop_path_keep_prob=0.6)
     assert keeps(small) == [[1.0], [0.9], [0.8, 0.7], [0.6]]
-    path = kmax_decoder.ClusterPath(3, keep=0.8)
+    path = kmax_decoder.ClusterPath(3, drop_path_keep_prob=0.8)
     dropped = [x for x in path.submodules if isinstance(x, DropPath) and x.keep == 0.8]
     assert len(dropped) == 6 * 3
 

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kmax_tf.data import datasets, example, pipeline
+from kmax_tf.data import datasets, training_input
+from kmax_tf.data.records import example
 from kmax_tf.tools import benchmark_input
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,13 +44,13 @@ def test_measures_each_stage(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", pipeline.PLACEMENTS)
+@pytest.mark.parametrize("placement", training_input.PLACEMENTS)
 def test_script(placement):
     done = subprocess.run(
         [
             *(sys.executable, ROOT / "scripts" / "benchmark_input.py", "--json"),
             *("--gin_file", "gin/experiments/coco_resnet50.gin", "--threads=2", "--seconds=1"),
-            *("--gin", f"pipeline.TrainingInput.placement = '{placement}'"),
+            *("--gin", f"training_input.TrainingInput.placement = '{placement}'"),
         ],
         capture_output=True,
         text=True,

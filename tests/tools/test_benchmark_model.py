@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 from kmax_tf.tools import benchmark_model
 
 ROOT = pathlib.Path(__file__).parents[2]

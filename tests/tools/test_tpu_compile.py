@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.files import InputError
+from kmax_tf.errors import InputError
 from kmax_tf.tools import tpu_compile, tpu_report
 
 SPECS = [tf.TensorSpec([4, 4], tf.float32)]

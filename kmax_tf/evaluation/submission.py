@@ -1,0 +1,141 @@
+"""Predictions as the test servers take them: COCO's zip, Cityscapes' three folders."""
+
+import glob
+import importlib
+import io
+import os
+import shutil
+import tempfile
+import unittest.mock
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tqdm import tqdm
+
+from kmax_tf.data.coco_writer import PanopticWriter
+from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import make_folder, write_atomic
+from kmax_tf.inference import predictor
+
+
+def write_coco(experiment: Experiment, predict: Callable, path: str) -> None:
+    """Writes NAME.zip with NAME.json and NAME/*.png, as COCO's panoptic test server wants them.
+
+    Arguments:
+      predict: what `predictor` returns.
+      path: of the zip; the server asks for names like panoptic_test-dev2017_kmax_results.zip.
+    Raises InputError for a path of another ending.
+    """
+    name, ending = os.path.splitext(os.path.basename(path))
+    if ending != ".zip":
+        raise InputError(f"{path}: the submission is one file; give it a name that ends in .zip")
+    with tempfile.TemporaryDirectory() as scratch:
+        content = os.path.join(scratch, "content")
+        target = os.path.join(content, name)
+        _write_panoptic(experiment, predict, target, experiment.dataset.categories)
+        packed = shutil.make_archive(os.path.join(scratch, "packed"), "zip", content)
+        make_folder(os.path.dirname(path) or ".")
+        tf.io.gfile.copy(packed, f"{path}.tmp", overwrite=True)
+        tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+
+
+def write_cityscapes(experiment: Experiment, predict: Callable, folder: str) -> None:
+    """Writes the three submissions of Cityscapes, a folder each.
+
+    panoptic/ holds predictions.json and its PNG files, semantic/ a PNG of label ids an image,
+    instance/ a text an image, whose lines name a mask, a label id and a score.
+    Raises InputError without the extra `cityscapes`.
+    """
+    labels = _cityscapes("helpers.labels").name2label
+    ids = [labels[category.name].id for category in experiment.dataset.categories]
+
+    def write_image(image):
+        stem = os.path.join(folder, "semantic", image.image_id)
+        write_atomic(f"{stem}.png", _png(np.array(ids, np.uint8)[image.semantic_map]))
+        lines = ""
+        for k in np.unique(image.segment_map[image.segment_map > 0]).tolist():
+            index = image.segment_class[k - 1]
+            if experiment.dataset.categories[index].isthing:
+                name = f"masks/{image.image_id}_{k}.png"
+                mask = np.where(image.segment_map == k, np.uint8(255), np.uint8(0))
+                write_atomic(os.path.join(folder, "instance", name), _png(mask))
+                lines += f"{name} {ids[index]} {image.segment_score[k - 1]:.6f}\n"
+        write_atomic(os.path.join(folder, "instance", f"{image.image_id}.txt"), lines)
+
+    dataset = experiment.dataset
+    categories = tuple(c._replace(id=i) for c, i in zip(dataset.categories, ids, strict=True))
+    target = os.path.join(folder, "panoptic", "predictions")
+    _write_panoptic(experiment, predict, target, categories, write_image)
+
+
+def _write_panoptic(experiment, predict, target, categories, write_image=lambda image: None):
+    """Writes `target`.json and `target`/*.png; worker threads call `write_image` an image."""
+    writer = PanopticWriter(f"{target}.json", target, categories)
+
+    def work(_, image):
+        write_image(image)
+        return image
+
+    images = predictor.predict_split(experiment, predict, work)
+    for image in tqdm(images, desc="predicting", unit="image", leave=False, disable=None):
+        segments = [
+            {"id": k, "category_id": categories[image.segment_class[k - 1]].id}
+            for k in np.unique(image.segment_map[image.segment_map > 0]).tolist()
+        ]
+        # COCO's ids are numbers, Cityscapes' are names.
+        identity = int(image.image_id) if image.image_id.isdigit() else image.image_id
+        writer.add(identity, image.name, image.segment_map, segments)
+    writer.finish()
+
+
+def _png(image):
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
+def cityscapes_average_precision(folder: str, labels: str) -> dict:
+    """Scores instance/ of a Cityscapes submission with the official script.
+
+    Its AP is not COCO's: it knows void, groups and a minimum size.
+
+    Arguments:
+      folder: where `write_cityscapes` wrote.
+      labels: folder that holds the *_gtFine_instanceIds.png, in folders of cities.
+    Returns {"AP", "AP50": fractions, "per_class": {name: AP, not a number where there is none}}.
+    Raises InputError if labels or predictions are missing.
+    """
+    script = _cityscapes("evaluation.evalInstanceLevelSemanticLabeling")
+    truth = sorted(
+        glob.glob(os.path.join(labels, "**", "*_gtFine_instanceIds.png"), recursive=True)
+    )
+    if not truth:
+        raise InputError(f"{labels}: holds no *_gtFine_instanceIds.png; give the split's gtFine")
+    place = os.path.abspath(os.path.join(folder, "instance"))
+    stems = [os.path.basename(path).removesuffix("_gtFine_instanceIds.png") for path in truth]
+    predicted = [os.path.join(place, f"{stem}.txt") for stem in stems]
+    missing = [path for path in predicted if not os.path.exists(path)]
+    if missing:
+        raise InputError(f"{missing[0]}: missing; predict the split of {labels}")
+    script.args.quiet, script.args.predictionPath = True, place
+    script.setInstanceLabels(script.args)
+    # NumPy 2.4 has no in1d any more, which cityscapesscripts 2.3 calls.
+    with unittest.mock.patch.object(np, "in1d", np.isin, create=True):
+        instances = script.instances2dict(truth)
+        matches = script.matchGtWithPreds(predicted, truth, instances, script.args)
+        averages = script.computeAverages(script.evaluateMatches(matches, script.args), script.args)
+    per_class = {name: float(entry["ap"]) for name, entry in averages["classes"].items()}
+    return {"AP": averages["allAp"], "AP50": averages["allAp50%"], "per_class": per_class}
+
+
+def _cityscapes(module):
+    """A module of cityscapesscripts, which is an extra."""
+    try:
+        return importlib.import_module(f"cityscapesscripts.{module}")
+    except ImportError as error:
+        raise InputError(
+            f'cityscapesscripts cannot be imported ({error}): pip install "kmax_tf[cityscapes]"'
+        ) from error

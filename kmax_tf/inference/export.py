@@ -1,0 +1,246 @@
+"""Export of a trained model as a SavedModel that needs none of this code.
+
+All of it is inside: decoding, resizing, padding, normalisation, merging, and the way back to the
+size of the image. Four signatures take a batch of images and name their outputs as `SEGMENTS`, the
+ones with details as `DETAILS` too:
+
+    serving_default, serving_details   string [batch]: JPEG, PNG, GIF or BMP files
+    uint8, uint8_details               uint8 [batch, height, width, 3]
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from kmax_tf import config
+from kmax_tf.data.records import example
+from kmax_tf.data.transforms import geometry, host
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import write_atomic
+from kmax_tf.inference import model_card, predictor, tflite
+from kmax_tf.model import postprocess
+from kmax_tf.predict.segmenter import CATEGORIES
+
+FILES = tf.TensorSpec([None], tf.string, name="images")
+PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+
+# Images of a batch differ in size and in the number of segments: what is missing is 0.
+SEGMENTS = {
+    "panoptic_map": "int32 [batch, height, width]: 0 void, else the id of a segment",
+    "size": "int32 [batch, 2]: height and width of each image; the map is 0 outside of it",
+    "segment_id": "int32 [batch, segments], 0: there are no more",
+    "category_id": "int64 [batch, segments], as in categories.json",
+    "score": "float32 [batch, segments], probability of the class times that of the mask",
+    "area": "int32 [batch, segments], in pixels of the image",
+    "isthing": "bool [batch, segments]",
+    "box": "int32 [batch, segments, 4]: left, top, width, height in pixels of the image",
+}
+DETAILS = {
+    "confidence": "float32 [batch, height, width], probability of the pixel's likeliest mask",
+    "assignments": "int32 [batch, decoders, height, width], the pixel's cluster in each decoder",
+    "mask_probability": "float32 [batch, rows, columns, clusters], at the model's output stride",
+    "class_probability": "float32 [batch, clusters, classes + 1], the last is void; the others"
+    " are in the order of categories.json",
+    "fitted_size": "int32 [batch, 2], height and width of the image within the model's input",
+}
+
+
+class Canvases(NamedTuple):
+    """Images as the model takes them."""
+
+    image: tf.Tensor  # float32 [batch, *evaluation size, 3], fitted and padded
+    fitted_size: tf.Tensor  # int32 [batch, 2], without the padding
+    original_size: tf.Tensor  # int32 [batch, 2]
+
+
+class ExportedModel(tf.Module):
+    """Images in, their panoptic segmentations out, at the images' own sizes."""
+
+    def __init__(self, model: tf_keras.Model, experiment: Experiment):
+        super().__init__()
+        # Not the model itself: saving would trace every one of its layers on its own.
+        self.variables_of_model = model.variables
+        self.size = experiment.evaluation_size
+        self.categories = experiment.dataset.categories
+
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.size, 3])])
+        def predict(image):
+            outputs = model(image, training=False)
+            num_things = experiment.dataset.num_things
+            pasted = experiment.postprocess.paste(outputs.final, self.size, num_things)
+            panoptic = experiment.postprocess.merge(pasted, num_things)
+            return panoptic, pasted.probability, outputs.final, predictor.assignments(outputs)
+
+        self.predict = predict  # traced once, and shared by the signatures
+
+    def signatures(self) -> dict[str, Callable]:
+        """The four signatures by name, as tf.saved_model.save takes them."""
+
+        def signature(spec, prepare, finish):
+            def run(images):
+                return finish(self._each(prepare, images))
+
+            return tf.function(run, input_signature=[spec])
+
+        return {
+            "serving_default": signature(FILES, self._decode, self.segments),
+            "serving_details": signature(FILES, self._decode, self.details),
+            "uint8": signature(PIXELS, self._fit, self.segments),
+            "uint8_details": signature(PIXELS, self._fit, self.details),
+        }
+
+    def segments(self, canvases: Canvases) -> dict[str, tf.Tensor]:
+        """`Canvases` -> the outputs that `SEGMENTS` describes."""
+        panoptic, *_ = self.predict(canvases.image)
+        return self._listed(panoptic, canvases)
+
+    def details(self, canvases: Canvases) -> dict[str, tf.Tensor]:
+        """`Canvases` -> the outputs that `SEGMENTS` and `DETAILS` describe."""
+        panoptic, confidence, final, assignments = self.predict(canvases.image)
+        # As everywhere in the model, the corners of grid and image coincide.
+        resize = tf.compat.v1.image.resize_nearest_neighbor
+        enlarged = [
+            resize(a[..., None], self.size, align_corners=True)[..., 0] for a in assignments
+        ]
+        segments = self._listed(panoptic, canvases)
+        nothing = segments["panoptic_map"][:, None][:, :0]  # where no decoder predicts
+        restored = [_restore(a, canvases)[:, None] for a in enlarged]
+        return segments | {
+            "confidence": _restore(confidence, canvases),
+            "assignments": tf.concat([nothing, *restored], axis=1),
+            "mask_probability": tf.nn.softmax(final.mask_logits),
+            "class_probability": tf.nn.softmax(final.class_logits),
+            "fitted_size": canvases.fitted_size,
+        }
+
+    def _decode(self, file):
+        return self._fit(example.decode_image(file))
+
+    def _fit(self, image):
+        shape = tf.shape(image)[:2]
+        sample = geometry.Sample(image, tf.zeros(shape, tf.int32))
+        canvas = host.fit_and_pad(sample, self.size).image
+        return Canvases(canvas, host.fitted_size(sample, self.size), shape)
+
+    def _each(self, prepare, images):
+        """prepare(image) of each image, as one `Canvases`."""
+        size = tf.TensorSpec([2], tf.int32)
+        output = Canvases(tf.TensorSpec([*self.size, 3]), size, size)
+        return tf.map_fn(prepare, images, fn_output_signature=output)
+
+    def _listed(self, panoptic, canvases):
+        panoptic_map = _restore(panoptic.segment_map, canvases)
+        area, box = _measure(panoptic_map, panoptic.segment_class.shape[1])
+        order = tf.argsort(tf.where(area > 0, 0, 1), stable=True)  # those that are there first
+        order = order[:, : tf.reduce_max(tf.math.count_nonzero(area, axis=1, dtype=tf.int32))]
+
+        def listed(values):
+            return tf.gather(values, order, batch_dims=1)
+
+        area = listed(area)
+        there = area > 0
+        classes = tf.maximum(listed(panoptic.segment_class), 0)
+        ids = tf.gather(tf.constant([c.id for c in self.categories], tf.int64), classes)
+        isthing = tf.gather(tf.constant([c.isthing for c in self.categories]), classes)
+        return {
+            "panoptic_map": panoptic_map,
+            "size": canvases.original_size,
+            "segment_id": tf.where(there, order + 1, 0),
+            "category_id": tf.where(there, ids, 0),
+            "score": tf.where(there, listed(panoptic.segment_score), 0.0),
+            "area": area,
+            "isthing": there & isthing,
+            "box": tf.where(there[..., None], listed(box), 0),
+        }
+
+
+def _restore(maps, canvases):
+    """Maps [batch, *evaluation size] at the images' own sizes, padded with 0 to the largest."""
+    largest = tf.reduce_max(canvases.original_size, axis=0)
+
+    def restore(inputs):
+        values, fitted, original = inputs
+        restored = postprocess.to_original_size(values, fitted, original)
+        return tf.pad(restored, tf.stack([tf.zeros([2], tf.int32), largest - original], axis=1))
+
+    output = tf.TensorSpec([None, None], maps.dtype)
+    return tf.map_fn(restore, (maps, *canvases[1:]), fn_output_signature=output)
+
+
+def _measure(panoptic_map, n):
+    """Area [batch, n] and box [batch, n, 4] of the segments 1 to n, int32; the box of none is any.
+
+    panoptic_map: int32 [batch, height, width].
+    """
+    batch, height, width = tf.unstack(tf.shape(panoptic_map))
+    ids = panoptic_map + tf.range(batch)[:, None, None] * (n + 1)
+
+    def counts(line, size):  # of the pixels of each segment in each row, or in each column
+        flat = tf.math.bincount(
+            tf.reshape(ids * size + line, [-1]), minlength=batch * (n + 1) * size
+        )
+        return tf.reshape(flat, [batch, n + 1, size])[:, 1:]
+
+    def extent(count):
+        there = tf.cast(count > 0, tf.int32)
+        first = tf.argmax(there, axis=-1, output_type=tf.int32)
+        last = tf.shape(there)[-1] - tf.argmax(there[..., ::-1], axis=-1, output_type=tf.int32)
+        return first, last - first
+
+    rows = counts(tf.range(height)[:, None], height)
+    top, tall = extent(rows)
+    left, wide = extent(counts(tf.range(width), width))
+    return tf.reduce_sum(rows, axis=-1), tf.stack([left, top, wide, tall], axis=-1)
+
+
+def export(
+    experiment: Experiment,
+    model: tf_keras.Model,
+    export_dir: str,
+    facts: Sequence[tuple[str, str]] = (),
+    *,
+    lite: bool = False,
+) -> None:
+    """Writes the SavedModel into `export_dir`, beside what describes it.
+
+    categories.json has the names and colors of the classes, config.gin the configuration loaded
+    last, model_card.md the facts; with `lite`, model.tflite is the model in TensorFlow Lite.
+    An export that is there already is replaced once the new one is whole.
+
+    Arguments:
+      facts: (name, value) of what the model card is to say of the weights.
+    Raises InputError if TensorFlow Lite's converter refuses the model.
+    """
+    segmenter = ExportedModel(model, experiment)
+    categories = [category._asdict() for category in experiment.dataset.categories]
+    texts: dict[str, str | bytes] = {
+        CATEGORIES: json.dumps({"categories": categories}),
+        "config.gin": config.resolved(),
+        "model_card.md": model_card.text(experiment, model, facts, SEGMENTS, DETAILS),
+    }
+    if lite:
+        texts[tflite.FILE_NAME] = tflite.convert(segmenter)
+    temporary = export_dir.rstrip("/") + ".unfinished"
+    if tf.io.gfile.exists(temporary):
+        tf.io.gfile.rmtree(temporary)
+    tf.saved_model.save(segmenter, temporary, signatures=segmenter.signatures())
+    for name, content in texts.items():
+        write_atomic(os.path.join(temporary, name), content)
+    if tf.io.gfile.exists(export_dir):
+        tf.io.gfile.rmtree(export_dir)
+    tf.io.gfile.rename(temporary, export_dir)
+
+
+def load_predictor(export_dir: str) -> Callable:
+    """A function as `predictor.build_predictor` makes it, of an export; without assignments."""
+    loaded = tf.saved_model.load(export_dir)
+
+    def predict(image):
+        panoptic, *_ = loaded.predict(image)
+        return postprocess.Panoptic(*panoptic), []
+
+    return predict

@@ -1,0 +1,261 @@
+"""Mask-wise merging (MaX-DeepLab, section 3.5): a prediction becomes one panoptic map.
+
+The official code pastes the masks one after the other. With a pixel threshold above 1/3 at most two
+masks claim a pixel, so the areas that decide come from one table of pairwise overlaps.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+from kmax_tf.model.layers.ops import compiled_by_xla, look_up, resize_bilinear
+
+
+class Panoptic(NamedTuple):
+    """The panoptic segmentation of a batch of images; segment k is the k-th that was pasted."""
+
+    segment_map: tf.Tensor  # int32 [batch, height, width], 0 void, k the k-th segment
+    segment_class: tf.Tensor  # int32 [batch, segments], class index, -1 where there is none
+    segment_confidence: tf.Tensor  # float32 [batch, segments], probability of the class
+    segment_score: tf.Tensor  # float32 [batch, segments], that times the mean mask probability
+    semantic_map: tf.Tensor  # int32 [batch, height, width], class index of the likeliest mask
+
+
+class Pasted(NamedTuple):
+    """The masks on the canvas, numbered in the order of pasting: what segments are made of."""
+
+    mask_map: tf.Tensor  # int32 [batch, height, width], 0 nothing, k the k-th mask
+    mask_class: tf.Tensor  # int32 [batch, masks], class index
+    confidence: tf.Tensor  # float32 [batch, masks], probability of the class
+    probability: tf.Tensor  # float32 [batch, height, width], of the pixel's likeliest mask
+    semantic_map: tf.Tensor  # int32 [batch, height, width], class index of that mask
+
+
+@dataclasses.dataclass(frozen=True)
+class PostProcess:
+    """Thresholds of the merging; areas in pixels of the evaluation size.
+
+    Raises ValueError for a pixel threshold that more than two masks of a pixel could pass.
+    """
+
+    thing_threshold: float = 0.7
+    stuff_threshold: float = 0.5
+    overlap_threshold: float = 0.8
+    thing_area: int = 0
+    stuff_area: int = 0
+    pixel_threshold: float = 0.4
+    mask_exponent: float = 1.0
+
+    def __post_init__(self):
+        if not 1 / 3 < self.pixel_threshold < 1:
+            raise ValueError(f"pixel_threshold is {self.pixel_threshold}: choose from 1/3 to 1")
+
+    def __call__(self, prediction: Any, size: Sequence[int], num_things: int) -> Panoptic:
+        """Pastes and merges a final `Prediction` at `size` (height, width); returns `Panoptic`."""
+        return self.merge(self.paste(prediction, size, num_things), num_things)
+
+    def merge(self, pasted: Pasted, num_things: int) -> Panoptic:
+        """Makes segments of `Pasted` masks; returns `Panoptic`.
+
+        Masks of one stuff class share a segment, which has the number of the first of them.
+        """
+        is_thing = pasted.mask_class < num_things
+        n = pasted.mask_class.shape[1]
+        area = _sum(tf.ones_like(pasted.probability), pasted.mask_map, n)
+        probability = _sum(pasted.probability, pasted.mask_map, n)
+        leader = _leaders(pasted.mask_class, is_thing, area > 0)
+
+        member = tf.one_hot(leader, n)  # [batch, mask, segment]
+        area, confidence, probability = (
+            tf.einsum("bm,bms->bs", value, member)
+            for value in (area, area * pasted.confidence, probability)
+        )
+        confidence = tf.math.divide_no_nan(confidence, area)
+        score = confidence * tf.math.divide_no_nan(probability, area)
+
+        smallest = tf.where(is_thing, float(self.thing_area), float(self.stuff_area))
+        kept = (area > 0) & (area >= smallest)
+        number = tf.where(tf.gather(kept, leader, batch_dims=1), leader + 1, 0)
+        return Panoptic(
+            look_up(number, pasted.mask_map - 1),
+            tf.where(kept, pasted.mask_class, -1),
+            tf.where(kept, confidence, 0.0),
+            tf.where(kept, score, 0.0),
+            pasted.semantic_map,
+        )
+
+    def paste(self, prediction: Any, size: Sequence[int], num_things: int) -> Pasted:
+        """Pastes the masks that pass the thresholds, best first; returns `Pasted`."""
+        by_class = tf.nn.softmax(prediction.class_logits)[..., :-1]
+        classes = tf.argmax(by_class, axis=-1, output_type=tf.int32)
+        confidence = tf.reduce_max(by_class, axis=-1)
+        quality = self._mask_score(prediction.mask_logits)
+        score = confidence * quality**self.mask_exponent
+        order = tf.argsort(score, direction="DESCENDING", stable=True)
+        rank = tf.argsort(order)  # of each cluster
+
+        n, num_classes = by_class.shape[1:]
+        # One number tells a cluster's class and rank; of equal masks the first cluster is larger.
+        numbers = (tf.range(n) * n + rank) * num_classes + classes
+        best = _two_largest(resize_bilinear(prediction.mask_logits, size), numbers)
+        probability = 1 / best.total
+        probabilities = [probability, probability * tf.exp(best.next_value - best.value)]
+        ranks = [v // num_classes % n for v in (best.number, best.next_number)]
+        first, second = self._claims(probabilities, ranks)
+
+        mask_class, ordered = (tf.gather(v, order, batch_dims=1) for v in (classes, confidence))
+        threshold = tf.where(mask_class < num_things, self.thing_threshold, self.stuff_threshold)
+        pasted = tf.cast(self._paste(first, second, ordered >= threshold), tf.int32)
+        mask_map = tf.where(look_up(pasted, first - 1) > 0, first, second)
+        return Pasted(
+            mask_map * look_up(pasted, mask_map - 1),
+            mask_class,
+            ordered,
+            probability,
+            best.number % num_classes,
+        )
+
+    def _mask_score(self, mask_logits):
+        """Mean probability of each mask's pixels, at the output stride: [batch, clusters]."""
+        mask = tf.nn.softmax(mask_logits)
+        inside = tf.cast(mask > self.pixel_threshold, tf.float32)
+        count = tf.reduce_sum(inside, axis=[1, 2])
+        return tf.math.divide_no_nan(tf.reduce_sum(mask * inside, axis=[1, 2]), count)
+
+    def _claims(self, probabilities, ranks):
+        """The masks that claim each pixel, in the order of pasting, from 1; 0 for none.
+
+        Of a pixel's two likeliest masks, float32 and int32 [batch, height, width].
+        Returns two int32 [batch, height, width].
+        """
+        last = tf.int32.max
+        numbers = [
+            tf.where(probability > self.pixel_threshold, rank + 1, last)
+            for probability, rank in zip(probabilities, ranks, strict=True)
+        ]
+        earlier, later = tf.minimum(*numbers), tf.maximum(*numbers)
+        return tf.where(earlier == last, 0, earlier), tf.where(later == last, 0, later)
+
+    def _paste(self, first, second, confident):
+        """Which masks are pasted, in order of rank: bool [batch, masks]."""
+        n = confident.shape[1]
+        # A pixel with one claim counts on the diagonal, and so in no mask's overlap with another.
+        overlap = _overlaps(first, tf.where(second > 0, second, first), n)
+        both_ways = overlap + tf.linalg.matrix_transpose(overlap)
+        area = tf.reduce_sum(both_ways - overlap * tf.eye(n), axis=1)
+
+        def body(rank, pasted):
+            taken = tf.reduce_sum(overlap[:, :, rank] * pasted, axis=1)
+            whole = area[:, rank]
+            ok = confident[:, rank] & (whole - taken > self.overlap_threshold * whole)
+            column = tf.cast(tf.range(n) == rank, tf.float32)
+            return rank + 1, pasted + column * tf.cast(ok, tf.float32)[:, None]
+
+        start = (0, tf.zeros(tf.shape(confident)))
+        return tf.while_loop(lambda rank, _: rank < n, body, start)[1] > 0
+
+
+class _TwoLargest(NamedTuple):
+    """The largest of some logits and the next one, float32, with their clusters' numbers, int32."""
+
+    value: tf.Tensor
+    number: tf.Tensor
+    next_value: tf.Tensor
+    next_number: tf.Tensor
+    total: tf.Tensor  # float32, the sum of exp(logit - value)
+
+
+def _two_largest(logits, numbers):
+    """The `_TwoLargest` of each pixel; of equal logits the one of the smaller number is larger.
+
+    Arguments:
+      logits: float32 [batch, height, width, clusters].
+      numbers: int32 [batch, clusters], ascending.
+    """
+    low = logits.dtype.min
+    if compiled_by_xla():
+        # In one reduction, which XLA makes of the logits as they are resized, and stores none.
+        shape = tf.shape(logits)
+        number = tf.broadcast_to(numbers[:, None, None], shape)
+        each = _TwoLargest(logits, number, tf.fill(shape, low), number, tf.ones(shape))
+        nothing = _TwoLargest(*map(tf.constant, (low, tf.int32.max, low, tf.int32.max, 0.0)))
+        axes, merge = [3], _merge.get_concrete_function()
+        return _TwoLargest(*gen_xla_ops.xla_variadic_reduce_v2(each, nothing, axes, merge))
+    value, index = tf.reduce_max(logits, axis=-1), tf.argmax(logits, axis=-1, output_type=tf.int32)
+    total = tf.reduce_sum(tf.exp(logits - value[..., None]), axis=-1)
+    others = tf.where(tf.one_hot(index, logits.shape[-1], True, False), low, logits)
+    next_index = tf.argmax(others, axis=-1, output_type=tf.int32)
+    number, next_number = (look_up(numbers, i) for i in (index, next_index))
+    return _TwoLargest(value, number, tf.reduce_max(others, axis=-1), next_number, total)
+
+
+_SCALARS = [tf.TensorSpec([], t) for t in (tf.float32, tf.int32, tf.float32, tf.int32, tf.float32)]
+
+
+@tf.function(autograph=False, input_signature=2 * _SCALARS)
+def _merge(*both):
+    """The `_TwoLargest`, scalars, of the logits that two of them are of."""
+    a, b = _TwoLargest(*both[:5]), _TwoLargest(*both[5:])
+    first = _larger(a.value, a.number, b.value, b.number)
+    best, other = (
+        _TwoLargest(*(tf.where(first, *pair) for pair in zip(x, y, strict=True)))
+        for x, y in ((a, b), (b, a))
+    )
+    kept = _larger(best.next_value, best.next_number, other.value, other.number)
+    return best._replace(
+        next_value=tf.where(kept, best.next_value, other.value),
+        next_number=tf.where(kept, best.next_number, other.number),
+        total=best.total + other.total * tf.exp(other.value - best.value),
+    )
+
+
+def _larger(value, number, other, other_number):
+    return (value > other) | ((value == other) & (number < other_number))
+
+
+def _sum(values, ids, n):
+    """Sums the values of the pixels of each id from 1 to n: [batch, height, width] -> [batch, n].
+
+    Counts up to 2^24 pixels are exact in float32.
+    """
+    if compiled_by_xla():
+        inside = tf.one_hot(ids - 1, n, True, False)  # no product, which a TPU rounds to bfloat16
+        return tf.reduce_sum(tf.where(inside, values[..., None], 0.0), axis=[1, 2])
+    batch = tf.shape(ids)[0]
+    shifted = tf.reshape(ids, [batch, -1]) + tf.range(batch)[:, None] * (n + 1)
+    values = tf.reshape(values, [batch, -1])
+    sums = tf.math.unsorted_segment_sum(values, shifted, batch * (n + 1))
+    return tf.reshape(sums, [batch, n + 1])[:, 1:]
+
+
+def _overlaps(first, second, n):
+    """How many pixels have both ids, from 1 to n: [batch, n, n]."""
+    if compiled_by_xla():  # as fast as a product of matrices, and as exact
+        return tf.einsum("bhwi,bhwj->bij", *(tf.one_hot(ids - 1, n) for ids in (first, second)))
+    pair = tf.where(second > 0, (first - 1) * n + second, 0)
+    return tf.reshape(_sum(tf.ones(tf.shape(pair)), pair, n * n), [-1, n, n])
+
+
+def _leaders(classes, is_thing, present):
+    """The mask whose segment each mask belongs to: itself, or the first present of its stuff class.
+
+    All [batch, masks]; returns int32.
+    """
+    same = (classes[:, :, None] == classes[:, None, :]) & ~is_thing[:, :, None]
+    same = (same & present[:, None, :]) | tf.eye(classes.shape[1], dtype=tf.bool)[None]
+    return tf.argmax(same, axis=2, output_type=tf.int32)
+
+
+def to_original_size(
+    values: tf.Tensor, fitted_size: tf.Tensor, original_size: tf.Tensor
+) -> tf.Tensor:
+    """Takes one canvas back to the image: the padding cut off, then nearest neighbour.
+
+    values: int32 [height, width]; sizes: int32 [2]. Returns int32 [*original_size].
+    """
+    values = values[None, : fitted_size[0], : fitted_size[1], None]
+    resized = tf.compat.v1.image.resize_nearest_neighbor(values, original_size, align_corners=True)
+    return resized[0, :, :, 0]

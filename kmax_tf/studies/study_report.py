@@ -1,0 +1,175 @@
+"""What a study found: a table, PQ over the steps with bands, and pictures of every variant."""
+
+import html
+import os
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+
+from kmax_tf.files import read_json
+from kmax_tf.report import report
+from kmax_tf.report.chart import chart, percent
+from kmax_tf.run_folder import layout
+from kmax_tf.studies import study
+from kmax_tf.studies.study import Study
+
+CONFIDENCE = 95  # percent of the intervals
+HEAD = (
+    "variant",
+    "learning rate",
+    "seeds",
+    "PQ at the end",
+    "difference to the first",
+    "PQ over the schedule",
+    "difference to the first",
+)
+
+
+class Figures(NamedTuple):
+    """One figure of a variant, in percent, and how it differs from the first variant's."""
+
+    values: list[float]  # a value a seed
+    difference: float | None  # mean over the seeds that both have
+    interval: tuple[float, float] | None  # of it, by Student's t over these seeds
+
+
+class Row(NamedTuple):
+    """A variant at its best learning rate."""
+
+    name: str
+    learning_rate: float
+    end: Figures  # PQ of the last step
+    mean_over_schedule: Figures  # mean PQ of all evaluated steps
+
+
+def plan(chosen: Study, out: str, seeds: int) -> str:
+    """What a study would run, a line each, and what of it is finished."""
+    known = study.finished(out)
+    lines = [
+        f"{'finished' if job.digest in known else 'to run  '}  learning rate {job.learning_rate:g}"
+        f", seed {job.seed}: {job.variant}"
+        for job in study.search(chosen)
+    ]
+    if chosen.encoder:
+        lines.insert(0, "first of all, unless it is there, the pixel encoder that all start from")
+    more = len(chosen.variants) * (seeds - 1)
+    return "\n".join([*lines, f"then {more} more: seeds 1 to {seeds - 1}, each at its best rate"])
+
+
+def chosen_runs(variant: dict) -> list[dict]:
+    """The runs of a variant at its best learning rate, by seed."""
+    rate = study.best_rate(variant["runs"])
+    runs = (run for run in variant["runs"] if run["learning_rate"] == rate)
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def rows(result: dict) -> list[Row]:
+    """The table of what study.json holds."""
+    runs = {variant["name"]: chosen_runs(variant) for variant in result["variants"]}
+    first = next(iter(runs.values()))
+    return [
+        Row(
+            name,
+            members[0]["learning_rate"],
+            *(
+                _compare([figure(r) for r in members], members is not first and map(figure, first))
+                for figure in (lambda run: run["PQ"][-1], study.mean_over_schedule)
+            ),
+        )
+        for name, members in runs.items()
+    ]
+
+
+def _compare(values, first):
+    """`Figures` of values; `first` are those of the first variant, False where these are they."""
+    if first is False:
+        return Figures(values, None, None)
+    pairs = np.array([value - other for value, other in zip(values, first)])
+    if len(pairs) < 2:
+        return Figures(values, float(pairs.mean()), None)
+    interval = stats.ttest_1samp(pairs, 0).confidence_interval(CONFIDENCE / 100)
+    return Figures(values, float(pairs.mean()), tuple(map(float, interval)))
+
+
+def text(result: dict) -> str:
+    """The question and the table, as Markdown."""
+    lines = [HEAD, ["---"] * len(HEAD), *map(_cells, rows(result))]
+    return "\n".join([result["question"], "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def _cells(row):
+    cells = [row.name, f"{row.learning_rate:g}", str(len(row.end.values))]
+    for figures in (row.end, row.mean_over_schedule):
+        deviation = f" ± {np.std(figures.values, ddof=1):.1f}" if len(figures.values) > 1 else ""
+        cells.append(f"{np.mean(figures.values):.1f}{deviation}")
+        interval = " ({:+.1f} to {:+.1f})".format(*figures.interval) if figures.interval else ""
+        cells.append("" if figures.difference is None else f"{figures.difference:+.1f}{interval}")
+    return cells
+
+
+def write(result: dict, out: str) -> str:
+    """Writes OUT/NAME/report.html, which fetches nothing; returns its path."""
+    runs = {variant["name"]: chosen_runs(variant) for variant in result["variants"]}
+    cells = [[html.escape(cell) for cell in _cells(row)] for row in rows(result)]
+    title = html.escape(result["name"])
+    sections = [
+        f'<header><div><p class="run">study {title}</p>'
+        f"<h2>{html.escape(result['question'])}</h2><p>{html.escape(result['paper'])}</p>"
+        '<p class="note">Mean ± standard deviation over the seeds. PQ over the schedule is the mean'
+        f" of all evaluated steps. Differences are of the same seeds, with the {CONFIDENCE} %"
+        " interval by Student's t.</p></div></header>",
+        report.section("Result", report.table(HEAD, cells, kind="")),
+        report.section("Search of the learning rate", _search_table(result)),
+        report.section("Training", _charts(runs)),
+        report.section("Pictures", _pictures(runs, out)),
+    ]
+    path = os.path.join(out, result["name"], "report.html")
+    return report.write_page(path, f"Study {result['name']}", sections)
+
+
+def _search_table(result):
+    """PQ over the schedule of the first seed at each learning rate."""
+    searched = [
+        {r["learning_rate"]: study.mean_over_schedule(r) for r in v["runs"] if r["seed"] == 0}
+        for v in result["variants"]
+    ]
+    rates = sorted(set().union(*searched))
+    lines = [
+        (html.escape(variant["name"]), *(percent(found.get(rate)) for rate in rates))
+        for variant, found in zip(result["variants"], searched, strict=True)
+    ]
+    return report.table(("PQ over the schedule", *(f"{rate:g}" for rate in rates)), lines, kind="")
+
+
+def _charts(runs):
+    """The mean over the seeds, and from the least to the largest of them."""
+    steps = sorted({step for members in runs.values() for run in members for step in run["steps"]})
+    charts = ""
+    for key, title in (("PQ", "PQ"), ("PQ_things", "PQ of things"), ("PQ_stuff", "PQ of stuff")):
+        curves, bands = {}, {}
+        for name, members in runs.items():
+            seen = [dict(zip(run["steps"], run[key], strict=True)) for run in members]
+            values = [[s[step] for s in seen if step in s] for step in steps]
+            curves[name] = [np.mean(v) if v else None for v in values]
+            bands[name] = [(min(v), max(v)) if v else None for v in values]
+        charts += chart(title, steps, curves, bands)
+    return f'<div class="grid">{charts}</div>'
+
+
+def _pictures(runs, out):
+    """Of each variant's first seed: the same images, predicted and assigned to clusters."""
+    folders = {name: study.run_dir_of(out, members[0]["digest"]) for name, members in runs.items()}
+    kept = [layout.latest_metrics(folder) for folder in folders.values()]
+    kept = [path for path in kept if tf.io.gfile.exists(path)]
+    entries = read_json(kept[0])["pictures"] if kept else []
+    strips = ""
+    for entry in (entry for entry in entries if entry["role"] == "first"):
+        place = os.path.join(layout.pictures(os.path.dirname(kept[0])), entry["folder"])
+        strips += f"<h3>{html.escape(entry['name'])}</h3>"
+        strips += report.strip(place, {"image": "image", "label": "label"})
+        for name, folder in folders.items():
+            place = os.path.join(layout.pictures(folder), entry["folder"])
+            strips += report.strip(place, {"prediction": name} | report.cluster_titles(place))
+    return strips

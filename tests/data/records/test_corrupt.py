@@ -1,0 +1,125 @@
+"""Corrupt records: a named error, or an example that weighs nothing and is counted."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf.data import training_input
+from kmax_tf.data.records import corrupt, example
+from kmax_tf.data.records.reader import Records
+from kmax_tf.data.transforms import device
+
+OPTIONS = dict(size=(33, 41), max_segments=16, shuffle_buffer=1)
+NUMBER = 6
+
+
+def input_of(paths, made, placement="host", skip_corrupt=True, **options):
+    return training_input.training_input(
+        Records(paths, example.parse, NUMBER),
+        made.dataset,
+        training_input.TrainingInput(
+            **OPTIONS | options, placement=placement, skip_corrupt=skip_corrupt, paste_scales=(0.5,)
+        ),
+        stride=4,
+        batch_size=NUMBER,
+        seed=0,
+    )
+
+
+@pytest.fixture
+def halved(made, tmp_path):
+    """Records 0 to 5, of which every second one has half of its image."""
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=1)
+    with tf.io.TFRecordWriter(paths[0]) as writer:
+        for number in range(NUMBER):
+            half = (lambda png: png[: len(png) // 2]) if number % 2 else None
+            writer.write(made.record(number, damage=half))
+    return paths
+
+
+@pytest.mark.parametrize("placement", ["host", pytest.param("device", marks=pytest.mark.xla)])
+def test_skipped_and_counted(halved, made, placement):
+    options = training_input.TrainingInput(**OPTIONS, placement=placement, paste_scales=(0.5,))
+    for one in input_of(halved, made, placement).take(2):
+        image, made_targets = training_input.step_examples(options, made.dataset, 4, True)(*one)
+        assert float(corrupt.count(made_targets)) == 3
+        assert np.isfinite(image).all()
+        lost = (made_targets.semantic_weight.numpy() == 0).all(axis=(1, 2))
+        assert lost.sum() == 3
+
+
+def test_positions_do_not_depend_on_damage(halved, made, tmp_path):
+    """The intact examples are those of intact records: no order changes."""
+    whole = made.write(str(tmp_path / "whole"), list(range(NUMBER)), num_shards=1)
+    _, ours = next(iter(input_of(halved, made, augment=False)))
+    _, expected = next(iter(input_of(whole, made, augment=False)))
+    assert float(corrupt.count(expected)) == 0
+    intact = ours.semantic_weight.numpy().any(axis=(1, 2))
+    np.testing.assert_array_equal(ours.segment[intact], expected.segment[intact])
+
+
+@pytest.mark.parametrize("placement", training_input.PLACEMENTS)
+def test_an_error_by_default(halved, made, placement):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        next(iter(input_of(halved, made, placement, skip_corrupt=False)))
+
+
+def test_a_file_that_is_cut_off(made, tmp_path):
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=1)
+    with open(paths[0], "r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    with pytest.raises((tf.errors.DataLossError, tf.errors.FailedPreconditionError)):
+        next(iter(input_of(paths, made, skip_corrupt=False)))
+    for _, ours in input_of(paths, made).take(2):
+        assert 2 <= float(corrupt.count(ours)) <= 4
+
+
+def test_contradictions(made):
+    """What decodes, but does not belong together, is corrupt as well."""
+    message = tf.train.Example.FromString(made.record(1))
+    other = tf.train.Example.FromString(made.record(2, 44, 44))
+    features = message.features.feature
+    features["image/encoded"].CopyFrom(other.features.feature["image/encoded"])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="sizes of image and labels"):
+        example.parse(tf.constant(message.SerializeToString()))
+    message = tf.train.Example.FromString(made.record(1))
+    features = message.features.feature
+    for key in ("id", "category_id", "is_crowd"):
+        del features[f"segment/{key}"].int64_list.value[2:]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a segment that is not listed"):
+        example.parse(tf.constant(message.SerializeToString()))
+
+
+@pytest.mark.slow
+def test_thousand_mutations(made):
+    """A named error or a right example, never a crash, a hang or a wrong label."""
+    random = np.random.default_rng(0)
+    options = training_input.TrainingInput(**OPTIONS, placement="device", skip_corrupt=True)
+    original = np.frombuffer(made.record(3), np.uint8)
+    mutated = []
+    for _ in range(1000):
+        data = original.copy()
+        begin = random.integers(len(data))
+        if random.random() < 0.3:
+            data = data[:begin]
+        else:
+            some = data[begin : begin + random.integers(1, 9)]
+            some[:] = random.integers(0, 256, len(some))
+        mutated.append(data.tobytes())
+    examples = tf.data.Dataset.from_tensor_slices(mutated).map(
+        lambda record: training_input.training_example(
+            (record,),
+            example.parse,
+            made.dataset,
+            options,
+            stride=4,
+            seed=tf.constant([0, 0], tf.int64),
+        )
+    )
+    intact = 0
+    for one in examples:
+        decoded = device.Decoded(*one)
+        assert int(tf.reduce_max(decoded.segments.classes)) < made.dataset.num_classes
+        assert int(tf.reduce_max(decoded.segment_map)) <= 6
+        intact += bool(decoded.intact)
+    assert 0 < intact < 1000

@@ -1,0 +1,184 @@
+"""The training input: position by step, every example once an epoch, no Python operation."""
+
+import glob
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf import config
+from kmax_tf.data import datasets, training_input
+from kmax_tf.data.evaluation_input import evaluation_input
+from kmax_tf.data.records import example
+from kmax_tf.data.records.reader import Records
+from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUMBER = 26  # divided by neither 3 shards nor 4 hosts
+EVERYTHING = dict(
+    size=(33, 41),
+    scales=(0.5, 1.0, 1.7),
+    paste_scales=(0.3, 0.8),
+    color=1.0,
+    max_segments=16,
+    shuffle_buffer=8,
+)
+
+
+@pytest.fixture(scope="module")
+def paths(made, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("records"))
+    return made.write(folder, list(range(NUMBER)), num_shards=3)
+
+
+def found(paths, number=NUMBER):
+    return Records(paths, example.parse, number)
+
+
+def batches(paths, count, options=None, number=NUMBER, **arguments):
+    """The first batches, as arrays."""
+    dataset = training_input.training_input(
+        found(paths, number),
+        datasets.load("panoptic_digits"),
+        training_input.TrainingInput(**options or EVERYTHING),
+        **{"stride": 4, "batch_size": 2, "seed": 3} | arguments,
+    )
+    return [tf.nest.map_structure(np.asarray, b) for b, _ in zip(dataset, range(count))]
+
+
+def ids(paths, count, placement="host", **arguments):
+    """The ids of the first records of a host's order: of both, where it takes pairs."""
+    options = training_input.TrainingInput(**EVERYTHING, placement=placement)
+    records = training_input.ordered_records(found(paths), options, **{"seed": 3} | arguments)
+    records = records.map(lambda i, *r: (i, *(example.parse(x).image_id for x in r)))
+    return [tuple(map(int, r)) for r in records.take(count).as_numpy_iterator()]
+
+
+def assert_equal(a, b):
+    tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_each_epoch_holds_each_example_once(paths, hosts):
+    epochs = 3 if hosts == 1 else 4  # so that the hosts' shares of them are equal
+    share = epochs * NUMBER // hosts
+    rows = sorted(sum((ids(paths, share, host_index=h, num_hosts=hosts) for h in range(hosts)), []))
+    assert [position for position, *_ in rows] == list(range(epochs * NUMBER))
+    for which in (1, 2):  # the examples, and what is pasted onto them
+        orders = [[r[which] for r in rows[k : k + NUMBER]] for k in range(0, len(rows), NUMBER)]
+        assert all(sorted(order) == list(range(NUMBER)) for order in orders)
+        assert len(set(map(tuple, orders))) == epochs
+    # The order is the same whatever the number of hosts.
+    assert rows[:NUMBER] == ids(paths, NUMBER)
+
+
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_order_goes_on_as_if_uninterrupted(paths, hosts):
+    random = np.random.default_rng(0)
+    host = int(random.integers(hosts))
+    total = 3 * NUMBER // hosts
+    common = dict(host_index=host, num_hosts=hosts)
+    whole = ids(paths, total, **common)
+    for start in random.choice(total, min(20, total), replace=False):
+        rest = ids(paths, min(5, total - start), start=int(start) * hosts, **common)
+        assert rest == whole[start : start + 5]
+
+
+@pytest.mark.parametrize("placement", training_input.PLACEMENTS)
+def test_pixels_go_on_as_if_uninterrupted(paths, placement):
+    options = EVERYTHING | dict(placement=placement)
+    common = dict(host_index=1, num_hosts=4)
+    whole = batches(paths, 3 * NUMBER // 8, options, **common)
+    for start in (1, 7):  # in the first and in the third epoch
+        assert_equal(batches(paths, 2, options, start_step=start, **common), whole[start:][:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_interrupted_at_twenty_steps(paths, hosts):
+    common = dict(host_index=hosts - 1, num_hosts=hosts)
+    whole = batches(paths, 3 * NUMBER // (2 * hosts), **common)
+    for start in np.random.default_rng(1).integers(0, len(whole), 20):
+        rest = whole[start:][:2]
+        assert_equal(batches(paths, len(rest), start_step=int(start), **common), rest)
+
+
+def test_replicas_share_the_images_of_a_step(paths):
+    whole = batches(paths, 4, batch_size=4)
+    halves = batches(paths, 4, batch_size=4, num_replicas=2, start_step=2)
+    joined = [
+        tf.nest.map_structure(lambda a, b: np.concatenate([a, b]), *halves[k : k + 2])
+        for k in (0, 2)
+    ]
+    assert_equal(joined, whole[2:])
+
+
+def test_without_augmentation_examples_are_as_in_evaluation(paths):
+    options = dict(size=(65, 65), augment=False, shuffle_buffer=1, max_segments=16)
+    (image, _), *_ = batches(paths, 1, options, batch_size=NUMBER)
+    seen = next(iter(evaluation_input(found(paths), (65, 65), NUMBER))).image.numpy()
+    order = [int(i) for _, i in ids(paths, NUMBER, "device")]
+    assert sorted(order) == list(range(NUMBER))
+    key = lambda images: sorted(float(x.sum()) for x in images.astype(np.float64))  # noqa: E731
+    np.testing.assert_allclose(key(image), key(seen))
+
+
+def test_wrong_number_of_examples(paths):
+    for number in (NUMBER - 1, NUMBER + 1):
+        with pytest.raises(tf.errors.FailedPreconditionError, match="was expected to contain"):
+            batches(paths, NUMBER, number=number)
+
+
+def test_options_are_checked():
+    with pytest.raises(InputError, match='"devise" is none of host, device'):
+        training_input.TrainingInput(size=(65, 65), placement="devise")
+    with pytest.raises(InputError, match="augments"):
+        training_input.TrainingInput(size=(65, 65), placement="device", augment=False)
+
+
+def operations(dataset):
+    """The names of all operations of a dataset and of the functions in it."""
+    graph = tf.compat.v1.GraphDef.FromString(dataset._as_serialized_graph().numpy())
+    nodes = list(graph.node) + [n for f in graph.library.function for n in f.node_def]
+    return {node.op for node in nodes}
+
+
+def load(path, *bindings):
+    """The experiment of a file; the one for a dataset of one's own with COCO's classes."""
+    own = ["datasets.load.source = 'coco'"] if "own_dataset" in path else []
+    return config.load(Experiment, path, [*own, *bindings])
+
+
+def experiments():
+    """The experiments of gin/, one for each different input."""
+    different = {}
+    for path in sorted(glob.glob(str(ROOT / "gin/experiments/*.gin"))):
+        experiment = load(path)
+        different.setdefault((experiment.dataset.name, experiment.training_input), path)
+    return list(different.values())
+
+
+@pytest.mark.parametrize("path", experiments(), ids=os.path.basename)
+@pytest.mark.parametrize("placement", training_input.PLACEMENTS)
+def test_no_python_operation_in_any_training_input(paths, path, placement):
+    """On a slice the input runs in servers without Python."""
+    bindings = [f"training_input.TrainingInput.placement = '{placement}'"]
+    if placement == "device":
+        bindings.append("training_input.TrainingInput.augment = True")
+    experiment = load(path, *bindings)
+    dataset = training_input.training_input(
+        found(paths),
+        experiment.dataset,
+        experiment.training_input,
+        stride=4,
+        batch_size=2,
+        seed=0,
+    )
+    names = operations(dataset)
+    assert "DecodePng" in names or "DecodeImage" in names
+    assert not [name for name in names if "PyFunc" in name or name == "GeneratorDataset"]
+    with_python = dataset.map(lambda *x: tf.numpy_function(lambda: np.int64(1), [], tf.int64))  # noqa: TID251
+    assert any("PyFunc" in name for name in operations(with_python))

@@ -1,0 +1,101 @@
+"""Two evaluations side by side, from what the evaluator leaves in the run folders."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf.errors import InputError
+from kmax_tf.evaluation import compare_runs, evaluate
+from kmax_tf.inference import predictor
+from kmax_tf.model.postprocess import Panoptic
+from kmax_tf.run_folder import checkpoint
+
+
+class Shifted(tf.Module):
+    """Stands for a model: the weights say how far its prediction is off."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.shift = tf.Variable(0)
+
+    def create_variables(self, height, width):
+        return self
+
+
+def shifted_predictor(experiment, labels, model):
+    def predict(image):
+        maps = np.stack([np.roll(m, int(model.shift), (0, 1)) for m, _ in labels[: image.shape[0]]])
+        classes = np.stack([np.pad(c, (0, 30 - len(c)), constant_values=-1) for _, c in labels])
+        maps, classes = tf.constant(maps, tf.int32), tf.constant(classes, tf.int32)
+        scores = tf.ones(classes.shape)
+        return Panoptic(maps, classes, scores, scores, tf.zeros_like(maps)), []
+
+    return predict
+
+
+@pytest.fixture
+def runs(tiny, tmp_path, monkeypatch):
+    """Two run folders: the first is off by 4 pixels at step 1, 2 at step 2; the second by 0."""
+    experiment = dataclasses.replace(tiny(), model=Shifted, steps=2, evaluation_batch_size=3)
+    found = predictor.evaluation_records(experiment)
+    labels = [evaluate._truth(experiment.dataset, label) for label in evaluate._labels(found)]
+    labels = [(truth.segment_map, truth.segment_class) for truth in labels]
+    monkeypatch.setattr(
+        evaluate.predictor, "build_predictor", lambda model, e: shifted_predictor(e, labels, model)
+    )
+    monkeypatch.setattr(evaluate.best_checkpoint, "export", lambda *_: None)
+    folders = []
+    for name, shifts in (("first", (4, 2)), ("second", (4, 0))):
+        model = Shifted(0)
+        folder = str(tmp_path / name)
+        manager = tf.train.CheckpointManager(
+            tf.train.Checkpoint(model=model), f"{folder}/{checkpoint.FOLDER}", max_to_keep=None
+        )
+        for step, shift in enumerate(shifts, start=1):
+            model.shift.assign(shift)
+            manager.save(checkpoint_number=step)
+        evaluate.evaluate_run(experiment, folder)
+        folders.append(folder)
+    return folders
+
+
+def test_two_runs(runs, tmp_path):
+    page = tmp_path / "page.html"
+    differences = compare_runs.write_comparison(*runs, str(page))
+    pq = [json.loads(pathlib.Path(run, "metrics.json").read_text())["PQ"] for run in runs]
+    assert 100 * differences["All"].value == pytest.approx(pq[1] - pq[0], abs=1e-9)
+    assert pq[1] > pq[0] and compare_runs.verdict(differences["All"]) == "better"
+    text = page.read_text()
+    assert "second against first" in text and f"{pq[1] - pq[0]:+.2f}" in text
+    assert text.count('alt="first"') == text.count('alt="second"') == 3  # images
+    backwards, _ = compare_runs.compare_runs(*runs[::-1])
+    assert compare_runs.verdict(backwards["All"]) == "worse"
+
+
+def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs, tmp_path):
+    page = tmp_path / "page.html"
+    differences = compare_runs.write_comparison(f"{runs[0]}@1", f"{runs[0]}@2", str(page))
+    assert differences["All"].value > 0
+    assert '<img alt="image"' not in page.read_text()  # of step 1 there are none any more
+    same, _ = compare_runs.compare_runs(f"{runs[0]}@1", f"{runs[1]}@1")
+    assert same["All"] == (0, 0, 0) and compare_runs.verdict(same["All"]) == "within the noise"
+    with pytest.raises(InputError, match="metrics-00000007.json: cannot be read"):
+        compare_runs.compare_runs(f"{runs[0]}@7", runs[1])
+
+
+def test_script(runs, tmp_path, monkeypatch, capsys):
+    script = ["scripts/report.py"]
+    monkeypatch.setattr(sys, "argv", [*script, *runs, f"--out={tmp_path}/c.html"])
+    runpy.run_path(*script, run_name="__main__")
+    output = capsys.readouterr().out
+    assert "95 % interval" in output and "better" in output
+    assert (tmp_path / "c.html").stat().st_size > 10_000
+    monkeypatch.setattr(sys, "argv", [*script, str(tmp_path / "no")])
+    with pytest.raises(SystemExit, match="^error: .*metrics.json: missing; evaluate"):
+        runpy.run_path(*script, run_name="__main__")

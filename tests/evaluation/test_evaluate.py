@@ -1,0 +1,151 @@
+"""The evaluator job: beside training, each checkpoint once; its glue loses nothing on the way."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf import runtime
+from kmax_tf.data.records import example, shards
+from kmax_tf.data.transforms.targets import class_indices
+from kmax_tf.errors import InputError
+from kmax_tf.evaluation import bootstrap, evaluate
+from kmax_tf.evaluation.metrics import summarize
+from kmax_tf.inference import predictor
+from kmax_tf.model.postprocess import Panoptic
+from kmax_tf.run_folder import checkpoint, layout
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def labels(experiment):
+    paths = shards.paths(experiment.data_dir, experiment.evaluation_split)
+    return [example.parse(r) for path in paths for r in shards.read(path)]
+
+
+def perfect_predictor(experiment):
+    """Answers each batch with the labels, crowd left out, in the order of the records."""
+    waiting = labels(experiment)
+
+    def predict(image):
+        maps, classes = [], []
+        batch = [waiting.pop(0) for _ in range(min(len(waiting), image.shape[0]))]
+        for item in batch + batch[:1] * (image.shape[0] - len(batch)):  # filled up
+            crowd = np.concatenate([[False], item.is_crowd.numpy()])
+            maps.append(np.where(crowd[item.segment_map], 0, item.segment_map))
+            row = np.full(20, -1)
+            row[: len(crowd) - 1] = class_indices(experiment.dataset, item.category_id)
+            classes.append(row)
+        semantic = [np.append(row, 0)[m - 1] for row, m in zip(classes, maps, strict=True)]
+        scores = tf.ones([image.shape[0], 20])
+        maps, classes, semantic = (tf.constant(v, tf.int32) for v in (maps, classes, semantic))
+        return Panoptic(maps, classes, scores, scores, semantic), []
+
+    return predict
+
+
+def test_labels_as_predictions_are_perfect(tiny, tmp_path):
+    experiment = tiny()
+    metrics, kept, gallery = evaluate.evaluate(experiment, perfect_predictor(experiment), step=7)
+    assert metrics["num_images"] == 3 and metrics["step"] == 7
+    for name in ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU"):
+        assert metrics[name] == pytest.approx(100)
+    for c in metrics["classes"]:
+        assert c["PQ"] == c["IoU"] == 100 and c["fp"] == c["fn"] == 0 and c["tp"] > 0
+    assert metrics["confusion"] == []
+    assert list(kept.image_id) == [item.image_id.numpy().decode() for item in labels(experiment)]
+    pictures = gallery.write(str(tmp_path))
+    assert [(p["role"], p["PQ"], p["missed"]) for p in pictures] == [("first", 100, {})] * 3
+
+
+def test_several_replicas_give_what_one_gives(tiny, two_replicas):
+    experiment = tiny(
+        "postprocess.PostProcess.thing_threshold = 0.05",
+        "postprocess.PostProcess.stuff_threshold = 0.05",
+        "postprocess.PostProcess.overlap_threshold = 0.0",
+    )
+    results = []
+    for strategy in (tf.distribute.OneDeviceStrategy("/cpu:0"), two_replicas):
+        runtime.set_seed(0)
+        with strategy.scope():
+            predict = predictor.build_predictor(experiment.build_evaluation_model(), experiment)
+            results.append(evaluate.evaluate(experiment, predict, step=1))
+    (metrics, kept, _), (others, others_kept, _) = results
+    assert metrics == others and metrics["mIoU"] > 0
+    for ours, theirs in zip(kept, others_kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_follows_a_training_beside_it(tiny, tmp_path):
+    tiny()  # writes the gin file
+    run_dir = tmp_path / "run"
+
+    def start(script, *flags):
+        command = [sys.executable, ROOT / "scripts" / script, f"--run_dir={run_dir}", *flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    evaluator = start("evaluate.py", "--wait=300")
+    assert start("train.py", f"--gin_file={tmp_path / 'tiny.gin'}").wait() == 0
+    output, _ = evaluator.communicate(timeout=300)
+    assert evaluator.returncode == 0
+    steps = [line.split(":")[0] for line in output.splitlines() if line.startswith("step")]
+    assert steps == ["step 1", "step 2", "step 3", "step 4"]
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["step"] == 4 and metrics["num_images"] == 3
+    assert (run_dir / "report.html").stat().st_size > 10_000
+    [pictures, *_] = (run_dir / "eval" / "pictures").iterdir()
+    names = {p.name for p in pictures.iterdir()}
+    assert names == {"image.webp", "label.webp", "prediction.webp", "assignment_1.webp"}
+    for folder in ("train", "eval"):
+        assert list((run_dir / folder).glob("events.out.tfevents.*"))
+    shown = {
+        (value.tag.split("/")[0], event.step)
+        for path in (run_dir / "eval").glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "images"
+    }
+    assert shown == {(k, s) for k in ("prediction", "assignment_1") for s in (1, 2, 3, 4)}
+    evaluated = [json.loads(p.read_text()) for p in (run_dir / "eval").glob("metrics-*.json")]
+    best = json.loads((run_dir / "best" / "export" / "best.json").read_text())
+    assert best["PQ"] == max(m["PQ"] for m in evaluated)
+    assert (run_dir / "best" / "export" / "saved_model.pb").exists()
+    compared = bootstrap.read(layout.statistics(str(run_dir), 4))
+    quality = summarize(compared.sum(), tiny().dataset.categories)
+    assert 100 * quality["All"]["pq"] == metrics["PQ"]
+
+
+def test_damaged_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys):
+    experiment = tiny("experiment.Experiment.steps = 2")
+    run_dir = str(tmp_path / "run")
+    with pytest.raises(InputError, match="holds no checkpoint yet"):
+        evaluate.evaluate_run(experiment, run_dir, once=True)
+    saver = tf.train.Checkpoint(model=experiment.build_evaluation_model())
+    folder = str(tmp_path / "run" / checkpoint.FOLDER)
+    manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
+    corrupt, good = (manager.save(checkpoint_number=step) for step in (1, 2))
+    data = pathlib.Path(f"{corrupt}.data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[:-1000])
+    assert evaluate.evaluate_run(experiment, run_dir)["step"] == 2
+    output = capsys.readouterr().out
+    assert "skipped: " in output and "ckpt-1: cannot be read" in output
+    with pytest.raises(InputError, match="ckpt-1: cannot be read"):
+        evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=corrupt)
+    # What an evaluator that was cut off had not written yet, the next one writes.
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert evaluate.evaluate_run(experiment, run_dir) is None
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
+
+
+def test_a_damaged_record_is_named(tiny, records, tmp_path):
+    shutil.copytree(records, tmp_path / "records")
+    experiment = tiny(f'experiment.Experiment.data_dir = "{tmp_path}/records"')
+    shard = sorted((tmp_path / "records").glob("val-*"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(InputError, match="val-00001-of-00002.tfrecord: .*convert again"):
+        evaluate.evaluate(experiment, perfect_predictor(tiny()), step=1)

@@ -1,0 +1,71 @@
+"""Which images are shown, however many there were, and what is drawn of them."""
+
+import numpy as np
+
+from kmax_tf.data.datasets import Category
+from kmax_tf.evaluation.example_images import BEST, FIRST, WORST, EvaluatedImage, ExampleImages
+from kmax_tf.evaluation.metrics import GroundTruth, evaluate_image
+from kmax_tf.inference.predictor import ImagePrediction
+from kmax_tf.visualize import decode
+
+CATEGORIES = (Category(1, "cat", True, (255, 0, 0)), Category(2, "sky", False, (0, 0, 255)))
+HEIGHT, WIDTH = 30, 40
+
+
+def scored(number, found, drawn):
+    """An image of a cat on sky, of whose cat so many of 20 columns are found."""
+    truth = np.full((HEIGHT, WIDTH), 2, np.int32)
+    truth[:, :20] = 1
+    segment_map = truth.copy()
+    segment_map[:, found:20] = 0
+    classes = np.array([0, 1])
+    segmented = ImagePrediction(
+        image_id=str(number),
+        name=f"folder/{number}.jpg",
+        segment_map=segment_map,
+        semantic_map=np.ones_like(segment_map),
+        segment_class=classes,
+        segment_score=np.ones(2),
+        canvas=lambda: drawn.append(number) or np.full((41, 41, 3), 200, np.uint8),
+        fitted_size=np.array([30, 40]),
+        assignments=(np.zeros((6, 6), np.int32), np.ones((11, 11), np.int32)),
+    )
+    label = GroundTruth(truth, classes, np.zeros(2, bool))
+    return EvaluatedImage(number, segmented, label, evaluate_image(CATEGORIES, label, segmented))
+
+
+def test_first_best_and_worst(tmp_path):
+    gallery, drawn = ExampleImages(CATEGORIES), []
+    columns = [15] * FIRST + [12, 20, 11, 19, 3, 16, 13, 18, 14, 17]
+    for number, found in enumerate(columns):
+        gallery.offer(scored(number, found, drawn))
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left/over.png").write_text("")
+    entries = gallery.write(str(tmp_path))
+    by_role = {
+        role: [e["folder"] for e in entries if e["role"] == role]
+        for role in ("first", "worst", "best")
+    }
+    assert by_role["first"] == ["0", "1", "2", "3"]
+    assert by_role["worst"] == ["8", "6", "4"] and WORST == 3  # 3, 11 and 12 columns found
+    assert by_role["best"] == ["5", "7", "11"] and BEST == 3  # 20, 19 and 18
+    worst = next(e for e in entries if e["folder"] == "8")
+    assert worst["missed"] == {"cat": 1} and worst["false"] == {"cat": 1}
+    assert worst["PQ"] == 50 and worst["name"] == "folder/8.jpg"
+    best = next(e for e in entries if e["folder"] == "5")
+    assert best["PQ"] == 100 and best["missed"] == best["false"] == {}
+
+    folders = {path.name for path in tmp_path.iterdir()}
+    assert folders == {e["folder"] for e in entries}  # those of the evaluation before are gone
+    names = {path.name for path in (tmp_path / "8").iterdir()}
+    assert names == {f"{n}.webp" for n in ("image", "label", "prediction", "assignment_1")} | {
+        "assignment_2.webp"
+    }
+    assert decode((tmp_path / "8/image.webp").read_bytes()).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_images_that_are_not_kept_are_not_drawn():
+    gallery, drawn = ExampleImages(CATEGORIES), []
+    for number, found in enumerate([20] * FIRST + [1, 2, 3, 20, 19, 18] + [10] * 50):
+        gallery.offer(scored(number, found, drawn))
+    assert len(drawn) == FIRST + 6 + 3  # six best so far, three worst

@@ -1,0 +1,154 @@
+"""An export predicts what the evaluator predicts, at the images' own sizes, by every signature."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf import config, files, predict
+from kmax_tf.data.evaluation_input import evaluation_input
+from kmax_tf.data.records import shards
+from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
+from kmax_tf.inference import export, predictor, tflite
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(exported.folder)
+
+
+@pytest.fixture(scope="module")
+def evaluated(exported):
+    """What the evaluator sees of the validation images, a list of `ImagePrediction`."""
+    run = predictor.build_predictor(exported.model, exported.experiment)
+    return list(predictor.predict_split(exported.experiment, run, lambda _, segmented: segmented))
+
+
+@pytest.fixture(scope="module")
+def images(exported):
+    """The files of the validation images, as the records have them."""
+    paths = shards.paths(exported.experiment.data_dir, "val")
+    records = [r for path in paths for r in shards.read(path)]
+    feature = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
+    return [tf.io.parse_single_example(r, feature)["image/encoded"].numpy() for r in records]
+
+
+def check(result, evaluated):
+    """Compares the outputs of a signature with what the evaluator made of the same images."""
+    result = {name: value.numpy() for name, value in result.items()}
+    for i, expected in enumerate(evaluated):
+        height, width = result["size"][i]
+        panoptic_map = result["panoptic_map"][i, :height, :width]
+        np.testing.assert_array_equal(panoptic_map, expected.segment_map)
+        ids, areas = np.unique(panoptic_map[panoptic_map > 0], return_counts=True)
+        assert len(ids) > 1
+        missing = result["segment_id"].shape[1] - len(ids)
+        np.testing.assert_array_equal(result["segment_id"][i], [*ids, *[0] * missing])
+        np.testing.assert_array_equal(result["area"][i], [*areas, *[0] * missing])
+        np.testing.assert_allclose(
+            result["score"][i, : len(ids)], expected.segment_score[ids - 1], atol=1e-5
+        )
+        for k, box in zip(ids, result["box"][i], strict=False):
+            rows, columns = np.nonzero(panoptic_map == k)
+            corner = columns.min(), rows.min()
+            assert tuple(box) == (*corner, np.ptp(columns) + 1, np.ptp(rows) + 1)
+        assert not result["panoptic_map"][i, height:].any()
+        assert not result["panoptic_map"][i, :, width:].any()
+
+
+@pytest.mark.parametrize("name", ["serving_default", "serving_details"])
+def test_files_give_what_the_evaluator_gives(name, loaded, evaluated, images):
+    check(loaded.signatures[name](images=tf.constant(images)), evaluated)
+
+
+@pytest.mark.parametrize("name", ["uint8", "uint8_details"])
+def test_pixels_give_what_the_evaluator_gives(name, loaded, evaluated, images):
+    for image, expected in zip(images, evaluated, strict=True):
+        pixels = tf.io.decode_image(image)[None]
+        check(loaded.signatures[name](images=pixels), [expected])
+
+
+def test_classes_of_segments(loaded, exported, evaluated, images):
+    result = loaded.signatures["serving_default"](images=tf.constant(images[:1]))
+    ids = result["segment_id"][0].numpy()
+    index = evaluated[0].segment_class[ids - 1]
+    classes = [exported.experiment.dataset.categories[i] for i in index]
+    assert result["category_id"][0].numpy().tolist() == [c.id for c in classes]
+    assert result["isthing"][0].numpy().tolist() == [c.isthing for c in classes]
+
+
+def test_images_of_several_sizes(loaded):
+    def png(*size):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+        return tf.io.encode_png(image).numpy()
+
+    sizes = [(30, 70), (200, 11), (1, 1), (1, 900)]
+    images = [png(*size) for size in sizes]
+    together = loaded.signatures["serving_details"](images=tf.constant(images))
+    assert together["size"].numpy().tolist() == [list(size) for size in sizes]
+    assert together["panoptic_map"].shape == [4, 200, 900]
+    for i, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+        alone = loaded.signatures["serving_details"](images=tf.constant([image]))
+        for name in ("panoptic_map", "confidence", "assignments"):
+            other = together[name][i, ..., :height, :width]
+            np.testing.assert_allclose(alone[name][0], other, atol=1e-4)
+
+
+def test_details(loaded, exported, evaluated, images):
+    result = loaded.signatures["serving_details"](images=tf.constant(images[:1]))
+    assert set(result) == set(export.SEGMENTS) | set(export.DETAILS)
+    [assignment] = evaluated[0].assignments  # of the toy model's one decoder, here at stride 16
+    height, width = evaluated[0].segment_map.shape
+    size = exported.experiment.evaluation_size
+    fitted = result["fitted_size"][0].numpy()
+
+    def nearest(pixels, length, other):  # of another grid, corners aligned
+        return np.floor(pixels * np.float32((other - 1) / (length - 1)) + 0.5).astype(int)
+
+    rows, columns = (  # image > what is fitted, a corner of the input > the decoder's grid
+        nearest(nearest(np.arange(n), n, f), whole, cells)
+        for n, f, whole, cells in zip((height, width), fitted, size, assignment.shape, strict=True)
+    )
+    expected = assignment[rows][:, columns]
+    assert (result["assignments"][0, 0].numpy() == expected).mean() > 0.99
+    np.testing.assert_allclose(tf.reduce_sum(result["mask_probability"], -1), 1, rtol=1e-4)
+    np.testing.assert_allclose(tf.reduce_sum(result["class_probability"], -1), 1, rtol=1e-4)
+    confidence = result["confidence"].numpy()
+    assert confidence.shape == (1, height, width)
+    assert confidence.min() > 0 and confidence.max() <= 1 + 1e-5
+    pasted = result["panoptic_map"].numpy() > 0
+    assert (confidence[pasted] > 0.4).all()  # the pixel threshold
+
+
+def test_describes_itself(exported):
+    experiment = config.load(Experiment, os.path.join(exported.folder, "config.gin"))
+    assert experiment.postprocess == exported.experiment.postprocess
+    assert predict.load(exported.folder).categories == exported.experiment.dataset.categories
+    card = files.read_bytes(os.path.join(exported.folder, "model_card.md")).decode()
+    for category in experiment.dataset.categories:
+        assert category.name in card
+    for name in ("| weights | none |", *export.SEGMENTS, *export.DETAILS):
+        assert name in card
+
+
+@pytest.mark.slow
+def test_tflite_gives_nearly_what_the_model_gives(exported, monkeypatch):
+    experiment = exported.experiment
+    segmenter = export.ExportedModel(exported.model, experiment)
+    [batch, *_] = evaluation_input(
+        predictor.evaluation_records(experiment), experiment.evaluation_size, 2
+    )
+    panoptic, _ = tflite.load_predictor(tflite.convert(segmenter))(batch.image)
+    expected, _ = predictor.build_predictor(exported.model, experiment)(batch.image)
+    assert panoptic.segment_map.shape == expected.segment_map.shape
+    same = panoptic.semantic_map == expected.semantic_map
+    assert tf.reduce_mean(tf.cast(same, tf.float32)) > 0.9
+
+    def refuse(self):
+        raise RuntimeError("somewhere: error: no Fancy\nsomewhere else: error: no Fancy\n")
+
+    monkeypatch.setattr(tf.lite.TFLiteConverter, "convert", refuse)
+    with pytest.raises(InputError, match="refuses the model: no Fancy; export it in float32"):
+        tflite.convert(segmenter)

@@ -1,0 +1,203 @@
+"""What scripts/predict.py leaves is what the evaluator sees; nothing that it is given ends it."""
+
+import io
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data_prep import coco_format, convert, pool
+from kmax_tf import predict
+from kmax_tf.data import coco_panoptic
+from kmax_tf.data.datasets import same_classes
+from kmax_tf.data.records import example, shards
+from kmax_tf.errors import InputError
+from kmax_tf.inference import predictor
+from kmax_tf.predict import image_sources, pseudo_labels
+from kmax_tf.predict.output_files import Labels, OutputFiles
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def segmenter(exported):
+    return predict.load(exported.folder)
+
+
+@pytest.fixture(scope="module")
+def photos(exported):
+    """The folder of the validation images that the records are of."""
+    return str(pathlib.Path(exported.experiment.data_dir).parent / "val")
+
+
+def run(segmenter, paths, folder, **options):
+    """Predicts as the script does; returns what was skipped."""
+    _, sources = image_sources.find([str(path) for path in paths])
+    written = OutputFiles(str(folder), segmenter.categories, **options)
+    skipped = predict.predict(
+        segmenter, sources, written.add, batch_size=2, details=written.needs_details
+    )
+    written.finish()
+    return skipped
+
+
+def test_three_lines(exported, photos):
+    segmenter = predict.load(exported.folder)
+    path = image_sources.find([photos])[1][0].name
+    result = segmenter(f"{photos}/{path}")
+    assert result.panoptic_map.shape == image_sources.read_image(f"{photos}/{path}").shape[:2]
+    for segment in result.segments:
+        assert segment.area == (result.panoptic_map == segment.id).sum() > 0
+    assert result.assignments is None
+
+
+def test_files_are_what_the_evaluator_sees(segmenter, exported, photos, tmp_path):
+    assert run(segmenter, [photos], tmp_path) == []
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    found = {a["image_id"]: a for a in content["annotations"]}
+    predict_batch = predictor.build_predictor(exported.model, exported.experiment)
+    seen = list(predictor.predict_split(exported.experiment, predict_batch, lambda _, image: image))
+    assert len(found) == len(seen) == 3
+    categories = exported.experiment.dataset.categories
+    for image in seen:
+        annotation = found[int(image.image_id)]
+        path = tmp_path / "predictions" / annotation["file_name"]
+        ids = coco_panoptic.decode_ids(path.read_bytes(), "png")
+        np.testing.assert_array_equal(ids, image.segment_map)
+        for segment in annotation["segments_info"]:
+            index = image.segment_class[segment["id"] - 1]
+            assert segment["category_id"] == categories[index].id
+            assert segment["area"] == (ids == segment["id"]).sum()
+    assert {i["file_name"] for i in content["images"]} == {image.name for image in seen}
+    assert len(list((tmp_path / "overlays").iterdir())) == 3
+    assert Image.open(tmp_path / "contact_sheet.png").width > 3 * 300
+
+
+def test_cluster_assignments_beside_prediction_and_label(segmenter, exported, photos, tmp_path):
+    labels = str(pathlib.Path(photos).parent / "panoptic_val")
+    run(segmenter, [photos], tmp_path / "a", cluster_assignments=True)
+    labels = Labels(f"{labels}.json", labels)
+    run(segmenter, [photos], tmp_path / "b", cluster_assignments=True, labels=labels)
+    for name in (source.stem for source in image_sources.find([photos])[1]):
+        without, with_label = (
+            Image.open(tmp_path / run / "cluster_assignments" / f"{name}.png") for run in "ab"
+        )
+        # Image, the toy's one decoder and the prediction fill a row; the label begins another.
+        assert with_label.width == without.width and with_label.height > 1.9 * without.height
+
+
+def test_what_is_not_sure_is_void():
+    panoptic_map = np.array([[1, 1, 2, 2], [1, 1, 2, 3], [0, 1, 2, 3]], np.int32)
+    confidence = np.array([[0.9, 0.5, 0.9, 0.9], [0.9, 0.9, 0.9, 0.2], [0.9, 0.9, 0.9, 0.3]])
+    segments = [
+        predict.Segment(1, 7, True, 0.8, 5, [0, 0, 2, 3]),
+        predict.Segment(2, 8, True, 0.6, 5, [2, 0, 2, 3]),
+        predict.Segment(3, 9, False, 0.9, 2, [3, 1, 1, 2]),
+    ]
+    sure, kept = pseudo_labels.confident(
+        predict.Segmentation(panoptic_map, segments, confidence), 0.7
+    )
+    np.testing.assert_array_equal(sure, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]])
+    assert kept == [segments[0]._replace(area=4, box=[0, 0, 2, 3])]
+
+
+def test_pseudo_labels_become_records(segmenter, exported, photos, tmp_path):
+    results = [segmenter(f"{photos}/{s.name}") for s in image_sources.find([photos])[1]]
+    scores = np.unique([s.score for r in results for s in r.segments])
+    # Between two scores, for one that is equal may round to either side.
+    confidence = float(scores[len(scores) // 2 - 1 :][:2].mean())
+    run(segmenter, [photos], tmp_path, confidence=confidence)
+    labels = str(tmp_path / "pseudo_labels")
+    source = coco_format.read([photos], [f"{labels}.json"], [labels])
+    convert.convert(
+        *source, str(tmp_path / "out"), "pseudo", run=lambda f, jobs: pool.run(f, jobs, 1)
+    )
+    assert same_classes(source[1].categories, exported.experiment.dataset.categories)
+    records = [
+        example.parse(record)
+        for path in shards.paths(str(tmp_path / "out"), "pseudo")
+        for record in shards.read(path)
+    ]
+    assert len(records) == 3 and any(r.segment_map.numpy().any() for r in records)
+    for record in records:
+        result = segmenter(f"{photos}/{record.filename.numpy().decode()}", details=True)
+        sure, segments = pseudo_labels.confident(result, confidence)
+        assert 0 < (sure == 0).mean() < 1
+        ids = np.array([0, *record.segment_id.numpy()])[record.segment_map.numpy()]
+        np.testing.assert_array_equal(ids, sure)
+        assert record.category_id.numpy().tolist() == [s.category_id for s in segments]
+
+
+def test_images_of_one_name_are_all_there(segmenter, photos, tmp_path):
+    [first, second, *_] = (pathlib.Path(photos) / s.name for s in image_sources.find([photos])[1])
+    for folder, path in (("a", first), ("b", second)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"1{path.suffix}").write_bytes(path.read_bytes())
+    assert run(segmenter, [tmp_path / "a", tmp_path / "b"], tmp_path / "out") == []
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    for annotation, path in zip(content["annotations"], (first, second), strict=True):
+        ids = coco_panoptic.decode_ids(
+            (tmp_path / "out/predictions" / annotation["file_name"]).read_bytes(), "png"
+        )
+        np.testing.assert_array_equal(ids, segmenter(str(path)).panoptic_map)
+    assert len({image["id"] for image in content["images"]}) == 2
+
+
+def spoiled(rng):
+    """A JPEG or PNG of a few pixels with a few bytes changed, cut off or put in."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 17, 3)).astype(np.uint8))
+    content = io.BytesIO()
+    mode, kind = rng.choice([("RGB", "PNG"), ("P", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG")])
+    image.convert(mode).save(content, kind)
+    content, place = bytearray(content.getvalue()), rng.randrange(content.tell())
+    if rng.random() < 0.3:
+        return bytes(content[:place])
+    if rng.random() < 0.3:
+        return bytes(content[:place] + rng.randbytes(9) + content[place:])
+    for place in rng.sample(range(len(content)), rng.choice([1, 2, 30])):
+        content[place] = rng.randrange(256)
+    return bytes(content)
+
+
+def test_two_hundred_spoiled_images(segmenter, tmp_path, capfd):
+    rng = random.Random(0)
+    for i in range(200):
+        (tmp_path / f"{i:03}.png").write_bytes(spoiled(rng))
+    skipped = run(segmenter, [tmp_path], tmp_path / "out")
+    assert 20 < len(skipped) < 180
+    printed = "".join(capfd.readouterr())
+    for source, error in skipped:
+        assert source.name in str(error) and f"skipped: {error}" in printed
+    done = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert len(done) + len(skipped) == 200
+    assert not {image["file_name"] for image in done} & {source.name for source, _ in skipped}
+
+
+def test_missing_and_older_exports_are_named(exported, tmp_path):
+    with pytest.raises(InputError, match="categories.json"):
+        predict.load(str(tmp_path / "nothing"))
+    (tmp_path / predict.CATEGORIES).write_bytes(
+        pathlib.Path(exported.folder, predict.CATEGORIES).read_bytes()
+    )
+    with pytest.raises(InputError, match="export again"):
+        predict.load(str(tmp_path))
+    tf.saved_model.save(tf.Module(), str(tmp_path))
+    with pytest.raises(InputError, match="older version; export again"):
+        predict.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_command_line(positional, exported, photos, tmp_path):
+    words = [exported.folder, photos]
+    if not positional:
+        words = [f"--export={exported.folder}", f"--images={photos}"]
+    command = [sys.executable, ROOT / "scripts/predict.py", *words, "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 images, 0 skipped" in done.stdout
+    assert len(list((tmp_path / "out/predictions").iterdir())) == 3

@@ -1,0 +1,165 @@
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kmax_tf.errors import InputError
+from kmax_tf.report.report import write_report
+
+VOID_TAGS = {"meta", "img", "br", "hr", "input", "link"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a page holds and fails on tags that do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.texts, self.charts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+        self.sources += [attrs[key] for key in ("src", "href") if key in attrs]
+        if "data-chart" in attrs:
+            self.charts.append(json.loads(attrs["data-chart"]))
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def metrics(step, pq):
+    return {
+        **{"step": step, "PQ": pq, "SQ": 80.0, "RQ": 70.0, "num_images": 200},
+        **{"PQ_things": pq - 5, "SQ_things": 79.0, "RQ_things": 69.0},
+        **{"PQ_stuff": 94.0, "SQ_stuff": 95.0, "RQ_stuff": 96.0},
+        **{"AP": 33.3, "mIoU": 44.4, "APs": None, "APm": 21.0, "APl": 45.6},
+        "classes": [
+            class_row("card & zero", PQ=61.239, tp=12, fn=3),
+            class_row("card one", PQ=None, SQ=None, RQ=None),
+            class_row("paper", isthing=False, PQ=94.0, AP=None),
+        ],
+        "confusion": [{"true": "card & zero", "predicted": "paper", "share": 12.345}],
+        "pictures": [],
+    }
+
+
+def class_row(name, **known):
+    row = {"name": name, "isthing": True, "SQ": 81.0, "RQ": 71.0, "AP": 5.0, "IoU": 6.0}
+    return {**row, "tp": 0, "fp": 0, "fn": 0, **known}
+
+
+def write_losses(folder, suffix, values):
+    writer = tf.summary.create_file_writer(folder, filename_suffix=suffix)
+    with writer.as_default():
+        for step, value in values.items():
+            tf.summary.scalar("loss/total", value, step)
+            tf.summary.scalar("learning_rate", 0.001, step)
+    writer.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = tmp_path / "cards_small"
+    (run / "eval").mkdir(parents=True)
+    for step, pq in ((100, 40.0), (200, 61.239)):
+        (run / f"eval/metrics-{step:08}.json").write_text(json.dumps(metrics(step, pq)))
+    (run / "metrics.json").write_text(json.dumps(metrics(200, 61.239)))
+    return run
+
+
+def test_page(run):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    latest = metrics(200, 61.239)
+    for stem, count, role in (("000001", 11, "first"), ("000002", 0, "worst")):
+        folder = run / "eval/pictures" / stem
+        folder.mkdir(parents=True)
+        for name in ["image", "prediction", *(f"assignment_{i + 1}" for i in range(count))]:
+            Image.fromarray(pixels).save(folder / f"{name}.webp")
+        facts = {"PQ": 12.3, "missed": {"card one": 2}, "false": {}}
+        latest["pictures"].append({"role": role, "folder": stem, "name": f"{stem}.jpg", **facts})
+    (run / "metrics.json").write_text(json.dumps(latest))
+    (run / "config.gin").write_text("train.steps = 2400  # <b>")
+    write_losses(str(run / "train"), ".0", {10: 3.0, 20: 2.0})
+
+    path = write_report(str(run))
+    assert path == str(run / "report.html")
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert "61.24" in page.texts  # the headline, a text of its own
+    for name in ("cards_small", "card & zero", "card one", "paper", "train.steps = 2400  # <b>"):
+        assert name in page.texts
+    assert "61.239" not in text
+    pictures = [source for source in page.sources if source.startswith("data:image/webp;base64,")]
+    assert len(pictures) == 2 + 11 + 2 and pictures == page.sources
+    assert not re.search(r"(src|href)=.http|url\(|@import", text)
+    decoders = [t for t in page.texts if t.startswith("clusters, decoder")]
+    assert decoders == [f"clusters, decoder {i}" for i in range(1, 12)]
+    assert str(run.parent) not in text
+    assert [len(chart["x"]) for chart in page.charts] == [2, 2, 2]
+    assert "40" in page.charts[0]["notes"][0] and "61.24" in page.charts[0]["notes"][1]
+    assert "33.30" in page.charts[1]["notes"][0] and "44.40" in page.charts[1]["notes"][1]
+    assert "learning_rate" not in text
+    for title in ("Pictures", "Failure cases", "Classes", "Sizes", "Confusion"):
+        assert title in page.texts
+    assert "Best images" not in page.texts  # there is none
+    assert "000002.jpg · PQ 12.30 · missed: 2 card one" in page.texts
+    assert "12.35 %" in page.texts and "45.60" in page.texts
+
+
+def test_events_of_a_resumed_run_are_merged(run):
+    write_losses(str(run / "train"), ".0", {10: 3.5, 20: 2.5, 30: float("nan")})
+    first = next((run / "train").iterdir())
+    first.rename(run / "train/events.out.tfevents.1000000000.a")
+    write_losses(str(run / "train"), ".1", {20: 2.25, 40: 1.5})
+    second = next(p for p in (run / "train").iterdir() if p.name.endswith(".1"))
+    content = second.read_bytes()
+    write_report(str(run))
+    notes = Page((run / "report.html").read_text()).charts[2]["notes"]
+    assert [re.sub("<.*?>", "", note).split() for note in notes] == [
+        ["step", "10", "3.50"],
+        ["step", "20", "2.25"],
+        ["step", "30", "–"],
+        ["step", "40", "1.50"],
+    ]
+    second.write_bytes(content[:-90])  # cut off within a record
+    write_report(str(run))
+    notes = Page((run / "report.html").read_text()).charts[2]["notes"]
+    assert len(notes) == 3 and "2.25" in notes[1]
+
+
+def test_only_metrics(run):
+    for path in (run / "eval").iterdir():
+        path.unlink()
+    write_report(str(run))
+    page = Page((run / "report.html").read_text())
+    assert "61.24" in page.texts and not page.sources and not page.charts
+
+
+def test_many_steps_are_thinned_but_the_last_stays(run):
+    write_losses(str(run / "train"), ".0", dict.fromkeys(range(1001), 1.0))
+    write_report(str(run))
+    chart = Page((run / "report.html").read_text()).charts[2]
+    assert len(chart["x"]) <= 401 and chart["notes"][-1].startswith("step 1,000 ")
+
+
+def test_without_metrics(tmp_path):
+    with pytest.raises(InputError, match="metrics.json: missing; evaluate"):
+        write_report(str(tmp_path))
+    (tmp_path / "metrics.json").write_text('{"step": 3}')
+    with pytest.raises(InputError, match='metrics.json: field "num_images"'):
+        write_report(str(tmp_path))
+    assert not (tmp_path / "report.html").exists()

@@ -1,0 +1,208 @@
+"""Checkpoints: whole or not there, kept and removed as asked, and damage noticed in every file."""
+
+import pathlib
+import random
+
+import pytest
+import tensorflow as tf
+
+from kmax_tf.errors import InputError
+from kmax_tf.evaluation import best_checkpoint
+from kmax_tf.run_folder import checkpoint
+
+
+def module(value):
+    result = tf.Module()
+    result.weight = tf.Variable(value)
+    return result
+
+
+class State:
+    """A training state of two layers, all of whose numbers are its step, and its run folder."""
+
+    def __init__(self, run_dir):
+        self.run_dir = str(run_dir)
+        self.folder = pathlib.Path(run_dir, checkpoint.FOLDER)
+        self.variables = [tf.Variable(tf.zeros([50, 20])) for _ in range(2)]
+        self.step = tf.Variable(0, dtype=tf.int64)
+        self.saver = tf.train.Checkpoint(layers=self.variables, step=self.step)
+
+    def save(self, step, keep=3):
+        self.step.assign(step)
+        for variable in self.variables:
+            variable.assign(tf.fill(variable.shape, float(step)))
+        checkpoint.save(self.saver, self.run_dir, step, keep)
+
+    def resume(self):
+        """What a new process goes on from: the step, which all numbers agree on."""
+        fresh = State(self.run_dir)
+        path = checkpoint.resume(fresh.saver, self.run_dir)
+        step = int(fresh.step)
+        assert all((variable.numpy() == step).all() for variable in fresh.variables)
+        assert path == (str(self.folder / f"ckpt-{step}") if step else None)
+        return step
+
+    def steps(self):
+        return [checkpoint.step_of(path) for path in checkpoint.completed(self.run_dir)]
+
+
+@pytest.fixture
+def state(tmp_path):
+    return State(tmp_path)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_few_are_kept_and_nothing_else(state):
+    assert state.resume() == 0
+    for step in (1, 2, 3, 10):
+        state.save(step, keep=3)
+    assert state.steps() == [2, 3, 10]
+    files = [f"ckpt-{n}.{end}" for n in (10, 2, 3) for end in ("data-00000-of-00001", "index")]
+    assert names(state.folder) == files
+    assert state.resume() == 10
+
+
+@pytest.mark.parametrize("moments", [1, 2])
+def test_a_save_cut_off_at_any_moment_is_no_checkpoint(state, monkeypatch, moments):
+    """The process ends before the first or second file gets its name; the next save cleans up."""
+    state.save(1)
+    rename, renamed = tf.io.gfile.rename, []
+
+    def cut(*arguments, **options):
+        renamed.append(arguments)
+        if len(renamed) == moments:
+            raise KeyboardInterrupt
+        rename(*arguments, **options)
+
+    monkeypatch.setattr(tf.io.gfile, "rename", cut)
+    with pytest.raises(KeyboardInterrupt):
+        state.save(2)
+    monkeypatch.undo()
+    assert len(names(state.folder)) == 4
+    assert state.steps() == [1] and state.resume() == 1
+    state.save(3)
+    assert [name for name in names(state.folder) if "-2" in name] == []
+    assert state.steps() == [1, 3]
+
+
+def test_what_tensorflow_leaves_when_killed_is_no_checkpoint_and_goes(state):
+    """Before it names its own files, they are in a folder."""
+    left = state.folder / "writing-ckpt-7_temp"
+    left.mkdir(parents=True)
+    (left / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
+    (state.folder / "notes.txt").write_text("the user's")
+    assert state.steps() == [] and state.resume() == 0
+    state.save(1)
+    assert [name for name in names(state.folder) if not name.startswith("ckpt-1.")] == ["notes.txt"]
+
+
+def damages(content, drawn):
+    """A file's content, corrupt: cut at some place, and with some bytes other than they were."""
+    yield b""
+    for _ in range(4):
+        yield content[: drawn.randrange(len(content))]
+    for _ in range(12):
+        place = drawn.randrange(len(content))
+        yield (
+            content[:place]
+            + bytes([content[place] ^ drawn.randrange(1, 256)])
+            + content[place + 1 :]
+        )
+    place = drawn.randrange(len(content) // 2)
+    yield content[:place] + bytes(64) + content[place + 64 :]
+
+
+@pytest.mark.parametrize("file", ["ckpt-2.index", "ckpt-2.data-00000-of-00001"])
+def test_a_damaged_file_is_noticed_and_the_one_before_taken(state, file):
+    state.save(1)
+    state.save(2)
+    path = state.folder / file
+    content = path.read_bytes()
+    passed = 0
+    for corrupt in damages(content, random.Random(7)):
+        path.write_bytes(corrupt)
+        # Not everything in a file counts (padding): then all numbers are those that were saved.
+        passed += state.resume() == 1
+    assert passed > 12
+    path.unlink()
+    assert state.steps() == [1] and state.resume() == 1
+
+
+def test_a_file_of_another_checkpoint_is_noticed(state):
+    for step in (1, 2):
+        state.save(step)
+    one, two = (state.folder / f"ckpt-{n}.data-00000-of-00001" for n in (1, 2))
+    two.write_bytes(one.read_bytes())
+    assert state.resume() == 1
+    one.write_bytes(one.read_bytes()[:-1])
+    with pytest.raises(InputError, match="no checkpoint can be read; delete the folder"):
+        state.resume()
+
+
+def test_one_that_could_not_be_read_is_replaced_or_goes(state):
+    for step in (10, 20):
+        state.save(step, keep=1 + (step == 20))
+    (state.folder / "ckpt-20.index").write_bytes(b"")
+    assert state.resume() == 10
+    state.save(15, keep=1)  # as when a signal came on the way to 20
+    assert state.steps() == [15] and state.resume() == 15
+
+
+def test_a_shard_of_several_is_missed(state):
+    for index in range(2):
+        name = f"ckpt-5.data-{index:05d}-of-00002"
+        state.folder.mkdir(exist_ok=True)
+        (state.folder / name).write_bytes(b"")
+        (state.folder / "ckpt-5.index").write_bytes(b"")
+        assert state.steps() == [5] * index
+
+
+def test_the_best_is_there_whenever_the_evaluator_is_cut_off(tmp_path, monkeypatch):
+    """What best.json notes can be read at each moment of replacing it."""
+    noted = []
+
+    def look():
+        if (tmp_path / "best" / "best.json").exists():
+            note = best_checkpoint._noted(str(tmp_path / "best"))
+            restored = module(0.0)
+            checkpoint.restore_model(
+                restored, checkpoint.path_of(str(tmp_path / "best"), note["step"])
+            )
+            assert float(restored.weight) == note["PQ"]
+            noted.append(note["step"])
+
+    for name in ("rename", "remove"):
+        real = getattr(tf.io.gfile, name)
+
+        def watched(*arguments, real=real, **options):
+            look()
+            real(*arguments, **options)
+            look()
+
+        monkeypatch.setattr(tf.io.gfile, name, watched)
+    for step, quality in ((1, 30.0), (2, 20.0), (3, 40.0), (4, None), (5, 40.0)):
+        best_checkpoint.keep(str(tmp_path), module(quality or 0.0), {"step": step, "PQ": quality})
+    assert noted[0] == 1 and noted[-1] == 3
+    assert names(tmp_path / "best") == [
+        "best.json",
+        "ckpt-3.data-00000-of-00001",
+        "ckpt-3.index",
+    ]
+
+
+def test_the_average_counts_where_there_is_one(tmp_path):
+    items = {"model": module(1.0), "ema": module(2.0)}
+    for kept, expected in ((items, 2.0), ({"model": items["model"]}, 1.0)):
+        path = tf.train.Checkpoint(**kept).save(str(tmp_path / "ckpt"))
+        restored = module(0.0)
+        checkpoint.restore_model(restored, path)
+        assert float(restored.weight) == expected
+
+
+def test_step_of_a_name():
+    assert checkpoint.step_of("gs://bucket/run-2/checkpoints/ckpt-1000") == 1000
+    with pytest.raises(InputError, match="ckpt-1000.index: no checkpoint's name"):
+        checkpoint.step_of("run/ckpt-1000.index")

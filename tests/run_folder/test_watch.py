@@ -1,0 +1,99 @@
+"""Every complete checkpoint once, in the order asked for, whatever happens to the files."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from kmax_tf.errors import InputError
+from kmax_tf.run_folder import checkpoint, watch
+
+ROOT = pathlib.Path(__file__).parents[2]
+DATA = ".data-00000-of-00001"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A function that writes the checkpoint of a step into a run folder, and returns its path."""
+    monkeypatch.setattr(watch, "SECONDS", 0.001)
+    saver = tf.train.Checkpoint(value=tf.Variable(1.0))
+    folder = os.path.join(tmp_path, checkpoint.FOLDER)
+    manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
+    return lambda step: manager.save(checkpoint_number=step)
+
+
+def steps(paths):
+    return [checkpoint.step_of(path) for path in paths]
+
+
+def test_order(run, tmp_path):
+    for step in (10, 20, 30):
+        run(step)
+    done = set()
+
+    def visit(**options):
+        for path in watch.checkpoints(str(tmp_path), done.__contains__, 30, seconds=0, **options):
+            yield path
+            done.add(checkpoint.step_of(path))
+
+    assert steps(visit()) == [10, 20, 30]
+    assert steps(visit()) == []
+    done.clear()
+    assert steps(visit(newest_first=True)) == [30, 20, 10]
+    done.discard(10)
+    assert steps(visit()) == [10]
+
+
+def test_one_that_comes_later_is_waited_for_and_newest_first_looks_again(run, tmp_path):
+    done = set()
+    run(10)
+    run(20)
+    found = []
+    for path in watch.checkpoints(
+        str(tmp_path), done.__contains__, 40, seconds=10, newest_first=True
+    ):
+        found.append(checkpoint.step_of(path))
+        done.add(found[-1])
+        if found == [20]:
+            run(30)
+        if found[-1] == 10:
+            run(40)
+    assert found == [20, 30, 10, 40]
+
+
+def test_one_that_could_not_be_read_comes_again_once_it_changes(run, tmp_path):
+    done = set()
+    data = pathlib.Path(run(10) + DATA)
+    run(20)
+    whole = data.read_bytes()
+    data.write_bytes(b"")
+    found = []
+    for path in watch.checkpoints(str(tmp_path), done.__contains__, 30, seconds=0):
+        found.append(checkpoint.step_of(path))
+        if found[-1] == 20:
+            done.add(20)
+            data.write_bytes(whole)
+    assert found == [10, 20, 10]
+
+
+def test_one_that_vanished_is_passed_over(run, tmp_path):
+    for file in pathlib.Path(tmp_path, checkpoint.FOLDER).glob(os.path.basename(run(10)) + ".*"):
+        file.unlink()
+    run(20)
+    found = watch.checkpoints(str(tmp_path), lambda step: False, 30, seconds=0)
+    assert steps(found) == [20]
+
+
+def test_without_a_run_there_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match="config.gin: missing; start scripts/train.py"):
+        watch.wait_for_config(str(tmp_path), seconds=0)
+
+
+def test_once_does_not_wait_for_a_run_that_is_not_there(tmp_path):
+    command = [sys.executable, ROOT / "scripts/evaluate.py", "--run_dir", tmp_path, "--once"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert f"error: {tmp_path}/config.gin: missing; start scripts/train.py" in done.stderr

@@ -1,0 +1,194 @@
+"""Studies: what is run, what is never run again, and what the table says."""
+
+import dataclasses
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kmax_tf import config
+from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import read_json
+from kmax_tf.studies import study, study_report
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHARED = ("digits", "encoder")  # by all studies
+NAMES = sorted(p.stem for p in (ROOT / "gin/studies").glob("*.gin") if p.stem not in SHARED)
+RESULTS = sorted(ROOT.glob("docs/studies/*/study.json"))
+PQ = {  # of the last step, by variant, learning rate and seed
+    ("a", 0.1): (20.0,),
+    ("a", 0.2): (30.0, 32.0, 31.0),
+    ("b", 0.1): (50.0, 56.0, 53.0),
+    ("b", 0.2): (40.0,),
+}
+
+
+@pytest.fixture
+def two_variants():
+    number = "kmax_decoder.ClusterPath.num_clusters"
+    variants = {"a": (f"{number} = 8",), "b": (f"{number} = 9",)}
+    return study.Study("Is b better?", "Yes.", variants, encoder="", learning_rates=(0.1, 0.2))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """In place of training: the runs that are asked for, and PQ as above, 0 at the first step."""
+    asked = []
+
+    def run_one(job, initial, out, threads):
+        pq = PQ[job.variant, job.learning_rate][job.seed]
+        asked.append((job.variant, job.learning_rate, job.seed))
+        curve = [0.0, pq]
+        curves = {"PQ": curve, "PQ_things": curve, "PQ_stuff": curve}
+        return {"digest": job.digest, "minutes": 1.0, "steps": [5, 10], **curves}
+
+    monkeypatch.setattr(study, "_run_one", run_one)
+    return asked
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_study_is_made_of_valid_experiments(name):
+    chosen = study.load(name)
+    digests = [job.digest for job in study.search(chosen)]
+    assert len(set(digests)) == len(chosen.variants) * len(chosen.learning_rates)
+    lines = study.commands(name, chosen, seeds=2)
+    run_dirs = [word for line in lines for word in shlex.split(line) if "--run_dir" in word]
+    assert len(lines) == 4 * len(chosen.variants) == 2 * len(set(run_dirs))
+
+
+def test_full_size_commands_make_the_experiments_that_have_a_file_of_their_own():
+    def resolved(gin_file, bindings=()):
+        config.load(Experiment, gin_file, bindings)
+        return config.resolved()
+
+    lines = study.commands("interaction", study.load("interaction"), seeds=1)[::2]
+    for line, name in zip(lines, ["cross_attention", None, "dual_path", "", "dual_path_kmeans"]):
+        if name is None:  # the appendix's, without a row in the tables
+            continue
+        words = shlex.split(line)
+        gin = [word.removeprefix("--gin=") for word in words if word.startswith("--gin=")]
+        path = "_".join(filter(None, ["gin/experiments/coco_resnet50", name])) + ".gin"
+        own = resolved(path, ["experiment.Experiment.seed = 0"])
+        assert resolved("gin/experiments/coco_resnet50.gin", gin) == own
+
+
+def test_each_variant_is_searched_alike_and_its_best_rate_gets_the_other_seeds(
+    two_variants, trained, tmp_path
+):
+    study.run("s", two_variants, str(tmp_path), seeds=3, jobs=1)
+    assert trained[:4] == [("a", 0.1, 0), ("a", 0.2, 0), ("b", 0.1, 0), ("b", 0.2, 0)]
+    assert trained[4:] == [("a", 0.2, 1), ("b", 0.1, 1), ("a", 0.2, 2), ("b", 0.1, 2)]
+
+
+def test_the_table_has_the_figures_of_scipy(two_variants, trained, tmp_path):
+    result = study.run("s", two_variants, str(tmp_path), seeds=3, jobs=1)
+    assert read_json(str(tmp_path / "s/study.json")) == result
+    a, b = study_report.rows(result)
+    assert (a.learning_rate, b.learning_rate) == (0.2, 0.1)
+    assert b.end.values == [50.0, 56.0, 53.0] and b.mean_over_schedule.values == [25.0, 28.0, 26.5]
+    test = stats.ttest_rel([50, 56, 53], [30, 32, 31])
+    assert b.end.difference == 22.0
+    np.testing.assert_allclose(b.end.interval, test.confidence_interval(0.95))
+    assert "| b | 0.1 | 3 | 53.0 ± 3.0 | +22.0 (+17.0 to +27.0) |" in study_report.text(result)
+    page = pathlib.Path(study_report.write(result, str(tmp_path))).read_text()
+    assert "Is b better?" in page and "+22.0 (+17.0 to +27.0)" in page and "<polygon" in page
+
+
+def test_nothing_finished_is_run_again_not_even_for_another_study(two_variants, trained, tmp_path):
+    out = str(tmp_path)
+    study.run("first", two_variants, out, seeds=2, jobs=2)
+    trained.clear()
+    assert study.run("first", two_variants, out, seeds=2, jobs=2)
+    assert not trained
+    study.run("second", two_variants, out, seeds=3, jobs=2)
+    assert sorted(trained) == [("a", 0.2, 2), ("b", 0.1, 2)]
+    assert study_report.plan(two_variants, out, 3).count("finished") == 4
+
+
+def test_the_encoder_is_there_whenever_something_is_run(
+    two_variants, trained, tmp_path, monkeypatch
+):
+    """Also where a study.json alone tells of the search, and one more seed is asked for."""
+    asked, given, run_one = [], set(), study._run_one
+    monkeypatch.setattr(study, "_trained_encoder", lambda *args: asked.append(args) or "ckpt-0")
+    monkeypatch.setattr(study, "_run_one", lambda *args: given.add(args[1]) or run_one(*args))
+    chosen = dataclasses.replace(two_variants, encoder="gin/studies/encoder.gin")
+    for seeds, needed in ((2, True), (2, False), (3, True)):
+        study.run("s", chosen, str(tmp_path), seeds=seeds, jobs=2)
+        assert bool(asked) == needed
+        asked.clear()
+    assert given == {"ckpt-0"}
+
+
+def test_runs_at_the_same_time_share_the_cores(two_variants, trained, tmp_path, monkeypatch):
+    run_one, threads = study._run_one, []
+    monkeypatch.setattr(study.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(study, "_run_one", lambda *args: threads.append(args[3]) or run_one(*args))
+    study.run("s", two_variants, str(tmp_path), seeds=1, jobs=2)
+    assert set(threads) == {4}
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_the_page_holds_the_tables_of_the_studies_that_were_run(path):
+    name, result = path.parent.name, read_json(str(path))
+    page = (ROOT / "docs/reproduce.md").read_text()
+    for line in study_report.text(result).splitlines():
+        assert line in page
+    chosen = study.load(name)
+    assert {v["name"]: tuple(v["bindings"]) for v in result["variants"]} == chosen.variants
+    assert all(len(study_report.chosen_runs(v)) >= 3 for v in result["variants"])
+
+
+def test_mistakes_are_named_before_anything_runs(two_variants, trained, tmp_path):
+    with pytest.raises(InputError, match="no gin file.*interaction"):
+        study.load("interactoin")
+    two_variants.variants["c"] = ("kmax_decoder.ClusterPath.depth = (1,)",)
+    with pytest.raises(InputError, match="depths"):
+        study.run("s", two_variants, str(tmp_path), seeds=1, jobs=1)
+    assert not trained
+
+
+@pytest.fixture
+def command(tiny, tmp_path):
+    """A function: folder -> the running command of a study of a short run, after its encoder's."""
+    tiny()  # writes tiny.gin
+    experiment = "experiment.Experiment"
+    bindings = [f"{experiment}.steps = 40", f"{experiment}.checkpoint_interval = 10"]
+    (tmp_path / "one.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom kmax_tf import study\n"
+        'study.Study.question = "?"\nstudy.Study.paper = ""\n'
+        f'study.Study.variants = {{"a": {bindings}}}\n'
+        f'study.Study.base = "{tmp_path}/tiny.gin"\nstudy.Study.encoder = "{tmp_path}/tiny.gin"\n'
+        "study.Study.learning_rates = (0.01,)\n"
+    )
+    words = [sys.executable, str(ROOT / "scripts/study.py"), str(tmp_path / "one.gin"), "--seeds=1"]
+    return lambda out: subprocess.Popen([*words, f"--out={out}"], cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_a_study_ends_with_the_same_numbers(command, tmp_path):
+    assert command(tmp_path / "whole").wait() == 0
+    for reached in ("*/checkpoints/ckpt-2.index", "*/checkpoints/ckpt-20.index"):
+        killed = command(tmp_path / "killed")
+        while not list((tmp_path / "killed/runs").glob(reached)):
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    assert not (tmp_path / "killed/one/study.json").exists()
+    assert command(tmp_path / "killed").wait() == 0
+    whole, again = (
+        read_json(str(tmp_path / name / "one/study.json"))["variants"][0]["runs"][0]
+        for name in ("whole", "killed")
+    )
+    assert whole["steps"] == [10, 20, 30, 40]
+    assert {**whole, "minutes": 0} == {**again, "minutes": 0}
+    (tmp_path / "killed/one/study.json").unlink()
+    assert again["digest"] in study.finished(str(tmp_path / "killed"))

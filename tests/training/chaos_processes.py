@@ -1,0 +1,120 @@
+"""The processes of test_chaos.py: a real training, one that only writes, and an evaluator."""
+
+import dataclasses
+import os
+import pathlib
+import random
+import time
+
+import tensorflow as tf
+import tf_keras
+
+from kmax_tf import config, runtime
+from kmax_tf.evaluation import evaluate
+from kmax_tf.experiment import Experiment
+from kmax_tf.loss.criterion import Losses
+from kmax_tf.model.kmax import Outputs
+from kmax_tf.model.kmax_decoder import Prediction
+from kmax_tf.run_folder import checkpoint
+from kmax_tf.training import train as training
+
+STEPS = 24  # of the training that only writes
+REAL_STEPS = 100
+TRUNCATED, DELETED, REPAIRED = 5, 7, 3  # every so many checkpoints
+
+
+class Stub(tf.Module):
+    """Two vertical halves; the weights say which class the left one is."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.step = tf.Variable(0.0)
+        self.ballast = tf.Variable(tf.random.stateless_normal([20000], [1, 2]))
+
+    def create_variables(self, height, width):
+        return self
+
+    def __call__(self, image, training):
+        side = tf.cast(tf.range(9) < 4 + tf.cast(self.step, tf.int32) % 3, tf.float32)
+        masks = 20 * tf.broadcast_to(tf.stack([side, 1 - side], -1), [9, 9, 2])
+        classes = [tf.cast(self.step, tf.int32) % self.num_classes, self.num_classes - 1]
+        logits = 20 * tf.one_hot(classes, self.num_classes + 1)
+        batch = image.shape[0] or tf.shape(image)[0]  # an export takes any
+        final = Prediction(
+            tf.tile(masks[None], [batch, 1, 1, 1]), tf.tile(logits[None], [batch, 1, 1]), None
+        )
+        return Outputs(final, (), None)
+
+
+class Toy(tf_keras.Model):
+    """Three layers that start in a moment, with what training asks of a model."""
+
+    output_stride, num_predictions = 8, 1
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.pixel_encoder = tf_keras.layers.Conv2D(8, 9, self.output_stride, "same")
+        self.norm = tf_keras.layers.BatchNormalization()
+        self.head = tf_keras.layers.Conv2D(num_classes, 1)
+
+    def create_variables(self, height, width):
+        self(tf.zeros([1, height, width, 3]), training=False)
+        return self
+
+    def call(self, image, training):
+        masks = self.head(self.norm(self.pixel_encoder(image / 255), training=training))
+        return Outputs(Prediction(masks, None, None), (), None)
+
+
+def toy_criterion(outputs, targets, noise):
+    """Asks the logits to be what the image's labels and chance say."""
+    masks = outputs.final.mask_logits
+    labels = tf.one_hot(targets.semantic, masks.shape[-1])
+    noise = tf.reshape(noise[0], [*labels.shape[:3], 1])
+    loss = tf.reduce_mean((masks - labels * noise) ** 2, axis=[1, 2, 3])
+    return Losses(*[loss[None]] * 4, *[loss] * (len(Losses._fields) - 4))
+
+
+toy_criterion.unmatched_class_weight = "nonvoid_share"  # training asks a criterion for that, too
+
+
+def train_for_real(gin_file, run_dir):
+    """Trains the toy model, with a checkpoint after each step."""
+    experiment = config.load(Experiment, gin_file)
+    experiment = dataclasses.replace(
+        experiment, model=Toy, criterion=toy_criterion, steps=REAL_STEPS
+    )
+    training.train(experiment, run_dir, runtime.strategy("cpu"))
+
+
+def load(gin_file):
+    return dataclasses.replace(config.load(Experiment, gin_file), model=Stub, steps=STEPS)
+
+
+def train(run_dir, seed):
+    """Writes a checkpoint now and then; some it damages, of which it repairs some."""
+    drawn = random.Random(seed)
+    model = Stub(14)
+    folder = os.path.join(run_dir, checkpoint.FOLDER)
+    saver = tf.train.Checkpoint(model=model)
+    manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
+    for step in range(1, STEPS + 1):
+        model.step.assign(step)
+        data = pathlib.Path(f"{manager.save(checkpoint_number=step)}.data-00000-of-00001")
+        whole = data.read_bytes()
+        if step % DELETED == 0:
+            data.unlink()
+        elif step % TRUNCATED == 0 or step % REPAIRED == 0:
+            data.write_bytes(whole[: drawn.randrange(len(whole))])
+        time.sleep(drawn.uniform(0, 1.0))
+        if step % REPAIRED == 0:
+            data.write_bytes(whole)
+
+
+def follow(gin_file, run_dir, log):
+    """Evaluates; appends what it prints to a file."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(fd, 1)
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        evaluate.evaluate_run(load(gin_file), run_dir, wait=20.0)

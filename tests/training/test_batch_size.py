@@ -1,0 +1,59 @@
+"""The global batch and the schedule that follows its size."""
+
+import pytest
+
+from kmax_tf import config
+from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
+from kmax_tf.training import batch_size
+
+RECIPE = (
+    "experiment.Experiment.batch_size = 64",
+    "experiment.Experiment.steps = 150000",
+    "experiment.Experiment.ema_decay = 0.9999",
+    "optimizer.AdamW.learning_rate = 5e-4",
+    "optimizer.AdamW.warmup_steps = 5000",
+)
+
+
+def test_a_quarter_of_the_batch_takes_a_quarter_of_the_rate_and_as_many_epochs(tiny, tmp_path):
+    recipe = tiny(*RECIPE)
+    scaled = tiny(*RECIPE, *batch_size.linear_scaling(recipe, 16))
+    (tmp_path / "config.gin").write_text(config.resolved())
+    # What the evaluator reads from the run folder is what runs.
+    for experiment in (scaled, config.load(Experiment, str(tmp_path / "config.gin"))):
+        schedule = experiment.optimizer(experiment.steps).schedule
+        assert experiment.batch_size == 16 and experiment.steps == 600_000
+        assert (schedule.base, schedule.warmup_steps, schedule.steps) == (1.25e-4, 20_000, 600_000)
+        # After equally many images equally much is left of the old weights.
+        assert experiment.ema_decay**4 == pytest.approx(0.9999, abs=1e-12)
+    line = batch_size.describe(scaled, 8, num_examples=120_000)
+    assert "batch of 16 = 8 replicas x 2 images x 1 micro-batches" in line
+    assert "learning rate 0.000125 after 20000 steps" in line
+    assert "600000 steps = 80.0 epochs of 120000 images" in line
+    assert "80.0 epochs" in batch_size.describe(recipe, 8, num_examples=120_000)
+
+
+def test_the_recipe_itself_is_left_as_it_is(tiny):
+    recipe = tiny(*RECIPE)
+    assert tiny(*RECIPE, *batch_size.linear_scaling(recipe, 64)).ema_decay == recipe.ema_decay
+    with pytest.raises(InputError, match="batch_size 0 is below 1"):
+        batch_size.linear_scaling(recipe, 0)
+
+
+def test_a_batch_that_the_replicas_do_not_divide(tiny):
+    experiment = tiny("experiment.Experiment.batch_size = 64")
+    assert batch_size.per_replica_batch_size(experiment, 32) == 2
+    with pytest.raises(InputError, match=r"64 cannot be dealt to 12 replicas.*--batch_size=60"):
+        batch_size.per_replica_batch_size(experiment, 12)
+    experiment = tiny("experiment.Experiment.accumulation = 4", *RECIPE)
+    assert batch_size.per_replica_batch_size(experiment, 8) == 2
+    with pytest.raises(InputError, match=r"to 32 replicas in 4 micro-batches.*--batch_size=128"):
+        batch_size.per_replica_batch_size(experiment, 32)
+
+
+def test_numbers_that_make_no_sense(tiny):
+    with pytest.raises(InputError, match="accumulation 0 is below 1"):
+        tiny("experiment.Experiment.accumulation = 0")
+    with pytest.raises(InputError, match=r"ema_decay 1.0 is not in \[0, 1\)"):
+        tiny("experiment.Experiment.ema_decay = 1.0")

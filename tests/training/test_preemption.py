@@ -1,0 +1,78 @@
+"""SIGTERM is heard at once, also in the middle of a loop of steps, and by all hosts together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kmax_tf.training import preemption
+
+IN_A_LOOP_OF_STEPS = """
+import ctypes
+from kmax_tf import preemption
+lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+with preemption.watch():
+    print("ready", flush=True)
+    lock(mutex)
+    lock(mutex)  # for ever, and Python's signal handlers do not run
+"""
+
+HOST = """
+import sys
+import tensorflow as tf
+from kmax_tf import preemption
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+for came in sys.argv[1:]:
+    print(preemption.on_any_host(strategy, came == "True"))
+"""
+
+
+def test_the_first_signal_is_noted_and_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.watch() as came:
+        assert not came()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not came():
+            time.sleep(0.01)
+    assert signal.getsignal(signal.SIGTERM) == before and signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_it_at_once(second, default_signals):
+    command = [sys.executable, "-c", IN_A_LOOP_OF_STEPS]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, preexec_fn=default_signals, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        while not process.stderr.readline().startswith("SIGTERM: saving after this loop"):
+            assert process.poll() is None
+        process.send_signal(second)
+        assert process.wait() == 128 + second
+
+
+@pytest.mark.slow
+def test_all_hosts_hear_of_a_signal_to_one():
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            ports.append(free.getsockname()[1])
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    processes = []
+    for index, signals in enumerate((["False", "False", "True"], ["False", "True", "True"])):
+        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOST, *signals],
+                env=os.environ | {"TF_CONFIG": config},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        assert process.communicate(timeout=300)[0].split() == ["False", "True", "True"]

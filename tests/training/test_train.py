@@ -1,0 +1,489 @@
+"""Training: replicas agree with one device, XLA takes the step, a killed run goes on exactly."""
+
+import functools
+import os
+import pathlib
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf import runtime
+from kmax_tf.data import datasets, training_input
+from kmax_tf.data.records import example, serialize, shards
+from kmax_tf.errors import InputError
+from kmax_tf.inference import predictor
+from kmax_tf.loss.criterion import Criterion
+from kmax_tf.model.layers.norms import BatchNorm
+from kmax_tf.model.layers.stateless_random import random_seed
+from kmax_tf.run_folder import checkpoint
+from kmax_tf.training import ema, preemption, train
+from kmax_tf.training.trainer import Trainer, make_trainer, train_step
+
+ONE_DEVICE = "/cpu:0"
+
+
+def batch(experiment, stride, size):
+    """The first `size` training examples as one batch (image, targets)."""
+    strategy = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    dataset = train.training_dataset(
+        experiment, train.training_records(experiment), strategy, stride, start_step=0
+    )
+    parts = [part for part, _ in zip(dataset, range(size // experiment.batch_size), strict=False)]
+    return tf.nest.map_structure(lambda *values: tf.concat(values, axis=0), *parts)
+
+
+def on_replicas(strategy, function, parts):
+    """function(image, targets) on each replica, i taking parts[i]; returns replica 0's result."""
+
+    def on_replica():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        image, targets = tf.switch_case(
+            replica, [lambda p=p: tf.nest.map_structure(tf.identity, p) for p in parts]
+        )
+        return function(
+            tf.ensure_shape(image, parts[0][0].shape),
+            tf.nest.map_structure(lambda t, p: tf.ensure_shape(t, p.shape), targets, parts[0][1]),
+        )
+
+    result = tf.function(lambda: strategy.run(on_replica))()
+    return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], result)
+
+
+def gradients_of_terms(trainer, image, targets):
+    """The gradients of each term by itself, summed over the replicas as `train_step` does."""
+    replica = tf.distribute.get_replica_context()
+    variables = trainer.model.trainable_variables
+    with tf.GradientTape(persistent=True) as tape, random_seed(tf.constant([1, 1])):
+        outputs = trainer.model(image, training=True)
+        pixels = outputs.final.mask_logits.shape[1] * outputs.final.mask_logits.shape[2]
+        noise = tf.fill([trainer.model.num_predictions, image.shape[0], pixels], 0.5)
+        losses = trainer.experiment.criterion(outputs, targets, noise)._asdict()
+        del losses["found"]  # has no gradient
+        means = {
+            name: tf.reduce_sum(tf.reduce_mean(term, axis=-1)) / replica.num_replicas_in_sync
+            for name, term in losses.items()
+        }
+    summed = {}
+    for name, mean in means.items():
+        gradients = tape.gradient(mean, variables, unconnected_gradients="zero")
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        summed[name] = replica.all_reduce("SUM", gradients)
+    return summed
+
+
+@pytest.mark.slow
+def test_two_replicas_equal_one_with_the_joined_batch(tiny, two_replicas):
+    # All pixels take part in the contrast, so that it does not depend on chance.
+    experiment = tiny("criterion.Criterion.contrast_pixels = 169")
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    assert two_replicas.num_replicas_in_sync == 2
+    alone, pair = (make_trainer(experiment, strategy) for strategy in (one, two_replicas))
+    image, targets = batch(experiment, alone.model.output_stride, size=4)
+    halves = [
+        tf.nest.map_structure(lambda v, h=h: v[2 * h : 2 * h + 2], (image, targets)) for h in (0, 1)
+    ]
+    joined, split = (
+        on_replicas(strategy, functools.partial(gradients_of_terms, trainer), parts)
+        for strategy, trainer, parts in (
+            (one, alone, [(image, targets)]),
+            (two_replicas, pair, halves),
+        )
+    )
+    assert set(joined) == {"pq_mask", "pq_class", "mask_id", "contrast", "semantic"}
+    for term in joined:
+        largest = max(float(tf.reduce_max(tf.abs(g))) for g in joined[term])
+        for a, b, v in zip(joined[term], split[term], alone.model.trainable_variables, strict=True):
+            message = f"{term} {v.name}"
+            np.testing.assert_allclose(b, a, rtol=2e-3, atol=1e-5 * largest, err_msg=message)
+    for a, b in zip(alone.model.variables, pair.model.variables, strict=True):
+        # Nothing was trained: the moving statistics are those of both halves together.
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6, err_msg=a.name)
+
+
+@pytest.mark.xla
+def test_step_compiles_with_xla_to_the_same_numbers(tiny):
+    experiment = tiny()
+    strategy = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    trainer = make_trainer(experiment, strategy)
+    image, targets = batch(experiment, trainer.model.output_stride, size=2)
+
+    def step():
+        losses, norm, _ = train_step(
+            trainer.model,
+            experiment.criterion,
+            trainer.optimizer,
+            image,
+            targets,
+            seed=tf.constant([1, 1]),
+            clip_norm=experiment.clip_norm,
+        )
+        return [losses.total, norm]
+
+    # The first step has rate 0: it changes no weight, only moving statistics and moments.
+    plain = tf.function(step)()
+    compiled = tf.function(step, jit_compile=True)()
+    np.testing.assert_allclose(plain, compiled, rtol=1e-4)
+
+
+class GradientOnly:
+    """In place of an optimizer: keeps the gradient."""
+
+    def apply(self, gradients, finite):
+        self.gradients, self.finite = gradients, finite
+
+
+@pytest.fixture
+def without_batch_statistics(monkeypatch):
+    """Batch norm as at inference: what a batch's other images are makes no difference then."""
+
+    def call(self, x, training=None):
+        return self._infer(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta))
+
+    monkeypatch.setattr(BatchNorm, "call", call)
+    monkeypatch.setattr(BatchNorm, "batch_affine", lambda self, *moments: self.affine())
+
+
+def accumulated(experiment, strategy, parts, accumulation, compiled=False):
+    """The gradients, means, norm and finiteness of `train_step` in so many micro-batches."""
+    trainer = make_trainer(experiment, strategy)
+
+    def step(image, targets):
+        keeper = GradientOnly()
+        results = train_step(
+            trainer.model,
+            experiment.criterion,
+            keeper,
+            image,
+            targets,
+            seed=tf.constant([1, 1]),
+            clip_norm=1e9,
+            accumulation=accumulation,
+        )
+        return keeper.gradients, *results
+
+    if len(parts) > 1:
+        return on_replicas(strategy, step, parts)
+    return tf.function(lambda: step(*parts[0]), jit_compile=compiled)()
+
+
+def assert_same_gradients(first, second):
+    assert first[2] > 0.1 and first[3]  # norm and finiteness
+    np.testing.assert_allclose(second[2], first[2], rtol=1e-5)
+    largest = max(float(tf.reduce_max(tf.abs(g))) for g in first[0])
+    for a, b in zip(first[0], second[0], strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-6 * largest)
+
+
+def test_micro_batches_have_the_gradient_of_the_batch(tiny, without_batch_statistics):
+    experiment = tiny("criterion.Criterion.contrast_pixels = 169")
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    images = [batch(experiment, 8, size=2)]
+    whole, looped = (accumulated(experiment, one, images, count) for count in (1, 2))
+    assert_same_gradients(whole, looped)
+    for a, b in zip(whole[1], looped[1], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_micro_batches_of_replicas_and_under_xla(tiny, without_batch_statistics, two_replicas):
+    experiment = tiny("criterion.Criterion.contrast_pixels = 169")
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    images = batch(experiment, 8, size=4)
+    halves = [tf.nest.map_structure(lambda v, h=h: v[2 * h : 2 * h + 2], images) for h in (0, 1)]
+    whole = accumulated(experiment, one, [images], 1)
+    assert_same_gradients(whole, accumulated(experiment, two_replicas, halves, 2))
+    # XLA's own whole batch: without batch statistics its rounding alone changes the gradient.
+    compiled = (accumulated(experiment, one, [images], count, compiled=True) for count in (1, 2))
+    assert_same_gradients(*compiled)
+
+
+def test_a_micro_batch_that_is_not_finite_skips_the_step(tiny, without_batch_statistics):
+    experiment = tiny()
+    image, targets = batch(experiment, 8, size=2)
+    poison = tf.constant([1.0, float("nan")])[:, None, None, None]
+    one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    *_, finite = accumulated(experiment, one, [(image * poison, targets)], 2)
+    assert not finite
+
+
+def test_average_of_the_weights_moves_with_each_step_that_is_not_skipped(tiny):
+    experiment = tiny("experiment.Experiment.ema_decay = 0.3")
+    trainer = make_trainer(experiment, tf.distribute.OneDeviceStrategy(ONE_DEVICE))
+    values, kept = trainer.model.variables, trainer.ema.variables
+    assert [v.shape for v in values] == [v.shape for v in kept]
+    expected = None
+    for step, decay, finite in (
+        (0, 0.0, True),
+        (1, 2 / 11, True),
+        (2, 1.0, False),
+        (99, 0.3, True),
+    ):
+        for v in values:
+            v.assign_add(tf.random.stateless_normal(v.shape, [step, 1]))
+        weights = [v.numpy() for v in values]
+        expected = [
+            decay * mean + (1 - decay) * weight
+            for mean, weight in zip(expected or weights, weights, strict=True)
+        ]
+        ema.update(
+            trainer.ema, trainer.model, 0.3, tf.constant(step, tf.int64), tf.constant(finite)
+        )
+        for mean, variable in zip(expected, kept, strict=True):
+            np.testing.assert_allclose(variable.numpy(), mean, rtol=1e-5, atol=1e-6)
+    assert "ema" not in make_trainer(tiny(), trainer.strategy).state
+
+
+def test_overfits_one_image(tiny):
+    experiment = tiny(
+        "experiment.Experiment.steps = 400",
+        "experiment.Experiment.evaluation_split = 'train'",
+        "training_input.TrainingInput.augment = False",
+        "kmax.KMaX.batch_norm_momentum = 0.9",
+    )
+    strategy = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    trainer = make_trainer(experiment, strategy)
+    image, targets = batch(experiment, trainer.model.output_stride, size=2)
+    one = tf.nest.map_structure(lambda v: v[:1], (image, targets))
+
+    @tf.function
+    def step(seed):
+        losses, _, _ = train_step(
+            trainer.model,
+            experiment.criterion,
+            trainer.optimizer,
+            *one,
+            seed=seed,
+            clip_norm=experiment.clip_norm,
+        )
+        return losses.total
+
+    first, *_, last = (float(step(tf.constant([i, 0]))) for i in range(experiment.steps))
+    assert last < first / 4
+    panoptic, _ = predictor.build_predictor(trainer.model, experiment)(one[0])
+    stride = trainer.model.output_stride
+    predicted = panoptic.segment_map[0, ::stride, ::stride].numpy()
+    truth = one[1].segment[0].numpy()
+    for segment in np.unique(truth[truth >= 0]):
+        ious = [
+            ((predicted == k) & (truth == segment)).sum()
+            / ((predicted == k) | (truth == segment)).sum()
+            for k in np.unique(predicted[predicted > 0])
+        ]
+        assert max(ious) > 0.6
+
+
+def test_gradient_that_is_not_finite_changes_nothing(tiny):
+    experiment = tiny()
+    strategy = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
+    trainer = make_trainer(experiment, strategy)
+    before = [v.numpy() for v in trainer.model.trainable_variables]
+    gradients = [tf.ones_like(v) for v in trainer.model.trainable_variables]
+    gradients[3] *= float("nan")
+    strategy.run(lambda: trainer.optimizer.apply(gradients, finite=tf.constant(False)))
+    for old, variable in zip(before, trainer.model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+    assert all((m.numpy() == 0).all() for m in trainer.optimizer._first)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """A function: makes the loss of the given steps NaN on the first image of the batch alone."""
+
+    def poison(bad_steps):
+        whole = Criterion.__call__
+
+        def criterion(self, outputs, targets, noise):
+            losses = whole(self, outputs, targets, noise)
+            factor = tf.where(tf.reduce_any(poison.step == bad_steps), [float("nan"), 1.0], 1.0)
+            return losses._replace(pq_mask=losses.pq_mask * factor)
+
+        monkeypatch.setattr(Criterion, "__call__", criterion)
+
+        def make_poisoned(*arguments):
+            trainer = make_trainer(*arguments)
+            poison.step = trainer.step
+            return trainer
+
+        monkeypatch.setattr(train, "make_trainer", make_poisoned)
+
+    return poison
+
+
+def test_a_step_without_finite_loss_is_skipped_counted_and_named(tiny, poisoned, tmp_path, capsys):
+    poisoned([1])
+    experiment = tiny(
+        "experiment.Experiment.steps_per_loop = 4", "experiment.Experiment.checkpoint_interval = 4"
+    )
+    model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    assert all(np.isfinite(v.numpy()).all() for v in model.variables)
+    lines = re.findall(r"step \d+ was skipped.*", capsys.readouterr().err)
+    (events,) = (tmp_path / "run" / "train").glob("events*")
+    values = {
+        value.tag: float(tf.make_ndarray(value.tensor))
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    }
+    assert values["nonfinite_steps"] == 1
+    assert np.isfinite(values["loss/total"]) and values["loss/total"] > 0
+    # Images of step 1 are the third and fourth that the input gives.
+    records = training_input.ordered_records(
+        train.training_records(experiment), experiment.training_input, seed=0
+    )
+    names = [example.parse(record).filename.numpy().decode() for _, record in records.take(4)]
+    assert lines == [
+        "step 1 was skipped, its loss or gradient is not finite; images: " + ", ".join(names[2:])
+    ]
+
+
+def test_training_stops_after_too_many_skipped_steps_in_a_row(tiny, poisoned, tmp_path):
+    poisoned(list(range(2, 40)))
+    experiment = tiny("experiment.Experiment.steps = 40")
+    with pytest.raises(InputError, match="10 steps in a row up to step 12 had no finite loss"):
+        train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    newest = tf.train.load_checkpoint(checkpoint.completed(str(tmp_path / "run"))[-1])
+    for key in newest.get_variable_to_shape_map():
+        if key != "_CHECKPOINTABLE_OBJECT_GRAPH":
+            assert np.isfinite(newest.get_tensor(key)).all(), key
+
+
+def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
+    digits = datasets.load("panoptic_digits")
+    stuff = digits.categories[-1]
+    image = np.full([97, 97, 3], 90, np.uint8)
+    record = serialize.record(
+        image=tf.io.encode_png(image).numpy(),
+        filename="a.png",
+        image_id="a",
+        segment_map=np.ones([97, 97], np.int32),
+        segment_id=[7],
+        category_id=[stuff.id],
+        is_crowd=[False],
+    )
+    folder = tmp_path / "records"
+    folder.mkdir()
+    with tf.io.TFRecordWriter(str(folder / shards.name("train", 0, 1))) as writer:
+        for _ in range(2):
+            writer.write(record)
+    text = datasets.with_split(str(folder), digits, "train", datasets.Split(2, 1))
+    (folder / datasets.FILE_NAME).write_text(text)
+    bindings = [
+        f"experiment.Experiment.data_dir = '{folder}'",
+        "experiment.Experiment.steps = 1",
+        "training_input.TrainingInput.scales = (1.0,)",
+    ]
+    train.train(tiny(*bindings), str(tmp_path / "a"), runtime.strategy("cpu"))
+    assert "no pixel of the crops is void" in capsys.readouterr().err
+    bindings.append("criterion.Criterion.unmatched_class_weight = 'nonvoid_share'")
+    train.train(tiny(*bindings), str(tmp_path / "b"), runtime.strategy("cpu"))
+    assert "no pixel" not in capsys.readouterr().err
+
+
+def test_terminated_training_goes_on_bit_exactly(
+    tiny, tmp_path, monkeypatch, capsys, assert_same_state
+):
+    """SIGTERM, then damage to what it saved: in the end all is as if neither had been."""
+    cpu, terminated, whole = runtime.strategy("cpu"), str(tmp_path / "a"), str(tmp_path / "b")
+    bindings = [f"experiment.Experiment.{b}" for b in ("ema_decay = 0.9", "accumulation = 2")]
+    train.train(tiny(*bindings), whole, cpu)
+    with monkeypatch.context() as patch:
+        loop_end = Trainer.train_loop_end
+
+        def terminate(trainer):
+            if int(trainer.step) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not re.search("SIGTERM", capsys.readouterr().err):
+                    time.sleep(0.01)
+            return loop_end(trainer)
+
+        patch.setattr(Trainer, "train_loop_end", terminate)
+        with pytest.raises(SystemExit) as stop:
+            train.train(tiny(*bindings), terminated, cpu)
+    assert stop.value.code == preemption.RESTART == 75
+    assert "stopped at step 2; start it again" in capsys.readouterr().err
+    _, newest = checkpoint.completed(terminated)
+    data = pathlib.Path(newest + ".data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[:-1000])
+    bindings.append("experiment.Experiment.checkpoints_kept = 9")
+    train.train(tiny(*bindings), terminated, cpu)
+    assert f"resuming from {tmp_path}/a/checkpoints/ckpt-1\n" in capsys.readouterr().out
+    paths = [checkpoint.completed(run_dir) for run_dir in (terminated, whole)]
+    assert [[checkpoint.step_of(path) for path in run] for run in paths] == [[1, 2, 3, 4]] * 2
+    for pair in zip(*paths, strict=True):
+        assert_same_state(*pair)
+
+
+def test_truncated_record_is_named(tiny, tmp_path):
+    experiment = tiny()
+    folder = tmp_path / "records"
+    tf.io.gfile.makedirs(str(folder))
+    for name in tf.io.gfile.listdir(experiment.data_dir):
+        tf.io.gfile.copy(f"{experiment.data_dir}/{name}", str(folder / name))
+    path = pathlib.Path(shards.paths(str(folder), "train")[1])
+    path.write_bytes(path.read_bytes()[:-100])
+    experiment = tiny(f"experiment.Experiment.data_dir = '{folder}'")
+    with pytest.raises(InputError, match="train-00001-of-00002.tfrecord.*convert again"):
+        train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+
+
+def test_missing_records_are_named_before_anything_is_written(tiny, tmp_path):
+    experiment = tiny("experiment.Experiment.train_split = 'trian'")
+    with pytest.raises(InputError, match='no records of split "trian"'):
+        train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_checkpoint(tiny, tmp_path):
+    experiment = tiny()
+    model = experiment.build_model()
+    path = tf.train.Checkpoint(model=model).save(str(tmp_path / "ckpt"))
+    data = pathlib.Path(path + ".data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.restore_model(model, path)
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.restore_model(model, str(tmp_path / "nothing-5"))
+
+
+def test_checkpoint_of_another_model_is_refused(tiny, tmp_path):
+    path = tf.train.Checkpoint(model=tiny().build_model()).save(str(tmp_path / "ckpt"))
+    other = tiny("kmax_decoder.ClusterPath.channels = 24").build_model()
+    with pytest.raises(InputError, match="another model"):
+        checkpoint.restore_model(other, path)
+
+
+def test_a_new_run_starts_from_a_pixel_encoder_alone(tiny, tmp_path):
+    """Weights to start from may be an encoder's; to evaluate or export they must be all."""
+    given = tiny().build_model()
+    own = [v for v in given.variables if v.ref() not in _refs(given.pixel_encoder)]
+    before = [v.numpy() for v in own]
+    donor = tiny("experiment.Experiment.seed = 1").build_model()
+    for variable in donor.variables:
+        variable.assign(tf.fill(variable.shape, 0.5))
+    path = tf.train.Checkpoint(pixel_encoder=donor.pixel_encoder).save(str(tmp_path / "ckpt"))
+    checkpoint.restore_initial(given, path)
+    assert all((v.numpy() == 0.5).all() for v in given.pixel_encoder.variables)
+    assert all((v.numpy() == old).all() for v, old in zip(own, before, strict=True))
+    with pytest.raises(InputError, match="another model"):
+        checkpoint.restore_model(given, path)
+    wider = tiny("resnet.ResNet.widths = (8, 16, 24)").build_model()
+    with pytest.raises(InputError, match="another model"):
+        checkpoint.restore_initial(wider, path)
+
+
+def _refs(layer):
+    return {v.ref() for v in layer.variables}
+
+
+def test_a_run_starts_from_the_weights_that_are_bound(tiny, tmp_path):
+    weights = tiny().build_model()
+    for variable in weights.variables:
+        variable.assign(tf.fill(variable.shape, 0.5))
+    path = tf.train.Checkpoint(model=weights).save(str(tmp_path / "ckpt"))
+    rate = "optimizer.AdamW.learning_rate = 0.0"
+    experiment = tiny(f"experiment.Experiment.initial_checkpoint = {path!r}", rate)
+    model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    assert all((v.numpy() == 0.5).all() for v in model.trainable_variables)
