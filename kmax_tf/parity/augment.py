@@ -14,6 +14,7 @@ from kmax_tf.parity.cases import Case, Comparison
 
 IMAGE_TOLERANCE = 5e-5  # of bilinear values, 0..255
 SHARPNESS_SHARE = 0.004  # of its values may differ by one: the blur's rounding before the cut
+COLOR_STEPS = {"small": 1, "large": 3}  # of the pixels stored, where the facts do not say
 SCALES = {"coco": (0.3, 1.7), "cityscapes": (0.5, 2.0), "ade20k": (0.5, 2.0)}
 LAST_DRAW = np.nextafter(np.float32(1), np.float32(0))
 
@@ -24,7 +25,7 @@ def compare(case: Case, comparison: Comparison) -> None:
 
 
 def _both(function, *inputs):
-    """What a function of arrays gives eagerly, and inside tf.data."""
+    """Returns what a function of arrays gives eagerly, and inside tf.data."""
     dataset = tf.data.Dataset.from_tensors(inputs).map(function)
     return function(*map(tf.constant, inputs)), next(iter(dataset))
 
@@ -39,61 +40,52 @@ def _color(case, comparison):
         numbers = [[[o[1:] for o in pair] for pair in p] for p in (ours, stored)]
         comparison.add(f"{name}/numbers", *numbers, 1e-6)
     for facts in case.facts["operations"]:
-        for size, step in (("small", 1), ("large", 3)):
+        for size, step in case.facts.get("steps", COLOR_STEPS).items():
             _operation(case, comparison, facts, size, step)
 
 
 def _operation(case, comparison, facts, size, step):
-    """One color operation on one image, of which every `step`-th pixel is stored."""
+    """Compares a color operation on one image; every `step`-th row and column is stored."""
     operation = getattr(color, facts["operation"].lower())
     argument = color.argument(operation, facts["magnitude"])
+    sharpness = operation is color.sharpness
     name = f"op/{facts['name']}/{size}"
     for image in _both(
-        lambda image: operation(image, argument, color.whole(image), pixels.HOST),
+        lambda image: operation(image, argument, color.whole_frame(image), pixels.HOST),
         case[f"image/{size}"],
     ):
         ours, stored = image.numpy()[::step, ::step], case[name]
-        sharpness = operation is color.sharpness
         comparison.add(name, ours, stored, 1 if sharpness else 0)
         if sharpness and ours.shape == stored.shape:
             comparison.add(f"{name}/share", np.mean(ours != stored), 0, SHARPNESS_SHARE)
 
 
 def _geometry(case, comparison):
-    def add(name, facts, function):
-        """`function` of image and map gives a `Sample`."""
-        stride = facts["image_stride"]
-        image, label = (case[f"{kind}/{facts['source']}"] for kind in ("image", "label"))
-        for sample in _both(function, image, label):
-            ours = sample.image.numpy()
-            comparison.add(
-                f"{name}/image", ours.ravel()[::stride], case[f"{name}/image"], IMAGE_TOLERANCE
-            )
-            comparison.add(f"{name}/mean", ours.mean(), facts["image_mean"], IMAGE_TOLERANCE)
-            comparison.add(f"{name}/label", sample.segment_map, case[f"{name}/label"], 0)
-
-    for facts in case.facts["resize_to_range"]:
-        add(f"resize/{facts['case']}", facts, lambda *s, f=facts: _resized(geometry.Sample(*s), f))
-    for facts in case.facts["random_scale"]:
-        add(f"scale/{facts['case']}", facts, lambda *s, f=facts: _scaled(geometry.Sample(*s), f))
-    for facts in case.facts["pad_crop"]:
-        name = f"pad_crop/{facts['case']}"
-        add(name, facts, lambda *s, f=facts: _placed(geometry.Sample(*s), f))
-        shape = case[f"image/{facts['source']}"].shape[:2]
-        last = geometry.locate(tf.constant(shape), _draw(place=LAST_DRAW), facts["crop"]).offset
-        pad, crop = np.maximum(last, 0), np.maximum(-last, 0)
-        limits = np.concatenate([pad, crop]) + 1
-        stored = facts["exclusive_upper_limits_of_the_4_draws"]
-        comparison.add(f"{name}/limits", limits, stored, 0)
-    facts = case.facts["evaluation"]
-    add("evaluation", facts, lambda *s: host.fit_and_pad(geometry.Sample(*s), facts["crop"]))
-    shape = case[f"image/{facts['source']}"].shape[:2]
-    fitted = geometry.fit(shape, facts["crop"], facts["crop"])
-    comparison.add("evaluation/size", fitted, facts["resized"][:2], 0)
-    for height, width, limit, *out in case.facts["resize_shapes_h_w_limit_outh_outw"]:
+    facts = case.facts
+    for kind, prefix, function in (
+        ("resize_to_range", "resize", _resized),
+        ("random_scale", "scale", _scaled),
+        ("pad_crop", "pad_crop", _placed),
+    ):
+        for entry in facts[kind]:
+            _compare_sample(case, comparison, f"{prefix}/{entry['case']}", entry, function)
+    for entry in facts["pad_crop"]:
+        shape = case[f"image/{entry['source']}"].shape[:2]
+        last = geometry.locate(tf.constant(shape), _draw(place=LAST_DRAW), entry["crop"]).offset
+        limits = np.concatenate([np.maximum(last, 0), np.maximum(-last, 0)]) + 1
+        stored = entry["exclusive_upper_limits_of_the_4_draws"]
+        comparison.add(f"pad_crop/{entry['case']}/limits", limits, stored, 0)
+    entry = facts["evaluation"]
+    crop = entry["crop"]
+    _compare_sample(
+        case, comparison, "evaluation", entry, lambda sample, _: host.fit_and_pad(sample, crop)
+    )
+    fitted = geometry.fit(case[f"image/{entry['source']}"].shape[:2], crop, crop)
+    comparison.add("evaluation/size", fitted, entry["resized"][:2], 0)
+    for height, width, limit, *out in facts["resize_shapes_h_w_limit_outh_outw"]:
         ours = geometry.fit([height, width], [limit] * 2, [limit] * 2)
         comparison.add(f"fit {height} x {width} into {limit}", ours, out, 0)
-    for name in case.facts["scale_sets"]:
+    for name in facts["scale_sets"]:
         dataset, _, role = name.partition("_")
         half = 0.5 if role == "paste" else 1.0
         ours = geometry.scale_set(*(half * bound for bound in SCALES[dataset]))
@@ -101,10 +93,20 @@ def _geometry(case, comparison):
         comparison.add(f"scale_set/{name}", np.array(ours, np.float32), stored, 0)
 
 
-def _draw(scale=1.0, place=0.0, flip=False):
-    return geometry.AugmentParams(
-        tf.constant(scale), tf.fill([2], place), tf.constant(flip), None, None
-    )
+def _compare_sample(case, comparison, name, facts, function):
+    """Compares image and label of what `function` makes of a `Sample` and the facts."""
+    inputs = [case[f"{kind}/{facts['source']}"] for kind in ("image", "label")]
+    for sample in _both(lambda *arrays: function(geometry.Sample(*arrays), facts), *inputs):
+        image = sample.image.numpy()
+        part, stored = image.ravel()[:: facts["image_stride"]], case[f"{name}/image"]
+        comparison.add(f"{name}/image", part, stored, IMAGE_TOLERANCE)
+        comparison.add(f"{name}/mean", image.mean(), facts["image_mean"], IMAGE_TOLERANCE)
+        comparison.add(f"{name}/label", sample.segment_map, case[f"{name}/label"], 0)
+
+
+def _draw(scale=1.0, place=0.0):
+    scale, place, flip = tf.constant(scale), tf.fill([2], place), tf.constant(False)
+    return geometry.AugmentParams(scale, place, flip, policy=None, chance=None)
 
 
 def _resized(sample, facts):
@@ -122,10 +124,10 @@ def _scaled(sample, facts):
 def _placed(sample, facts):
     shape = tf.shape(sample.segment_map)
     offset = tf.constant(facts["pad_offset"]) - tf.constant(facts["crop_offset"])
-    geom = geometry.Geometry(shape, shape, offset, tf.constant(facts["flip"]))
-    begin, end, corner = geometry.window(geom, facts["crop"])
+    place = geometry.Geometry(shape, shape, offset, tf.constant(facts["flip"]))
+    begin, end, corner = geometry.window(place, facts["crop"])
     cropped = tf.nest.map_structure(lambda x: pixels.cut(x, begin, end), sample)
-    return host.pad(host.mirror(cropped, geometry.flip), corner, facts["crop"])
+    return host.pad(host.mirror(cropped, place.flip), corner, facts["crop"])
 
 
 class _Labels:
@@ -138,7 +140,7 @@ class _Labels:
         self.num_things, self.divisor, self.ignore_label = dataset.num_things, divisor, ignore_label
 
     def segments(self, label, padding=None):
-        """The labels that are segments, the map of their numbers from 1, and their classes."""
+        """Returns labels that are segments, the map of their numbers from 1, and their classes."""
         classes = {official: index for index, official in enumerate(self.classes)}
         labels = [v for v in np.unique(label) if v != padding and v // self.divisor in classes]
         number = {v: k for k, v in enumerate(labels, 1)}
@@ -146,28 +148,31 @@ class _Labels:
         return labels, segment_map, np.array([classes[v // self.divisor] for v in labels], np.int32)
 
     def is_crowd(self, label):
-        """Where the class is one of things, but no instance is given."""
+        """Returns where the class is one of things, but no instance is given."""
         thing = np.isin(label // self.divisor, self.classes[: self.num_things])
         return thing & (label % self.divisor == 0)
 
 
 def _targets(case, comparison):
-    kinds = {}
+    official = {}
     for facts in case.facts["targets"]:
         labels = _Labels(facts["dataset"], facts["divisor"], facts["ignore_label"])
-        kinds[facts["dataset"]] = labels
+        official[facts["dataset"]] = labels
         _compare_targets(case, comparison, facts, labels)
     for facts in case.facts["copy_paste"]:
         for v in range(facts["cases"]):
             name = f"copy_paste/{facts['dataset']}_{v}"
-            _compare_paste(case, comparison, name, facts, kinds[facts["dataset"]])
+            _compare_paste(case, comparison, name, facts, official[facts["dataset"]])
 
 
 def _compare_targets(case, comparison, facts, official):
-    name = f"targets/{facts['dataset']}"
-    label = case[f"{name}/label"]
+    def add(name, ours):
+        name = f"targets/{facts['dataset']}/{name}"
+        comparison.add(name, ours, case[name], 0)
+
+    label = case[f"targets/{facts['dataset']}/label"]
     crowd = official.is_crowd(label)
-    comparison.add(f"{name}/is_crowd_gt", crowd, case[f"{name}/is_crowd_gt"], 0)
+    add("is_crowd_gt", crowd)
     # As our records have it: crowd is a segment of its own, which is made void.
     labels, segment_map, classes = official.segments(label)
     classes = np.where([crowd[label == v].any() for v in labels], -1, classes)
@@ -187,24 +192,25 @@ def _compare_targets(case, comparison, facts, official):
     ):
         semantic = np.array([*official.classes, official.ignore_label])[ours.semantic]
         # Crowd keeps its class in the official semantic map.
-        semantic = np.where(crowd, label // official.divisor, semantic)
-        comparison.add(f"{name}/semantic_gt", semantic, case[f"{name}/semantic_gt"], 0)
+        add("semantic_gt", np.where(crowd, label // official.divisor, semantic))
         mask, classes_in_order = _things(ours, official, facts["max_thing_id"])
-        comparison.add(f"{name}/thing_id_mask_gt", mask, case[f"{name}/thing_id_mask_gt"], 0)
-        stored = case[f"{name}/thing_id_class_gt"]
-        comparison.add(f"{name}/thing_id_class_gt", classes_in_order, stored, 0)
-        stored = case[f"{name}/semantic_loss_weight"]
-        comparison.add(f"{name}/semantic_loss_weight", ours.semantic_weight, stored, 0)
+        add("thing_id_mask_gt", mask)
+        add("thing_id_class_gt", classes_in_order)
+        add("semantic_loss_weight", ours.semantic_weight)
 
 
 def _things(targets, official, rows):
-    """The things numbered in the order of their first pixels, and their classes, -1 beyond."""
+    """Returns the things numbered in the order of their first pixels, and their classes.
+
+    Both are -1 where there is none; the classes are float64 [rows].
+    """
     segment, classes = targets.segment.numpy(), targets.segment_class.numpy()
-    things = [k for k in dict.fromkeys(segment.ravel()) if 0 <= classes[k] < official.num_things]
-    number = {row: k for k, row in enumerate(k for k in things if k >= 0)}
+    seen = [k for k in dict.fromkeys(segment.ravel()) if k >= 0]
+    things = [k for k in seen if 0 <= classes[k] < official.num_things]
+    number = {row: k for k, row in enumerate(things)}
     mask = np.vectorize(lambda row: number.get(row, -1), otypes=[np.int32])(segment)
     padded = np.full(rows, -1.0)
-    padded[: len(number)] = [official.classes[classes[row]] for row in number]
+    padded[: len(things)] = [official.classes[classes[row]] for row in things]
     return mask, padded
 
 
@@ -229,18 +235,23 @@ def _compare_paste(case, comparison, name, facts, official):
             geometry.Sample(image_a, map_a), segments_a, geometry.Sample(image_b, map_b), segments_b
         )
 
+    stride = facts.get("image_stride", 1)
     inputs = [case[f"{name}/image_{x}"] for x in "ab"]
     for image, segment_map, ours in _both(pasted, *inputs, *maps, *classes):
-        comparison.add(f"{name}/image_out", image, case[f"{name}/image_out"], 0)
-        label = np.full(segment_map.shape, official.ignore_label * official.divisor)
-        for k, index in enumerate(ours.numpy(), 1):
-            other = k > copy_paste.MAX_SEGMENTS
-            here = segment_map.numpy() == k
-            if not here.any():
-                continue
-            source = case[f"{name}/label_{'b' if other else 'a'}"][here]
-            instance = source % official.divisor
-            if other:  # the official names of pasted instances
-                instance = np.where(instance > 0, official.divisor - 1 - instance, 0)
-            label[here] = official.classes[index] * official.divisor + instance
+        stored = case[f"{name}/image_out"].ravel()
+        comparison.add(f"{name}/image_out", image.numpy().ravel()[::stride], stored, 0)
+        label = _pasted_label(case, name, official, segment_map.numpy(), ours.numpy())
         comparison.add(f"{name}/label_out", label, case[f"{name}/label_out"], 0)
+
+
+def _pasted_label(case, name, official, segment_map, classes):
+    """Returns the official labels of our map, with the instances of the labels they came from."""
+    label = np.full(segment_map.shape, official.ignore_label * official.divisor)
+    for k, index in enumerate(classes, 1):
+        other, here = k > copy_paste.MAX_SEGMENTS, segment_map == k
+        source = case[f"{name}/label_{'b' if other else 'a'}"][here]
+        instance = source % official.divisor
+        if other:  # the official names of pasted instances
+            instance = np.where(instance > 0, official.divisor - 1 - instance, 0)
+        label[here] = official.classes[index] * official.divisor + instance
+    return label

@@ -51,9 +51,8 @@ def compare(case: Case, comparison: Comparison) -> None:
         _compare_samples(case, comparison, targets, noise)
     ours = {"semantic_loss": losses.semantic, "total_loss": losses.total}
     for i, output in enumerate(OUTPUTS):
-        for official, name in TERMS.items():
-            prefix = "" if output == "main" else output
-            ours[prefix + official] = getattr(losses, name)[i]
+        prefix = "" if output == "main" else output
+        ours |= {prefix + official: getattr(losses, name)[i] for official, name in TERMS.items()}
     for term, stored in zip(case.facts["terms"], case["terms"], strict=True):
         comparison.add(f"terms/{term['name']}", ours[term["name"]], stored, term["tol"])
     for facts in case.facts["gradients"]:
@@ -81,7 +80,7 @@ def _outputs(case, variables):
 
 
 def _targets(case, height):
-    """Targets, and for each image {our row: official row}."""
+    """Returns `Targets` of `height` rows of pixels, and for each image {official row: our row}."""
     facts = case.facts
     maps = [case[f"gt/{name}"] for name in ("semantic", "thing_id_mask", "semantic_loss_weight")]
     stride = (maps[0].shape[1] - 1) // (height - 1)
@@ -93,51 +92,53 @@ def _targets(case, height):
     segment = np.full(class_map.shape, -1, np.int32)
     segment_class = np.full((len(class_map), facts["mask_slots"]), -1, np.int32)
     rows = []
-    for image in range(len(class_map)):
-        official = {}
-        for t in np.unique(thing[image][thing[image] >= 0]).astype(int):
-            segment[image][thing[image] == t] = len(official)
-            segment_class[image, len(official)] = index[int(thing_class[image, t])]
-            official[len(official)] = t
-        for c in np.unique(class_map[image][class_map[image] >= first_stuff]):
-            segment[image][class_map[image] == c] = len(official)
-            segment_class[image, len(official)] = c
-            official[len(official)] = facts["max_thing_id"] + c - first_stuff
-        rows.append(official)
+    for image, (things, stuff) in enumerate(zip(thing, class_map, strict=True)):
+        # The official row, where it is, and its class.
+        found = [
+            (t, things == t, index[int(thing_class[image, t])])
+            for t in np.unique(things[things >= 0]).astype(int)
+        ]
+        found += [
+            (facts["max_thing_id"] + c - first_stuff, stuff == c, c)
+            for c in np.unique(stuff[stuff >= first_stuff])
+        ]
+        for ours, (_, inside, c) in enumerate(found):
+            segment[image][inside] = ours
+            segment_class[image, ours] = c
+        rows.append({official: ours for ours, (official, *_) in enumerate(found)})
     targets = Targets(segment, segment_class, class_map, weight.astype(np.float32))
     return Targets(*map(tf.constant, targets)), rows
 
 
 def _compare_matching(case, comparison, matching, rows):
-    def add(name, ours, stored):
-        comparison.add(name, ours, stored, ABSOLUTE + RELATIVE * np.abs(stored))
+    """Compares the assignment, and what it weighs; `rows` as from `_targets`."""
+    matching = type(matching)(*(tensor.numpy() for tensor in matching))
+
+    def add(name, ours):
+        stored = case[f"match/{name}"]
+        comparison.add(f"match/{name}", ours, stored, ABSOLUTE + RELATIVE * np.abs(stored))
 
     slots = np.full(case["match/slot_of_row"].shape, -1)
-    where = []  # image and our row of each existing row, in the order stored
-    for image, official in enumerate(rows):
-        for ours, row in official.items():
-            slots[image, row] = matching.cluster_of_segment[image, ours]
-        ours_of = {row: ours for ours, row in official.items()}
-        where += [(image, ours_of[r]) for i, r in case["match/rows"] if i == image and r in ours_of]
+    for image, row_of in enumerate(rows):
+        slots[image, [*row_of]] = matching.cluster_of_segment[image, [*row_of.values()]]
     comparison.add("match/slot_of_row", slots, case["match/slot_of_row"], 0)
+    where = [(image, rows[image][official]) for image, official in case["match/rows"]]
     images, segments = np.array(where, int).reshape(-1, 2).T
-    add("match/dice", matching.dice.numpy()[images, segments], case["match/dice"])
-    add("match/cost", matching.cost.numpy()[images, segments], case["match/cost"])
-    clusters = matching.cluster_of_segment.numpy()[images, segments]
-    weight = matching.mask_weight.numpy()[images, clusters]
-    add("match/dice_weight", weight, case["match/dice_weight"])
-
-    target = matching.class_of_cluster.numpy()
-    comparison.add("match/class_target", target, case["match/class_target"], 0)
-    weight = matching.class_weight.numpy()
-    add("match/class_weight", weight, case["match/class_weight"])
-    unmatched = target == case.facts["classes"]  # the others' void ratio has no part in anything
-    void = np.maximum(case["match/void_ratio"], terms.PROBABILITY_FLOOR)
-    add("match/void_ratio", weight[unmatched], void[unmatched])
+    add("dice", matching.dice[images, segments])
+    add("cost", matching.cost[images, segments])
+    clusters = matching.cluster_of_segment[images, segments]
+    add("dice_weight", matching.mask_weight[images, clusters])
+    comparison.add("match/class_target", matching.class_of_cluster, case["match/class_target"], 0)
+    add("class_weight", matching.class_weight)
+    # A matched slot's void ratio has no part in anything.
+    unmatched = matching.class_of_cluster == case.facts["classes"]
+    void = np.maximum(case["match/void_ratio"], terms.PROBABILITY_FLOOR)[unmatched]
+    tolerance = ABSOLUTE + RELATIVE * np.abs(void)
+    comparison.add("match/void_ratio", matching.class_weight[unmatched], void, tolerance)
 
 
 def _compare_samples(case, comparison, targets, noise):
-    """The pixels that the contrast term draws; their order does not matter."""
+    """Compares the pixels that the contrast term draws; their order does not matter."""
     segment = targets.segment.numpy().reshape(len(targets.segment), -1)
     area = [[(row == s).sum() if s >= 0 else 1 for s in row] for row in segment]
     nonvoid = targets.semantic.numpy().reshape(segment.shape) >= 0

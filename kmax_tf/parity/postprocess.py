@@ -7,12 +7,15 @@ from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.postprocess import PostProcess
 from kmax_tf.parity.cases import Case, Comparison
 
+SCORE_TOLERANCE = 2e-6  # of probabilities, absolute
+
 
 def compare(case: Case, comparison: Comparison) -> None:
     """Compares every map of a case."""
     facts = case.facts
     masks = case["mask_logits_int8"].astype(np.float32) / 8 + case["mask_logits_offset"]
     logits = case["class_logits_int8"].astype(np.float32) / 8
+    prediction = Prediction(tf.constant(masks), tf.constant(logits), None)
     postprocess = PostProcess(
         thing_threshold=facts["class_threshold_thing"],
         stuff_threshold=facts["class_threshold_stuff"],
@@ -22,38 +25,34 @@ def compare(case: Case, comparison: Comparison) -> None:
         pixel_threshold=facts["pixel_threshold"],
         mask_exponent=facts["mask_exponent"],
     )
-    arguments = (
-        Prediction(tf.constant(masks), tf.constant(logits), None),
-        facts["canvas"],
-        facts["things"],
-    )
     pasted, panoptic = (
-        tf.nest.map_structure(lambda field: field.numpy(), result)
-        for result in (postprocess.paste(*arguments), postprocess(*arguments))
+        tf.nest.map_structure(np.asarray, merge(prediction, facts["canvas"], facts["things"]))
+        for merge in (postprocess.paste, postprocess)
     )
     category = np.array(facts["class_order"])
     lowest = min(postprocess.thing_threshold, postprocess.stuff_threshold)
-    # Where no mask reaches it the official code leaves both score maps empty.
+    # The official code leaves both score maps empty where no mask reaches the lowest threshold.
     any_mask = (pasted.confidence.max(axis=1) >= lowest)[:, None, None]
-    confidence = _lookup(np.pad(pasted.confidence, [(0, 0), (1, 0)]), pasted.mask_map)
+    confidence = _look_up(np.pad(pasted.confidence, [(0, 0), (1, 0)]), pasted.mask_map)
+    scores = np.where(any_mask, pasted.probability, 0).ravel()
 
     comparison.add("panoptic_pred", _official(panoptic, category, facts), case["panoptic_pred"], 0)
     comparison.add("instance_pred", np.maximum(pasted.mask_map, 1), case["instance_pred"], 0)
     comparison.add("semantic_pred", category[panoptic.semantic_map], case["semantic_pred"], 0)
-    comparison.add("semantic_scores", confidence, case["semantic_scores"], 2e-6)
-    scores = np.where(any_mask, pasted.probability, 0).ravel()[::3]
-    comparison.add("instance_scores", scores, case["instance_scores_every_3rd"], 2e-6)
+    comparison.add("semantic_scores", confidence, case["semantic_scores"], SCORE_TOLERANCE)
+    stored = case["instance_scores_every_3rd"]
+    comparison.add("instance_scores", scores[::3], stored, SCORE_TOLERANCE)
 
 
-def _lookup(table, ids):
-    """table[ids] of each image."""
+def _look_up(table, ids):
+    """Returns table[ids] of each image: tables [batch, n], ids [batch, height, width]."""
     return np.take_along_axis(table, ids.reshape(len(ids), -1), axis=1).reshape(ids.shape)
 
 
 def _official(panoptic, category, facts):
-    """class * divisor + rank of a thing's mask, from 1; the ignore label's for void."""
+    """Returns class * divisor + rank of a thing's mask, from 1; the ignore label's for void."""
     classes, divisor = panoptic.segment_class, facts["divisor"]
     rank = np.arange(1, classes.shape[1] + 1)
     label = category[classes] * divisor + np.where(classes < facts["things"], rank, 0)
     void = facts["ignore_label"] * divisor
-    return _lookup(np.pad(label, [(0, 0), (1, 0)], constant_values=void), panoptic.segment_map)
+    return _look_up(np.pad(label, [(0, 0), (1, 0)], constant_values=void), panoptic.segment_map)

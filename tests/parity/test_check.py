@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.parity import cases, check
 
 ROOT = pathlib.Path(__file__).parents[2]
+OWN = ROOT / "tests" / "golden"
 
 
 def test_comparison():
@@ -46,23 +48,24 @@ def test_comparison_of_a_tensor_stored_in_part():
 
 
 @pytest.fixture
-def copied(shared, tmp_path):
+def copied(tmp_path):
     """A function: changes of arrays -> the result of one loss case with these changes."""
-    source = shared / "golden" / "loss"
+    source = OWN / "loss"
 
     def run(**changes):
         folder = tmp_path / "golden" / "loss"
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / "ade20k.json", folder)
-        arrays = dict(np.load(source / "ade20k.npz")) | changes
-        np.savez(folder / "ade20k.npz", **{k: v for k, v in arrays.items() if v is not None})
+        shutil.copy(source / "coco_sampled.json", folder)
+        arrays = dict(np.load(source / "coco_sampled.npz")) | changes
+        arrays = {name: value for name, value in arrays.items() if value is not None}
+        np.savez(folder / "coco_sampled.npz", **arrays)
         return check.check(str(tmp_path / "golden"))
 
     return run
 
 
-def test_differences_fail(copied, shared):
-    terms = np.load(shared / "golden" / "loss" / "ade20k.npz")["terms"]
+def test_differences_fail(copied):
+    terms = np.load(OWN / "loss" / "coco_sampled.npz")["terms"]
     (result,) = copied()
     assert result.passed and 0 < result.deviation_over_tolerance <= 1
     (result,) = copied(terms=terms + 1e-3)
@@ -111,50 +114,84 @@ def test_cases_that_cannot_be_run_fail(tmp_path):
     assert "'policies'" in augment.worst
 
 
-@pytest.mark.parametrize("case", ["colour", "geometry", "targets"])
-def test_augment(shared, case):
-    (result,) = check.check(str(shared / "golden"), "augment", case)
-    assert result.passed, result
+def test_augment(golden):
+    results = check.check(str(golden), "augment")
+    assert [result.case for result in results] == ["colour", "geometry", "targets"]
+    assert all(result.passed for result in results), results
 
 
 @pytest.mark.parametrize(
     ("case", "array"),
     [
+        ("colour", "op/Equalize/large"),
         ("geometry", "pad_crop/1/label"),
+        ("targets", "copy_paste/coco_0/image_out"),
         ("targets", "copy_paste/coco_0/label_out"),
         ("targets", "targets/cityscapes/semantic_loss_weight"),
     ],
 )
-def test_augment_that_differs_fails(shared, tmp_path, case, array):
+def test_augment_that_differs_fails(tmp_path, case, array):
     folder = tmp_path / "golden" / "augment"
     folder.mkdir(parents=True)
-    shutil.copy(shared / "golden" / "augment" / f"{case}.json", folder)
-    arrays = dict(np.load(shared / "golden" / "augment" / f"{case}.npz"))
+    shutil.copy(OWN / "augment" / f"{case}.json", folder)
+    arrays = dict(np.load(OWN / "augment" / f"{case}.npz"))
     arrays[array].flat[7] += 1
     np.savez(folder / f"{case}.npz", **arrays)
     (result,) = check.check(str(tmp_path / "golden"))
     assert not result.passed and result.worst == array
 
 
-def test_optimizer(shared):
-    (result,) = check.check(str(shared / "golden"), "optimizer")
+def test_optimizer(golden):
+    (result,) = check.check(str(golden), "optimizer")
     assert result.passed, result
 
 
 @pytest.mark.slow
+def test_model(golden):
+    results = check.check(str(golden), "model")
+    assert "coco_r50" in [result.case for result in results]
+    assert all(result.passed for result in results), results
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["coco_r50", "coco_axial_r50", "coco_convnext_tiny", "cityscapes_r50"]
+    ("part", "case"), [("port", "coco_r50"), ("encoders", "timm_convnext_tiny")]
 )
-def test_model(shared, case):
-    (result,) = check.check(str(shared / "golden"), "model", case)
-    assert result.passed, result
+def test_other_code_bases(golden, part, case):
+    results = check.check(str(golden), part)
+    assert case in [result.case for result in results]
+    assert all(result.passed for result in results), results
+
+
+def test_merging_of_the_port(golden):
+    for dataset in ("coco", "cityscapes", "ade20k"):
+        (result,) = check.check(str(golden), "port", f"postprocess_{dataset}")
+        assert result.passed, result
+
+
+def test_checkpoint_shapes_of_both_layouts(tmp_path):
+    key = "encoder/_stem/_conv/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+    assert cases.checkpoint_shapes(cases.FOLDER, "coco_r50")[key] == [7, 7, 3, 64]
+    (tmp_path / "checkpoint_keys").mkdir()
+    entries = [{"key": key, "shape": [1, 2], "dtype": "float32"}]
+    (tmp_path / "checkpoint_keys" / "coco_r50.json").write_text(json.dumps(entries))
+    assert cases.checkpoint_shapes(str(tmp_path), "coco_r50") == {key: [1, 2]}
 
 
 @pytest.mark.slow
 def test_script(copied, tmp_path):
     copied(more=np.zeros(3))
-    script = [sys.executable, ROOT / "scripts" / "check_parity.py", tmp_path / "golden"]
-    done = subprocess.run([*script, "--json"], capture_output=True, text=True)
+    script = [sys.executable, ROOT / "scripts" / "check_parity.py"]
+    folder = tmp_path / "golden"
+    done = subprocess.run([*script, folder, "--json"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert json.loads(done.stdout)["cases"][0]["case"] == "ade20k"
-    assert subprocess.run([*script, "--part=model"], capture_output=True).returncode == 1
+    assert json.loads(done.stdout)["cases"][0]["case"] == "coco_sampled"
+    done = subprocess.run([*script, folder, "--part=model"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {folder}: holds no model case")
+    # Without a folder, and from anywhere: the project's own numbers.
+    done = subprocess.run(
+        [*script, "--part=optimizer"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^optimizer/adamw .* pass ", done.stdout, re.MULTILINE)
