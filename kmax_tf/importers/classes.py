@@ -1,27 +1,30 @@
-"""Which channel of another model's head is which class of ours.
+"""Maps the channels of another model's head to our classes.
 
-Class indices here: things in the order of the table, then stuff by id, void last. Official code
-numbers the classes of a dataset by the rank of their ids, and has three orders of channels:
+Our class indices are things in the order of the table, then stuff by id; void is last. Official
+code ranks the classes of a dataset by id. Its heads have one of three orders of channels:
 
-    things_first       as here
+    things_first       our order
     by_id              rank of the id, void last
-    by_id_void_first   void, then rank of the id; without void where there is no channel for it
+    by_id_void_first   void, if the head has a channel for it, then rank of the id
 """
 
 import numpy as np
 
 from kmax_tf.data.datasets import Dataset
 
+ORDERS = ("things_first", "by_id", "by_id_void_first")
+
 
 def channels(dataset: Dataset, order: str, count: int) -> list[int | None]:
-    """Returns the channel of each class of `dataset`, and of void after them (None: has none).
+    """Returns the channel of each class of `dataset`, then that of void, or None without one.
 
     Args:
-      order: one of the orders above.
-      count: channels of the head, which may have one for void or not.
+        dataset: the classes of the head.
+        order: one of the orders above.
+        count: channels of the head, with or without void.
 
     Raises:
-      ValueError: a head of `dataset` does not have that many channels.
+        ValueError: `count` does not fit the number of classes.
     """
     classes = dataset.num_classes
     if count not in (classes, classes + 1):
@@ -40,15 +43,13 @@ def channels(dataset: Dataset, order: str, count: int) -> list[int | None]:
 def gather(
     ours: Dataset, theirs: Dataset, order: str, our_count: int, their_count: int
 ) -> np.ndarray:
-    """Returns for each channel of our head the channel of theirs, -1 where they have none.
-
-    Classes are the same if their names are.
+    """Returns the source's channel for each channel of our head, -1 for none; matched by name.
 
     Raises:
-      ValueError: as `channels`.
+        ValueError: as `channels`.
     """
     their_channels = channels(theirs, order, their_count)
     by_name = {c.name: k for c, k in zip(theirs.categories, their_channels)}
-    found = [by_name.get(category.name) for category in ours.categories]
-    found = (found + [their_channels[-1]])[:our_count]
-    return np.array([-1 if channel is None else channel for channel in found])
+    sources = [by_name.get(category.name) for category in ours.categories]
+    sources = (sources + [their_channels[-1]])[:our_count]
+    return np.array([-1 if channel is None else channel for channel in sources])

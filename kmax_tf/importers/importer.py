@@ -1,4 +1,4 @@
-"""Fills a model from the arrays of a weight file: everything fits, or nothing is changed."""
+"""Fills a model from the arrays of a weight file; changes nothing unless everything fits."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import tf_keras
 
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError
-from kmax_tf.importers import classes, names
+from kmax_tf.importers import classes, fold, names
 from kmax_tf.importers.variables import PARTS, variables
 
 _SHOWN = 10  # names of each kind of mismatch that a message lists
@@ -15,13 +15,22 @@ _SHOWN = 10  # names of each kind of mismatch that a message lists
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an import did."""
+    """The result of an import."""
 
     assigned: int  # variables
     ignored: int  # names of the source that are no weights of the model
-    fresh_parts: tuple[str, ...]  # parts of the model that the source does not hold
-    fresh_classes: tuple[str, ...]  # our classes that the source does not know
-    dropped_classes: tuple[str, ...]  # the source's classes that ours have no place for
+    fresh_parts: tuple[str, ...]  # parts of the model without values in the source
+    fresh_classes: tuple[str, ...]  # our classes that the source does not have
+    dropped_classes: tuple[str, ...]  # classes of the source that we do not have
+
+    def lines(self) -> list[str]:
+        """Says what was not taken over, a line each."""
+        entries = (
+            ("newly initialized, not in the source", self.fresh_parts),
+            ("newly initialized classes, not in the source", self.fresh_classes),
+            ("dropped classes of the source", self.dropped_classes),
+        )
+        return [f"{what}: {', '.join(names)}" for what, names in entries if names]
 
 
 def import_weights(
@@ -30,52 +39,43 @@ def import_weights(
     source: dict[str, np.ndarray],
     dataset: Dataset,
     theirs: Dataset | None = None,
+    semantic_channels: str | None = None,
+    gin_file: str = "",
 ) -> Report:
-    """Fills the variables of a built `KMaX` from a source of another code base.
+    """Fills the variables of a built `KMaX` from weights of another code base.
 
     Args:
-      model: keeps its initial values where the report says so.
-      kind: the name map, one of `names.kinds()`.
-      source: arrays by the names of that code base, such as `readers.read` returns.
-      dataset: the classes of the model.
-      theirs: the classes of the source, if they are others; heads are mapped by class name.
+        model: the model; parts and classes that the report calls fresh keep their values.
+        kind: the name map, one of `names.kinds()`.
+        source: arrays by the names of that code base, such as `readers.read` returns.
+        dataset: the classes of the model.
+        theirs: the classes of the source, if they differ; heads are mapped by class name.
+        semantic_channels: order of the semantic head's channels, where the kind does not tell it.
+        gin_file: experiment of the model, to name the right one in an error.
 
     Raises:
-      InputError: a variable is missing in the source, unexpected, or of another shape; the model is
-        as it was.
+        InputError: the model computes another function; a variable of the source is missing,
+            unexpected or of another shape; or the order of the channels is unknown. The model is
+            then unchanged.
     """
     name_map = names.load(kind)
+    _check_function(model, kind, name_map, gin_file)
+    name_map = _with_semantic_channels(name_map, kind, model, dataset, semantic_channels)
     theirs = theirs or dataset
     ours = {p: v for p, v in variables(model).items() if p.startswith(name_map.part)}
-    values, unexpected, misshapen, ignored = {}, [], [], 0
-    for name, value in source.items():
-        path = name_map.rename(name)
-        if name_map.ignores(name):
-            ignored += 1
-        elif path not in ours or path in values:
-            unexpected.append(name)
-        else:
-            variable = ours[path]
-            try:
-                value = _fit(value, path, variable, name_map)
-                values[path] = _map_classes(value, path, variable, name_map, dataset, theirs)
-            except ValueError as error:
-                values[path] = None
-                misshapen.append(f"{name} ({error})")
-    missing = [path for path in ours if path not in values]
-    mismatches = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    if any(mismatches.values()):
-        raise InputError(
-            f"the weights do not fit as {kind}: "
-            + "; ".join(_listed(*entry) for entry in mismatches.items() if entry[1])
-        )
+    weights = {name: value for name, value in source.items() if not name_map.ignores(name)}
+    values = _by_our_paths(weights, ours, kind, name_map, dataset, theirs)
+    if name_map.epsilon:
+        fold.fold_epsilon(values, name_map.epsilon)
+    if name_map.mean:
+        fold.fold_normalization(values, name_map.mean, name_map.std)
     for path, value in values.items():
         ours[path].assign(value)
     known = {c.name for c in dataset.categories}, {c.name for c in theirs.categories}
     heads = not name_map.part
     return Report(
         assigned=len(values),
-        ignored=ignored,
+        ignored=len(source) - len(weights),
         fresh_parts=tuple(p for p in PARTS if not p.startswith(name_map.part)),
         fresh_classes=tuple(c.name for c in dataset.categories if heads and c.name not in known[1]),
         dropped_classes=tuple(
@@ -84,13 +84,69 @@ def import_weights(
     )
 
 
+def _by_our_paths(weights, ours, kind, name_map, dataset, theirs):
+    """Returns {path of our variable: value}; InputError unless all weights and variables match."""
+    values, unexpected, misshapen = {}, [], []
+    for name, value in weights.items():
+        path = name_map.rename(name)
+        if path not in ours or path in values:
+            unexpected.append(name)
+            continue
+        try:
+            value = _fit(value, path, ours[path], name_map)
+            values[path] = _map_classes(value, path, ours[path], name_map, dataset, theirs)
+        except ValueError as error:
+            values[path] = None
+            misshapen.append(f"{name} ({error})")
+    missing = [path for path in ours if path not in values]
+    mismatches = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(mismatches.values()):
+        raise InputError(
+            f"the weights do not fit as {kind}: "
+            + "; ".join(_listed(*entry) for entry in mismatches.items() if entry[1])
+            + "; choose another --kind or the experiment of these weights"
+        )
+    return values
+
+
+def _check_function(model, kind, name_map, gin_file):
+    """Refuses a model of equal names and shapes that computes another function."""
+    differences = []
+    for name, theirs in name_map.function.items():
+        layer, attribute = name.split(".")
+        value = getattr(getattr(model, layer), attribute, None)  # a ConvNeXt has no max-pool
+        if value not in (None, theirs):
+            differences.append(f"{name} is {value} here and {theirs} there")
+    if differences:
+        raise InputError(
+            f"weights of kind {kind} compute another function: {', '.join(differences)};"
+            f" use --gin_file={names.experiment(name_map, gin_file)}"
+        )
+
+
+def _with_semantic_channels(name_map, kind, model, dataset, given):
+    """Returns the map with the order of the semantic channels that the user gives, if it has none.
+
+    Without a channel for void both orders are the same.
+    """
+    if name_map.semantic_channels in classes.ORDERS:
+        return name_map
+    if model.semantic_branch.classifier.filters > dataset.num_classes and given is None:
+        raise InputError(
+            f"weights of kind {kind} have a semantic channel for void, and no name tells which;"
+            " give --semantic_channels=by_id (void last, as the port trains) or"
+            " by_id_void_first (converted from the TensorFlow code)"
+        )
+    return dataclasses.replace(name_map, semantic_channels=given or "by_id")
+
+
 def _listed(what, entries):
     more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
     return f"{len(entries)} {what}: {', '.join(entries[:_SHOWN])}{more}"
 
 
 def _fit(value, path, variable, name_map):
-    """The value in our layout and shape but for the class channels; ValueError if it differs."""
+    """Brings a value to our layout and shape, except class channels; ValueError if it differs."""
     shape, theirs = list(variable.shape), list(value.shape)
     if name_map.layout == "torch":
         value = _from_torch(value, path)
@@ -108,7 +164,7 @@ def _squeezed(shape):
 
 
 def _from_torch(value, path):
-    """[out, in, height, width] -> [height, width, in, out], and so for other ranks."""
+    """Transposes [out, in, height, width] to [height, width, in, out], and likewise other ranks."""
     leaf = path.rsplit("/", 1)[-1]
     if leaf == "depthwise_kernel" and value.ndim == 4:
         return value.transpose(2, 3, 0, 1)
@@ -122,7 +178,7 @@ def _is_classifier(path):
 
 
 def _map_classes(value, path, variable, name_map, dataset, theirs):
-    """Puts the channels of a classifier into our order; those without a source stay as they are."""
+    """Puts the channels of a classifier in our order; those without a source keep their values."""
     if not _is_classifier(path):
         return value
     semantic = path.startswith("semantic_branch/")

@@ -1,31 +1,40 @@
-"""Name maps: how a variable of another code base is called here. A map is a JSON file in `maps`.
+"""Name maps translate the variable names of another code base. Each is a JSON file in `maps`.
 
-    {"include": "another map, whose lists come first; optional",
-     "ignore": ["pattern of names that are no weights of the model"],
-     "rules": [["pattern", "replacement"], ...],
-     "part": "pixel_encoder", if the source holds that part of the model alone,
-     "layout": "tensorflow" or "torch", how kernels are laid out,
-     "class_channels", "semantic_channels": how channels of classes are ordered, see classes.py}
+    | field | value |
+    |---|---|
+    | include | another map, whose lists come first; optional |
+    | ignore | patterns of names that are no weights of the model |
+    | rules | [pattern, replacement] pairs |
+    | part | "pixel_encoder" if the source holds only that part of the model |
+    | layout | "tensorflow" or "torch", the layout of kernels |
+    | class_channels, semantic_channels | order of the channels of classes, see classes.py |
+    | function | {attribute of the model: value} of the weights' own function |
+    | experiments | what their experiments' names in gin/experiments begin with |
+    | mean, std | of the image / 255, where the weights expect it normalized so |
+    | epsilon | of batch norm, if it is not ours |
 
-The rules are applied one after the other, each wherever its pattern is found. A replacement writes
-group 1 as <1>, and the number in group 1 less 2 as <1-2>.
+All rules are applied in order, to every match of their pattern. In a replacement <1> is group 1,
+and <1-2> the number in group 1 minus 2.
 """
 
 import dataclasses
 import difflib
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
 from kmax_tf import errors, files
 
 MAPS = os.path.join(os.path.dirname(__file__), "maps")
+PORT = "port_"  # begins the names of the experiments of the PyTorch port
 
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
-    """A map as read; see the module's text."""
+    """A name map, with the fields described in this module's docstring."""
 
     ignore: tuple[str, ...]
     rules: tuple[tuple[str, str], ...]
@@ -33,12 +42,17 @@ class NameMap:
     layout: str = "tensorflow"
     class_channels: str = "things_first"
     semantic_channels: str = "by_id_void_first"
+    function: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    experiments: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    epsilon: float | None = None
 
     def ignores(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.ignore)
 
     def rename(self, name: str) -> str:
-        """Returns the path of our variable, or some other string for a name that is unknown."""
+        """Returns the path of our variable, or another string for an unknown name."""
         for pattern, replacement in self.rules:
             name = re.sub(pattern, lambda found, r=replacement: _fill(r, found), name)
         return name
@@ -52,13 +66,22 @@ def _fill(replacement, found):
     return re.sub(r"<(\d)(?:-(\d))?>", group, replacement)
 
 
+def experiment(name_map: NameMap, gin_file: str) -> str:
+    """Returns the experiment for weights of a map that is nearest to another experiment."""
+    folder, prefix = "gin/experiments", name_map.experiments
+    files_there = tf.io.gfile.listdir(os.path.join(files.ROOT, folder))
+    ours = [f for f in files_there if f.startswith(PORT) == bool(prefix)]
+    wanted = prefix + os.path.basename(gin_file).removeprefix(PORT)
+    return os.path.join(folder, difflib.get_close_matches(wanted, sorted(ours), 1, 0)[0])
+
+
 def kinds() -> list[str]:
-    """The names of the maps."""
+    """Lists the names of the maps."""
     return sorted(f.removesuffix(".json") for f in tf.io.gfile.listdir(MAPS) if f.endswith(".json"))
 
 
 def load(kind: str) -> NameMap:
-    """Returns the map of a kind of source; InputError if there is no such kind."""
+    """Reads the map of a kind of source; InputError if the kind does not exist."""
     if kind not in kinds():
         nearest = difflib.get_close_matches(kind, kinds(), n=1, cutoff=0)[0]
         raise errors.InputError(

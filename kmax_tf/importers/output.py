@@ -1,50 +1,37 @@
-"""Where an imported model goes: one checkpoint, or a run folder that the other programs read."""
+"""Writes an imported model: as one checkpoint, or as a run folder that other programs read."""
 
-import os
 import re
 
 import tensorflow as tf
 import tf_keras
 
 from kmax_tf import config
+from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError
-from kmax_tf.files import make_folder, write_atomic
-from kmax_tf.run_folder import layout
-from kmax_tf.run_folder.checkpoint import FOLDER
+from kmax_tf.files import write_atomic
+from kmax_tf.run_folder import checkpoint, layout
 
 
 def check(out: str) -> None:
-    """Raises InputError if `out` holds a checkpoint already."""
-    folder, name, number = _parts(out)
-    state = tf.train.get_checkpoint_state(folder)
-    is_run = not _is_prefix(out)
-    if tf.io.gfile.exists(f"{os.path.join(folder, name)}-{number}.index") or (state and is_run):
-        raise InputError(f"{out}: holds a checkpoint already; choose another --out")
+    """Raises InputError if `out` already holds a checkpoint."""
+    if tf.io.gfile.exists(f"{_prefix(out)}.index") or checkpoint.completed(out):
+        raise InputError(f"{out}: already holds a checkpoint; choose another --out")
 
 
-def write(model: tf_keras.Model, out: str) -> str:
-    """Writes a model as a checkpoint and returns its prefix.
+def write(model: tf_keras.Model, dataset: Dataset, out: str) -> str:
+    """Writes a model with the classes of `dataset` as a checkpoint, and returns its prefix.
 
-    `out` is that prefix if it ends in -NUMBER. Else it is a run folder, which gets
-    checkpoints/ckpt-0 and, as config.gin, the experiment that was loaded last.
+    If `out` ends in -NUMBER it is that prefix. Otherwise it is a run folder, which gets
+    checkpoints/ckpt-0 and the experiment loaded last as config.gin.
     """
-    folder, name, number = _parts(out)
-    make_folder(folder)
-    manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model), folder, max_to_keep=None, checkpoint_name=name
-    )
-    path = manager.save(checkpoint_number=number)
-    if not _is_prefix(out):
+    path = _prefix(out)
+    saver = tf.train.Checkpoint(model=model, classes=checkpoint.Classes(dataset))
+    checkpoint.write(saver, path)
+    if path != out:
         write_atomic(layout.config(out), config.resolved())
     return path
 
 
-def _is_prefix(out):
-    return re.fullmatch(r"(.+)-(\d+)", os.path.basename(out))
-
-
-def _parts(out):
-    prefix = _is_prefix(out)
-    if prefix:
-        return os.path.dirname(out) or ".", prefix[1], int(prefix[2])
-    return os.path.join(out, FOLDER), "ckpt", 0
+def _prefix(out):
+    named = re.search(r"[^/]-\d+$", out)
+    return out if named else checkpoint.path_of(layout.checkpoints(out), 0)

@@ -1,6 +1,6 @@
-"""Readers of weight files: {name: array} of a TensorFlow checkpoint, HDF5 or safetensors file.
+"""Reads weight files as {name: array}: TensorFlow checkpoints, HDF5 and safetensors.
 
-PyTorch's own format has a file of its own, torch_file.py. No reader runs code of the file.
+torch_file.py reads PyTorch's format. No reader runs code from the file.
 """
 
 import io
@@ -33,19 +33,20 @@ _SAFETENSORS = {
 
 
 def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
-    """Returns the arrays of a weight file whose names are `wanted`, whatever its format.
+    """Reads the arrays of a weight file, in the format that its content shows.
 
     Args:
-      source: a TensorFlow checkpoint (its prefix, or the folder that holds it), or a PyTorch,
-        safetensors or HDF5 (.h5) file; told apart by what is in them.
+        source: prefix or folder of a TensorFlow checkpoint, or a PyTorch, safetensors or HDF5
+            (.h5) file.
+        wanted: tells whether a name is to be read.
 
     Raises:
-      InputError: the file is missing, corrupt or of none of these formats.
+        InputError: the file is missing, corrupt or of none of these formats.
     """
     if tf.io.gfile.isdir(source):
         prefix = tf.train.latest_checkpoint(source)
         if prefix is None:
-            raise InputError(f"{source}: holds no checkpoint; give the prefix of one, or a file")
+            raise InputError(f"{source}: holds no checkpoint; give a checkpoint prefix or a file")
         return _read_tensorflow(prefix, wanted)
     prefix = source.removesuffix(".index")
     if tf.io.gfile.exists(f"{prefix}.index"):
@@ -59,7 +60,8 @@ def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict
         arrays = _read_safetensors(source, data)
     else:
         raise InputError(
-            f"{source}: is neither a TensorFlow checkpoint nor a PyTorch, safetensors or HDF5 file"
+            f"{source}: is neither a TensorFlow checkpoint nor a PyTorch, safetensors or HDF5"
+            " file; convert it to one of them"
         )
     return {name: arrays[name] for name in _chosen(source, arrays, wanted)}
 
@@ -68,8 +70,8 @@ def _chosen(source, names, wanted):
     chosen = list(filter(wanted, names))
     if not chosen:
         raise InputError(
-            f"{source}: none of its {len(names)} names is looked for, as"
-            f" {', '.join(sorted(names)[:3])}; it is of another kind"
+            f"{source}: none of its {len(names)} names is known, such as"
+            f" {', '.join(sorted(names)[:3])}; choose another --kind or file"
         )
     return chosen
 
@@ -85,7 +87,7 @@ def _read_tensorflow(prefix, wanted):
 
 
 def _read_hdf5(path, data):
-    """Keras weights: the path of each data set, without the ":0" at its end."""
+    """Reads Keras weights; names are the paths of the data sets, without the ":0" at the end."""
     arrays = {}
 
     def collect(name, item):
@@ -96,12 +98,12 @@ def _read_hdf5(path, data):
         with h5py.File(io.BytesIO(data), "r") as file:
             file.get("model_weights", file).visititems(collect)
     except (OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path}: corrupt HDF5 file ({error}); get it anew") from error
+        raise InputError(f"{path}: corrupt HDF5 file ({error}); download it again") from error
     return arrays
 
 
 def _read_safetensors(path, data):
-    """A length, a JSON header of that length, then the numbers of all tensors."""
+    """Reads a length, a JSON header of that length, and then the numbers of all tensors."""
     try:
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
@@ -117,5 +119,7 @@ def _read_safetensors(path, data):
             values = np.frombuffer(body[begin:end], kind).reshape(entry["shape"])
             arrays[name] = values.astype(np.float32) if kind == _BFLOAT16 else values
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(f"{path}: corrupt safetensors file ({error}); get it anew") from error
+        raise InputError(
+            f"{path}: corrupt safetensors file ({error}); download it again"
+        ) from error
     return arrays

@@ -1,8 +1,8 @@
-"""Reads what torch.save wrote, without PyTorch and without running a line of the file.
+"""Reads files of torch.save without PyTorch and without running code from the file.
 
-Both formats are pickles beside raw numbers: a zip archive since PyTorch 1.6, one stream before. A
-pickle may ask for any function by name; here it gets those few that describe tensors, and they only
-note down where the numbers are.
+Both formats are pickles followed by raw numbers: a zip archive since PyTorch 1.6, a stream before.
+A pickle may ask for any function by name. Here it gets only the few that describe tensors, and
+these only note where the numbers are.
 """
 
 import collections
@@ -46,7 +46,7 @@ class _Tensor(NamedTuple):
     strides: tuple
 
     def array(self, storages: dict[str, bytes]) -> np.ndarray:
-        """The numbers, from the bytes of all storages."""
+        """Returns the numbers of the tensor, from the bytes of all storages."""
         last = self.offset + sum(
             (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
         )
@@ -76,12 +76,12 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, dictionaries, lists and numbers; anything else is an error."""
+    """Accepts tensors, dictionaries, lists and numbers; anything else is an error."""
 
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which is no part of tensors"
+                f"it asks for {module}.{name}, which is no part of a tensor"
             )
         return _ALLOWED[module, name]
 
@@ -91,13 +91,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: str, data: bytes) -> dict[str, np.ndarray]:
-    """Returns the state dict {name: array} in the bytes of a file of torch.save.
+    """Reads the state dict {name: array} from the bytes of a file of torch.save.
 
-    The state dict is the pickled object itself, or what it has under "model" or "state_dict".
-    Half-precision brain floats become float32.
+    The state dict is the pickled object itself, or its entry "model" or "state_dict". bfloat16
+    becomes float32.
 
     Raises:
-      InputError: the file is corrupt, holds no state dict, or asks for more than tensors.
+        InputError: the file is corrupt, holds no state dict, or asks for more than tensors.
     """
     try:
         content, storages = _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
@@ -110,12 +110,12 @@ def read(path: str, data: bytes) -> dict[str, np.ndarray]:
         return {str(name): tensor.array(storages) for name, tensor in tensors.items()}
     except _ERRORS as error:
         raise InputError(
-            f"{path}: not read as a PyTorch file ({error}); save its state dict alone, or as"
+            f"{path}: cannot be read as a PyTorch file ({error}); save only its state dict, or"
             " safetensors"
         ) from error
 
 
-# What corrupt or hostile pickles make the unpickler raise.
+# Errors of the unpickler for corrupt or hostile pickles.
 _ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,

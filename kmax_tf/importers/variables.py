@@ -1,4 +1,4 @@
-"""Our variables by the path of attributes that leads to them."""
+"""Our variables by the path of attributes that leads to each."""
 
 import collections
 
@@ -9,10 +9,12 @@ PARTS = ("pixel_encoder", "pixel_decoder", "cluster_path", "semantic_branch")
 
 
 def variables(model: tf_keras.Model) -> dict[str, tf.Variable]:
-    """Returns {path: variable} of a built `KMaX`, e.g. "pixel_encoder/stem/0/conv/kernel".
+    """Returns {path: variable} of a built `KMaX`, such as "pixel_encoder/stem/0/conv/kernel".
 
-    The shortest path counts where several lead to a variable. Raises RuntimeError if a variable of
-    the model has no path.
+    If several paths lead to a variable, the shortest one counts.
+
+    Raises:
+        RuntimeError: a variable of the model has no path.
     """
     found, seen = {}, set()
     waiting = collections.deque((part, getattr(model, part)) for part in PARTS)

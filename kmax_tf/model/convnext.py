@@ -13,7 +13,7 @@ from kmax_tf.model.layers.stateless_random import DropPath
 
 
 def _patches(channels, size):
-    """Convolution of patches that do not overlap."""
+    """Makes a convolution of patches that do not overlap."""
     return Conv2D(channels, size, size, kernel_initializer=truncated_normal(0.02))
 
 
@@ -22,10 +22,7 @@ def _dense(channels, activation=None):
 
 
 class Block(tf_keras.layers.Layer):
-    """Depthwise convolution, norm, two dense layers, scaled: [batch, height, width, channels].
-
-    A new block is all but the identity, for its branch starts scaled by 1e-6.
-    """
+    """Depthwise convolution, layer norm and two dense layers; their scale starts at 1e-6."""
 
     def __init__(self, channels: int, drop_path_keep_prob: float):
         super().__init__()
@@ -42,7 +39,7 @@ class Block(tf_keras.layers.Layer):
         )
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """x: float [batch, height, width, channels]; returns the same shape."""
+        """Maps float [batch, height, width, channels] to the same shape."""
         y = self.project(self.expand(self.norm(self.depthwise(x))))
         return x + self.drop_path(y * self.layer_scale)
 
@@ -50,12 +47,11 @@ class Block(tf_keras.layers.Layer):
 class ConvNeXt(tf_keras.layers.Layer):
     """A stem of 4 x 4 patches and four stages, each at half the resolution of the one before.
 
-    Arguments:
-      widths, depths: channels and number of blocks of each stage; the defaults are ConvNeXt-T.
-      drop_path_keep_prob: drop path, linear over all blocks: 1 in the first, this in the last.
-    Returns of a call on [batch, height, width, 3]: the outputs of the stem and of each stage,
-    `[batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels]` at strides
-    4, 4, 8, 16, 32; `stride` is the last one.
+    `stride` is that of the last stage.
+
+    Args:
+        widths, depths: channels and number of blocks of each stage; the defaults are ConvNeXt-T.
+        drop_path_keep_prob: of the last block; linear over all blocks from 1 in the first.
     """
 
     def __init__(
@@ -75,14 +71,19 @@ class ConvNeXt(tf_keras.layers.Layer):
         ]
 
     def call(self, x: tf.Tensor) -> list[tf.Tensor]:
-        """x: float [batch, height, width, 3] in [-1, 1]; returns the endpoints, fine to coarse."""
+        """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
+
+        Returns:
+            The outputs of the stem and of each stage, at strides 4, 4, 8, 16 and 32: float [batch,
+            (height - 1) / stride + 1, (width - 1) / stride + 1, channels].
+        """
         x = tf.pad(x, [[0, 0], [1, 2], [1, 2], [0, 0]])
         for layer in self.stem:
             x = layer(x)
         endpoints = [x]
         for i, blocks in enumerate(self.stages):
             if i > 0:
-                # Padded before the norm, as in the official code: the border becomes its beta.
+                # Padding comes before the norm, as in the official code: the border becomes beta.
                 x = tf.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]])
                 for layer in self.downsamplings[i - 1]:
                     x = layer(x)

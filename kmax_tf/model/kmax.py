@@ -12,7 +12,7 @@ from kmax_tf.model.layers.norms import BatchNorm
 
 
 class Outputs(NamedTuple):
-    """What the model says of a batch of images, float32."""
+    """The model's predictions for a batch of images, float32."""
 
     final: Prediction  # at the output stride
     auxiliary: tuple[Prediction, ...]  # of each supervised decoder, at its own stride
@@ -22,15 +22,16 @@ class Outputs(NamedTuple):
 class KMaX(tf_keras.Model):
     """Pixel encoder, pixel decoder, cluster path, and the auxiliary semantic branch.
 
-    Arguments:
-      num_classes: things and stuff together, without void.
-      pixel_encoder: image [batch, height, width, 3] in [-1, 1] -> endpoints, fine to coarse, the
-        last at its `stride`.
-      pixel_decoder: endpoints -> feature maps, coarse to fine; the last is the output.
-      cluster_path: makes, from `num_classes`, the layer that turns the feature maps into the final
-        `Prediction` and those of its decoders.
-      semantic_branch: makes, from `num_classes`, the layer endpoints -> semantic logits.
-      batch_norm_momentum: of every moving statistic; short trainings need less than 0.99.
+    Args:
+        num_classes: things and stuff together, without void.
+        pixel_encoder: maps images [batch, height, width, 3] in [-1, 1] to endpoints, fine to
+            coarse, the last at its `stride`.
+        pixel_decoder: maps endpoints to feature maps, coarse to fine; the last is the output.
+        cluster_path: makes, from `num_classes`, the layer that maps feature maps to the final
+            `Prediction` and those of its decoders.
+        semantic_branch: makes, from `num_classes`, the layer that maps endpoints to semantic
+            logits.
+        batch_norm_momentum: of all moving statistics; short trainings need less than 0.99.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class KMaX(tf_keras.Model):
         semantic_branch: Callable,
         batch_norm_momentum: float = 0.99,
     ):
-        super().__init__(autocast=False)  # an image is normalised before it loses precision
+        super().__init__(autocast=False)  # an image is normalized before it loses precision
         self.pixel_encoder = pixel_encoder
         self.pixel_decoder = pixel_decoder
         self.cluster_path = cluster_path(num_classes)
@@ -50,24 +51,30 @@ class KMaX(tf_keras.Model):
         self.batch_norm_momentum = batch_norm_momentum
 
     def call(self, image: tf.Tensor) -> Outputs:
-        """image: uint8 or float [batch, height, width, 3], 0..255, padded with 127.5 (grey).
+        """Predicts from images, uint8 or float [batch, height, width, 3], 0 to 255.
 
-        Height and width are a multiple of the pixel encoder's stride plus one.
+        Height and width are a multiple of the pixel encoder's stride plus one; the padding is gray
+        (127.5).
         """
         x = tf.cast(tf.cast(image, tf.float32) / 127.5 - 1.0, self.compute_dtype)
         endpoints = self.pixel_encoder(x)
-        if self.cluster_path.dual_path:  # the decoders change what the pixel decoder goes on with
+        if self.cluster_path.dual_path:  # the decoders update the pixel decoder's input
             final, auxiliary = self.cluster_path(endpoints, self.pixel_decoder)
         else:
             final, auxiliary = self.cluster_path(self.pixel_decoder(endpoints))
         return Outputs(final, tuple(auxiliary), self.semantic_branch(endpoints))
 
     def create_variables(self, height: int, width: int) -> "KMaX":
-        """Builds every layer for images of [height, width] pixels, and returns the model.
+        """Builds every layer, and returns the model.
 
-        Sets `output_stride`, pixels of the image a step on the grid of the final masks, and
-        `num_predictions`, the final one and the auxiliary ones.
-        Raises InputError where the size does not fit the strides.
+        Sets `output_stride`, the stride of the final masks in pixels, and `num_predictions`, the
+        number of final and auxiliary ones.
+
+        Args:
+            height, width: size of the images in pixels.
+
+        Raises:
+            InputError: the size does not fit the strides.
         """
         stride = self.pixel_encoder.stride
         if (height - 1) % stride or (width - 1) % stride:
@@ -75,7 +82,7 @@ class KMaX(tf_keras.Model):
                 f"image size {height} x {width}: height and width must be a multiple of {stride}"
                 f" plus one, such as {', '.join(str(stride * n + 1) for n in (2, 3, 12, 40))}"
             )
-        # Neither weights nor strides depend on the size: a small image is quicker.
+        # Weights and strides do not depend on the size, and a small image is quicker.
         small = 2 * stride + 1
         outputs = self(tf.zeros([1, small, small, 3], tf.uint8))
         self.output_stride = (small - 1) // (outputs.final.mask_logits.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""The cluster path: cluster centres that k-means cross-attention updates (paper, section 3.2)."""
+"""The cluster path: k-means cross-attention updates cluster centres (paper, section 3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from kmax_tf.model.layers.stateless_random import DropPath, random_uniform
 
 
 class Prediction(NamedTuple):
-    """What one decoder layer predicts, at its own resolution, float32."""
+    """The prediction of one decoder at its own resolution, float32."""
 
     mask_logits: tf.Tensor  # [batch, height, width, clusters]
-    class_logits: tf.Tensor  # [batch, clusters, classes + 1], the last is void
+    class_logits: tf.Tensor  # [batch, clusters, classes + 1], void last
     pixel_features: tf.Tensor  # [batch, height, width, depth], of unit length
 
 
 class PredictionHead(tf_keras.layers.Layer):
-    """Masks as products of pixel features and mask embeddings; classes with the void prior."""
+    """Predicts masks, products of pixel features and mask embeddings, and their classes."""
 
     def __init__(
         self, num_classes: int, channels: int = 256, depth: int = 128, activation: str = "gelu"
@@ -39,13 +39,16 @@ class PredictionHead(tf_keras.layers.Layer):
         self.classifier = tf_keras.layers.Dense(
             num_classes + 1, kernel_initializer=truncated_normal(0.01)
         )
-        # An untrained head takes nine of ten clusters for void (MaX-DeepLab, appendix).
+        # An untrained head predicts void with probability 0.9 (MaX-DeepLab, appendix).
         self.void_prior = [0.0] * num_classes + [math.log(num_classes * 0.9 / 0.1)]
 
     def call(
         self, pixels: tf.Tensor, mask_embedding: tf.Tensor, class_embedding: tf.Tensor
     ) -> Prediction:
-        """pixels [batch, height, width, channels], embeddings [batch, clusters, channels]."""
+        """Predicts from pixels [batch, height, width, channels] and the embeddings of clusters.
+
+        Embeddings are [batch, clusters, channels]; all are float.
+        """
         x = self.pixel_projection(self.pointwise(self.depthwise(pixels)))
         features = tf.math.l2_normalize(tf.cast(self.pixel_norm(x), tf.float32), -1)
         masks = self.mask_projection(mask_embedding)
@@ -58,13 +61,16 @@ class PredictionHead(tf_keras.layers.Layer):
 
 
 def kmeans_update(mask_logits: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Sum of the values of the pixels that are assigned to each cluster (equations 5 to 7).
+    """Sums the values of the pixels that are assigned to each cluster (equations 5 to 7).
 
-    Arguments:
-      mask_logits: float [batch, pixels, clusters], the similarity of pixels and cluster centres.
-      values: float [batch, pixels, channels].
-    Returns float [batch, clusters, channels]. The arg-max has no gradient: centres and pixels learn
-    to agree through the losses on `mask_logits`.
+    The arg-max has no gradient. Centres and pixels learn to agree by the losses on `mask_logits`.
+
+    Args:
+        mask_logits: float [batch, pixels, clusters], similarity of pixels and cluster centres.
+        values: float [batch, pixels, channels].
+
+    Returns:
+        float [batch, clusters, channels].
     """
     clusters = mask_logits.shape[-1]
     assignment = tf.one_hot(tf.argmax(mask_logits, axis=-1), clusters, dtype=values.dtype)
@@ -72,10 +78,10 @@ def kmeans_update(mask_logits: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 
 class KMaXDecoder(tf_keras.layers.Layer):
-    """One decoder: cross-attention to the pixels, self-attention among the centres, feed-forward.
+    """One decoder: cross-attention to the pixels, self-attention of the centres, feed-forward.
 
-    Every branch is added to the centres as in a transformer; batch norm stands where others have
-    layer norm, and queries carry no positions. `head` is None where nothing is to be predicted.
+    As in a transformer, every branch is added to the centres. Unlike there, norms are batch norms
+    and queries have no positions. Without a `head` it predicts nothing; see also `ClusterPath`.
     """
 
     def __init__(
@@ -112,9 +118,10 @@ class KMaXDecoder(tf_keras.layers.Layer):
     def call(
         self, centres: tf.Tensor, pixels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, Prediction | None]:
-        """centres [batch, clusters, channels], pixels [batch, height, width, *].
+        """Updates centres [batch, clusters, channels] by pixels [batch, height, width, depth].
 
-        Returns the updated centres, the pixels (updated in a dual path) and the `Prediction`.
+        Returns:
+            The updated centres; the pixels, updated in a dual path; and the `Prediction`, if any.
         """
         c = self.centre_projection(centres)
         x = self.pixel_projection(self.activation(pixels))
@@ -129,7 +136,7 @@ class KMaXDecoder(tf_keras.layers.Layer):
             update = softmax_update(c, x, values, self.heads)
         centres += self.drop_paths[0](self.update_projection(self.update_norm(update)))
 
-        # The other attentions see the centres as they were before that update.
+        # Self-attention and pixel attention use the centres from before that update.
         q, k, v = tf.split(self.qkv(c), [self.depth, self.depth, 2 * self.depth], axis=-1)
         y = attention(q, k, v, self.heads, self.similarity_norm, self.value_norm)
         y = self.attention_projection(self.activation(y))
@@ -144,17 +151,26 @@ class KMaXDecoder(tf_keras.layers.Layer):
 
 
 class ClusterPath(tf_keras.layers.Layer):
-    """Learned cluster centres and their decoders, `depths[i]` on the pixel decoder's i-th output.
+    """Learned cluster centres and their decoders (paper, table 4 for the variants).
 
-    The paper's table 4 compares what the decoders do:
-      cross_attention: "kmeans", or "spatial_softmax", whose queries and keys are the projected
-        centres and pixels and which needs no prediction.
-      dual_path: the pixels attend to the centres too, and go on into the pixel decoder's next
-        stage so updated.
-      deep_supervision: every decoder predicts; k-means cannot do without.
-    drop_query: each training step does without a random half of the centres, of each image its own
-    (section 4.1); a step costs what half the centres cost, inference uses all of them.
-    Raises InputError for another cross-attention, or k-means without predictions.
+    Args:
+        num_classes: things and stuff together, without void.
+        num_clusters: number of cluster centres, the most segments of an image.
+        channels, hidden: channels of the centres, and within the feed-forward branches.
+        heads: attention heads.
+        head_depth: depth of pixel features and mask embeddings.
+        depths: number of decoders on each output of the pixel decoder, coarse to fine.
+        activation: name of a Keras activation.
+        drop_path_keep_prob: probability of keeping a branch in training.
+        cross_attention: "kmeans", or "spatial_softmax" of projected centres (queries) and pixels
+            (keys), which needs no prediction.
+        dual_path: the pixels attend to the centres too, and enter the pixel decoder's next stage.
+        deep_supervision: every decoder predicts, as k-means needs.
+        drop_query: train each image with a random half of the centres (section 4.1), at the cost of
+            half the centres; inference uses all.
+
+    Raises:
+        InputError: another `cross_attention`, or k-means without predictions.
     """
 
     def __init__(
@@ -176,12 +192,13 @@ class ClusterPath(tf_keras.layers.Layer):
         super().__init__()
         if cross_attention not in ("kmeans", "spatial_softmax"):
             raise InputError(
-                f"cross_attention {cross_attention!r} is neither kmeans nor spatial_softmax"
+                f"ClusterPath.cross_attention {cross_attention!r} is neither 'kmeans' nor"
+                " 'spatial_softmax'; bind one of them"
             )
         if cross_attention == "kmeans" and not deep_supervision:
             raise InputError(
-                "cross_attention 'kmeans' assigns the pixels by what each decoder predicts:"
-                " set deep_supervision to True"
+                "ClusterPath.cross_attention 'kmeans' assigns pixels by the prediction of each"
+                " decoder; bind ClusterPath.deep_supervision to True"
             )
         self.num_clusters, self.channels, self.dual_path = num_clusters, channels, dual_path
         self.drop_query = drop_query
@@ -190,17 +207,9 @@ class ClusterPath(tf_keras.layers.Layer):
             return PredictionHead(num_classes, channels, head_depth, activation)
 
         self.source = [i for i, depth in enumerate(depths) for _ in range(depth)]
+        options = channels, hidden, heads, activation, drop_path_keep_prob
         self.decoders = [
-            KMaXDecoder(
-                head() if deep_supervision else None,
-                channels,
-                hidden,
-                heads,
-                activation,
-                drop_path_keep_prob,
-                cross_attention,
-                dual_path,
-            )
+            KMaXDecoder(head() if deep_supervision else None, *options, cross_attention, dual_path)
             for _ in self.source
         ]
         self.class_projection = DenseBN(channels, activation)
@@ -215,7 +224,7 @@ class ClusterPath(tf_keras.layers.Layer):
         )
 
     def _centres(self, batch, training):
-        """The centres that a batch starts from, [batch, clusters, channels]."""
+        """Returns the initial centres of a batch: [batch, clusters, channels]."""
         centres = tf.cast(self.cluster_centres, self.compute_dtype)
         if not (training and self.drop_query):
             return tf.tile(centres, [batch, 1, 1])
@@ -228,10 +237,13 @@ class ClusterPath(tf_keras.layers.Layer):
         pixel_decoder: tf_keras.layers.Layer | None = None,
         training: bool | None = None,
     ) -> tuple[Prediction, list[Prediction]]:
-        """features: the pixel decoder's outputs [batch, height, width, depth], coarse to fine.
+        """Predicts from the pixel decoder's outputs [batch, height, width, depth], coarse to fine.
 
-        In a dual path: the pixel encoder's endpoints, and the decoder to take through its stages.
-        Returns the final `Prediction`, at the finest output, and the decoders' ones in order.
+        In a dual path the features are the pixel encoder's endpoints, fine to coarse, and
+        `pixel_decoder` runs stage by stage.
+
+        Returns:
+            The final `Prediction`, at the finest output; and those of the decoders, in order.
         """
         centres = self._centres(features[0].shape[0] or tf.shape(features[0])[0], training)
         x, auxiliary = None, []

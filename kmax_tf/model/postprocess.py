@@ -1,7 +1,7 @@
-"""Mask-wise merging (MaX-DeepLab, section 3.5): a prediction becomes one panoptic map.
+"""Mask-wise merging of a prediction into a panoptic map (MaX-DeepLab, section 3.5).
 
 The official code pastes the masks one after the other. With a pixel threshold above 1/3 at most two
-masks claim a pixel, so the areas that decide come from one table of pairwise overlaps.
+masks claim a pixel. So all areas that decide come from one table of pairwise overlaps.
 """
 
 import dataclasses
@@ -11,34 +11,45 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
+from kmax_tf.errors import InputError
 from kmax_tf.model.layers.ops import compiled_by_xla, look_up, resize_bilinear
 
 
 class Panoptic(NamedTuple):
-    """The panoptic segmentation of a batch of images; segment k is the k-th that was pasted."""
+    """The panoptic segmentation of a batch of images; segments are in the order of pasting."""
 
     segment_map: tf.Tensor  # int32 [batch, height, width], 0 void, k the k-th segment
-    segment_class: tf.Tensor  # int32 [batch, segments], class index, -1 where there is none
-    segment_confidence: tf.Tensor  # float32 [batch, segments], probability of the class
+    segment_class: tf.Tensor  # int32 [batch, segments], class index, -1 for no segment
+    segment_confidence: tf.Tensor  # float32 [batch, segments], class probability, 0 to 1
     segment_score: tf.Tensor  # float32 [batch, segments], that times the mean mask probability
     semantic_map: tf.Tensor  # int32 [batch, height, width], class index of the likeliest mask
 
 
 class Pasted(NamedTuple):
-    """The masks on the canvas, numbered in the order of pasting: what segments are made of."""
+    """The masks on the canvas, in the order of pasting, from which `merge` makes segments."""
 
-    mask_map: tf.Tensor  # int32 [batch, height, width], 0 nothing, k the k-th mask
+    mask_map: tf.Tensor  # int32 [batch, height, width], 0 no mask, k the k-th mask
     mask_class: tf.Tensor  # int32 [batch, masks], class index
-    confidence: tf.Tensor  # float32 [batch, masks], probability of the class
+    confidence: tf.Tensor  # float32 [batch, masks], class probability, 0 to 1
     probability: tf.Tensor  # float32 [batch, height, width], of the pixel's likeliest mask
     semantic_map: tf.Tensor  # int32 [batch, height, width], class index of that mask
 
 
 @dataclasses.dataclass(frozen=True)
 class PostProcess:
-    """Thresholds of the merging; areas in pixels of the evaluation size.
+    """Thresholds of the merging.
 
-    Raises ValueError for a pixel threshold that more than two masks of a pixel could pass.
+    Args:
+        thing_threshold, stuff_threshold: least class probability of a mask.
+        overlap_threshold: share of a mask that better masks must leave uncovered.
+        thing_area, stuff_area: least area of a segment, in pixels of the evaluation size.
+        pixel_threshold: least mask probability of a pixel.
+        mask_exponent: exponent of the mean mask probability in the order of pasting.
+        at_image_size: merge at the size of each image and score masks there, as the PyTorch port
+            does. Otherwise masks are scored at the output stride, and the merged map is resized.
+
+    Raises:
+        InputError: `pixel_threshold` is not between 1/3 and 1.
     """
 
     thing_threshold: float = 0.7
@@ -48,19 +59,42 @@ class PostProcess:
     stuff_area: int = 0
     pixel_threshold: float = 0.4
     mask_exponent: float = 1.0
+    at_image_size: bool = False
 
     def __post_init__(self):
         if not 1 / 3 < self.pixel_threshold < 1:
-            raise ValueError(f"pixel_threshold is {self.pixel_threshold}: choose from 1/3 to 1")
+            raise InputError(
+                f"PostProcess.pixel_threshold is {self.pixel_threshold}; bind it between 1/3 and 1"
+            )
 
     def __call__(self, prediction: Any, size: Sequence[int], num_things: int) -> Panoptic:
-        """Pastes and merges a final `Prediction` at `size` (height, width); returns `Panoptic`."""
+        """Pastes and merges a final `Prediction` at `size` (height, width) in pixels."""
         return self.merge(self.paste(prediction, size, num_things), num_things)
 
-    def merge(self, pasted: Pasted, num_things: int) -> Panoptic:
-        """Makes segments of `Pasted` masks; returns `Panoptic`.
+    def merge_image(
+        self,
+        prediction: Any,
+        size: Sequence[int],
+        fitted_size: tf.Tensor,
+        original_size: tf.Tensor,
+        num_things: int,
+    ) -> tuple[Panoptic, Pasted]:
+        """Pastes and merges a final `Prediction` of batch size 1 at the size of its image.
 
-        Masks of one stuff class share a segment, which has the number of the first of them.
+        Args:
+            size: evaluation size, (height, width) in pixels.
+            fitted_size, original_size: int32 [2], of the image within `size`, and in the file.
+        """
+        canvas = resize_bilinear(prediction.mask_logits, size)
+        shown = canvas[:, : fitted_size[0], : fitted_size[1]]
+        logits = tf.compat.v1.image.resize_bilinear(shown, original_size, align_corners=True)
+        pasted = self.paste(prediction._replace(mask_logits=logits), None, num_things)
+        return self.merge(pasted, num_things), pasted
+
+    def merge(self, pasted: Pasted, num_things: int) -> Panoptic:
+        """Makes segments from pasted masks.
+
+        Masks of one stuff class share a segment, which has the number of the first one.
         """
         is_thing = pasted.mask_class < num_things
         n = pasted.mask_class.shape[1]
@@ -87,20 +121,25 @@ class PostProcess:
             pasted.semantic_map,
         )
 
-    def paste(self, prediction: Any, size: Sequence[int], num_things: int) -> Pasted:
-        """Pastes the masks that pass the thresholds, best first; returns `Pasted`."""
+    def paste(self, prediction: Any, size: Sequence[int] | None, num_things: int) -> Pasted:
+        """Pastes the masks of a `Prediction` that pass the thresholds, best first.
+
+        `size` is (height, width) in pixels; None takes the logits as they are.
+        """
+        logits = prediction.mask_logits
+        canvas = logits if size is None else resize_bilinear(logits, size)
         by_class = tf.nn.softmax(prediction.class_logits)[..., :-1]
         classes = tf.argmax(by_class, axis=-1, output_type=tf.int32)
         confidence = tf.reduce_max(by_class, axis=-1)
-        quality = self._mask_score(prediction.mask_logits)
+        quality = self._mask_score(canvas if self.at_image_size else logits)
         score = confidence * quality**self.mask_exponent
         order = tf.argsort(score, direction="DESCENDING", stable=True)
         rank = tf.argsort(order)  # of each cluster
 
         n, num_classes = by_class.shape[1:]
-        # One number tells a cluster's class and rank; of equal masks the first cluster is larger.
+        # One number holds a cluster's class and rank; among equal masks the first cluster wins.
         numbers = (tf.range(n) * n + rank) * num_classes + classes
-        best = _two_largest(resize_bilinear(prediction.mask_logits, size), numbers)
+        best = _two_largest(canvas, numbers)
         probability = 1 / best.total
         probabilities = [probability, probability * tf.exp(best.next_value - best.value)]
         ranks = [v // num_classes % n for v in (best.number, best.next_number)]
@@ -119,17 +158,17 @@ class PostProcess:
         )
 
     def _mask_score(self, mask_logits):
-        """Mean probability of each mask's pixels, at the output stride: [batch, clusters]."""
+        """Averages each mask's probability over its pixels, at the output stride: [batch, n]."""
         mask = tf.nn.softmax(mask_logits)
         inside = tf.cast(mask > self.pixel_threshold, tf.float32)
         count = tf.reduce_sum(inside, axis=[1, 2])
         return tf.math.divide_no_nan(tf.reduce_sum(mask * inside, axis=[1, 2]), count)
 
     def _claims(self, probabilities, ranks):
-        """The masks that claim each pixel, in the order of pasting, from 1; 0 for none.
+        """Finds which of a pixel's two likeliest masks claim it, in the order of pasting.
 
-        Of a pixel's two likeliest masks, float32 and int32 [batch, height, width].
-        Returns two int32 [batch, height, width].
+        Takes two float32 and two int32 [batch, height, width]. Returns two int32 of that shape,
+        rank + 1, or 0 for no mask.
         """
         last = tf.int32.max
         numbers = [
@@ -140,9 +179,9 @@ class PostProcess:
         return tf.where(earlier == last, 0, earlier), tf.where(later == last, 0, later)
 
     def _paste(self, first, second, confident):
-        """Which masks are pasted, in order of rank: bool [batch, masks]."""
+        """Decides which masks are pasted, in order of rank: bool [batch, masks]."""
         n = confident.shape[1]
-        # A pixel with one claim counts on the diagonal, and so in no mask's overlap with another.
+        # A pixel with one claim counts on the diagonal, so in no overlap of two masks.
         overlap = _overlaps(first, tf.where(second > 0, second, first), n)
         both_ways = overlap + tf.linalg.matrix_transpose(overlap)
         area = tf.reduce_sum(both_ways - overlap * tf.eye(n), axis=1)
@@ -159,7 +198,7 @@ class PostProcess:
 
 
 class _TwoLargest(NamedTuple):
-    """The largest of some logits and the next one, float32, with their clusters' numbers, int32."""
+    """The two largest logits, float32, with their clusters' numbers, int32."""
 
     value: tf.Tensor
     number: tf.Tensor
@@ -169,15 +208,15 @@ class _TwoLargest(NamedTuple):
 
 
 def _two_largest(logits, numbers):
-    """The `_TwoLargest` of each pixel; of equal logits the one of the smaller number is larger.
+    """Finds the `_TwoLargest` of each pixel; among equal logits the smaller number is first.
 
-    Arguments:
-      logits: float32 [batch, height, width, clusters].
-      numbers: int32 [batch, clusters], ascending.
+    Args:
+        logits: float32 [batch, height, width, clusters].
+        numbers: int32 [batch, clusters], ascending.
     """
     low = logits.dtype.min
     if compiled_by_xla():
-        # In one reduction, which XLA makes of the logits as they are resized, and stores none.
+        # One reduction, which XLA fuses with the resize, so that the large logits are not stored.
         shape = tf.shape(logits)
         number = tf.broadcast_to(numbers[:, None, None], shape)
         each = _TwoLargest(logits, number, tf.fill(shape, low), number, tf.ones(shape))
@@ -197,7 +236,7 @@ _SCALARS = [tf.TensorSpec([], t) for t in (tf.float32, tf.int32, tf.float32, tf.
 
 @tf.function(autograph=False, input_signature=2 * _SCALARS)
 def _merge(*both):
-    """The `_TwoLargest`, scalars, of the logits that two of them are of."""
+    """Merges two `_TwoLargest` of scalars into one."""
     a, b = _TwoLargest(*both[:5]), _TwoLargest(*both[5:])
     first = _larger(a.value, a.number, b.value, b.number)
     best, other = (
@@ -217,12 +256,12 @@ def _larger(value, number, other, other_number):
 
 
 def _sum(values, ids, n):
-    """Sums the values of the pixels of each id from 1 to n: [batch, height, width] -> [batch, n].
+    """Sums the values of the pixels of each id from 1 to n: [batch, height, width] to [batch, n].
 
     Counts up to 2^24 pixels are exact in float32.
     """
     if compiled_by_xla():
-        inside = tf.one_hot(ids - 1, n, True, False)  # no product, which a TPU rounds to bfloat16
+        inside = tf.one_hot(ids - 1, n, True, False)  # a TPU would round a product to bfloat16
         return tf.reduce_sum(tf.where(inside, values[..., None], 0.0), axis=[1, 2])
     batch = tf.shape(ids)[0]
     shifted = tf.reshape(ids, [batch, -1]) + tf.range(batch)[:, None] * (n + 1)
@@ -232,17 +271,17 @@ def _sum(values, ids, n):
 
 
 def _overlaps(first, second, n):
-    """How many pixels have both ids, from 1 to n: [batch, n, n]."""
-    if compiled_by_xla():  # as fast as a product of matrices, and as exact
+    """Counts the pixels of each pair of ids from 1 to n: [batch, n, n]."""
+    if compiled_by_xla():  # a matrix product is fast, and exact for zeros and ones
         return tf.einsum("bhwi,bhwj->bij", *(tf.one_hot(ids - 1, n) for ids in (first, second)))
     pair = tf.where(second > 0, (first - 1) * n + second, 0)
     return tf.reshape(_sum(tf.ones(tf.shape(pair)), pair, n * n), [-1, n, n])
 
 
 def _leaders(classes, is_thing, present):
-    """The mask whose segment each mask belongs to: itself, or the first present of its stuff class.
+    """Maps each mask to the one whose segment it joins: itself or its stuff class's first present.
 
-    All [batch, masks]; returns int32.
+    All arguments are [batch, masks], and so is the result, int32.
     """
     same = (classes[:, :, None] == classes[:, None, :]) & ~is_thing[:, :, None]
     same = (same & present[:, None, :]) | tf.eye(classes.shape[1], dtype=tf.bool)[None]
@@ -252,9 +291,9 @@ def _leaders(classes, is_thing, present):
 def to_original_size(
     values: tf.Tensor, fitted_size: tf.Tensor, original_size: tf.Tensor
 ) -> tf.Tensor:
-    """Takes one canvas back to the image: the padding cut off, then nearest neighbour.
+    """Takes a canvas, int32 [height, width], back to the image: int32 [*original_size].
 
-    values: int32 [height, width]; sizes: int32 [2]. Returns int32 [*original_size].
+    Cuts the padding off and resizes by nearest neighbor. Both sizes are int32 [2], (height, width).
     """
     values = values[None, : fitted_size[0], : fitted_size[1], None]
     resized = tf.compat.v1.image.resize_nearest_neighbor(values, original_size, align_corners=True)

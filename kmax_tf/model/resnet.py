@@ -1,4 +1,4 @@
-"""ResNet pixel encoders: ResNet-50, MaX-S, narrow relatives (deeplab2's variant, no max-pool)."""
+"""ResNet pixel encoders: ResNet-50 of deeplab2 or of torchvision, MaX-S, narrow relatives."""
 
 import math
 from collections.abc import Sequence
@@ -8,22 +8,27 @@ import tf_keras
 
 from kmax_tf.model.layers.blocks import ResidualBlock
 from kmax_tf.model.layers.conv import ConvBN
+from kmax_tf.model.layers.ops import get_activation
 
 
 class ResNet(tf_keras.layers.Layer):
     """A stem and stages of residual blocks, each stage at half the resolution of the one before.
 
-    With `axial_from=16` the blocks behind are axial: MaX-S (MaX-DeepLab, arXiv 2012.00759).
+    `axial_from=16` makes it MaX-S (MaX-DeepLab, arXiv 2012.00759). `stride` is that of the last
+    stage.
 
-    Arguments:
-      stem: (kernel size, strides, filters) of each stem convolution; the last is not activated.
-      widths, depths: width and number of blocks of each stage.
-      kind: "bottleneck" (expansion 4) or "basic" (expansion 1), of the blocks that are not axial.
-      axial_from: stride from which on a block's input makes it axial.
-      axial_keep_prob: of drop path in axial blocks, linear in the stage from 1 at the stem.
-    Returns of a call on [batch, height, width, 3]: the unactivated output of the stem and of each
-    stage, `[batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels]` at strides
-    2, 4, 8, ...; `stride` is the last one.
+    Args:
+        stem: (kernel size, strides, filters) of each stem convolution; the last is not activated.
+        widths, depths: width and number of blocks of each stage.
+        kind: "bottleneck" or "basic", of the blocks that are not axial.
+        expansion: channels of a stage / its width: 4 for "bottleneck", 1 for "basic".
+        activation: name of a Keras activation.
+        axial_from: input stride from which blocks are axial.
+        axial_keep_prob: drop path in the axial blocks of the last stage; linear in the stage, from
+            1 at the stem.
+        max_pool: activates the stem and halves it by a 3 x 3 max-pool, as torchvision does; the
+            first stage then keeps the resolution. deeplab2 has no max-pool.
+        activate_endpoints: activates the endpoints, as the PyTorch port does.
     """
 
     def __init__(
@@ -36,39 +41,50 @@ class ResNet(tf_keras.layers.Layer):
         activation: str = "relu",
         axial_from: float = math.inf,
         axial_keep_prob: float = 1.0,
+        max_pool: bool = False,
+        activate_endpoints: bool = False,
     ):
         super().__init__()
-        stem_stride = math.prod(strides for _, strides, _ in stem)
-        self.stride = stem_stride * 2 ** len(widths)
+        self.activation = get_activation(activation)
+        self.max_pool, self.activate_endpoints = max_pool, activate_endpoints
         self.stem = [
             ConvBN(filters, kernel, strides, activation=activation if i < len(stem) - 1 else None)
             for i, (kernel, strides, filters) in enumerate(stem)
         ]
 
-        def block(stage, strides):
-            level = stage if strides == 2 else stage + 1  # stages that the input has behind it
-            axial = stem_stride * 2**level >= axial_from
+        self.stride = math.prod(strides for _, strides, _ in stem) * (2 if max_pool else 1)
+
+        def block(stage, i):
+            strides = 2 if i == 0 and not (max_pool and stage == 0) else 1
+            axial = self.stride >= axial_from
+            self.stride *= strides
+            level = stage if i == 0 else stage + 1  # number of stages before the block
+            keep_prob = 1 - (1 - axial_keep_prob) * level / len(widths) if axial else 1.0
             return ResidualBlock(
                 "axial" if axial else kind,
                 widths[stage],
                 expansion * widths[stage],
                 activation,
                 strides,
-                drop_path_keep_prob=1 - (1 - axial_keep_prob) * level / len(widths)
-                if axial
-                else 1.0,
+                drop_path_keep_prob=keep_prob,
             )
 
-        self.stages = [
-            [block(stage, strides) for strides in [2] + [1] * (depth - 1)]
-            for stage, depth in zip(range(len(widths)), depths, strict=True)
-        ]
+        self.stages = [[block(stage, i) for i in range(n)] for stage, n in enumerate(depths)]
 
     def call(self, x: tf.Tensor) -> list[tf.Tensor]:
-        """x: float [batch, height, width, 3] in [-1, 1]; returns the endpoints, fine to coarse."""
-        endpoints = []
-        for blocks in [self.stem, *self.stages]:
+        """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
+
+        Returns:
+            The outputs of the stem and of each stage at strides 2, 4, 8, ..., with max_pool 4, 4,
+            8, ...: float [batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels].
+        """
+        for layer in self.stem:
+            x = layer(x)
+        if self.max_pool:
+            x = tf.nn.max_pool2d(self.activation(x), 3, 2, "SAME")
+        endpoints = [x]
+        for blocks in self.stages:
             for block in blocks:
                 x = block(x)
             endpoints.append(x)
-        return endpoints
+        return [self.activation(x) for x in endpoints] if self.activate_endpoints else endpoints

@@ -1,4 +1,4 @@
-"""The auxiliary semantic branch, on the encoder alone."""
+"""The auxiliary semantic branch: a training signal for the encoder."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,20 @@ from kmax_tf.model.layers.ops import get_activation, resize_bilinear, truncated_
 
 
 class SemanticBranch(tf_keras.layers.Layer):
-    """Semantic segmentation from the encoder alone, a training signal that inference leaves out.
+    """Semantic segmentation from the encoder's endpoints, in training only.
 
-    Panoptic-DeepLab's decoder: ASPP on the coarsest endpoint, then fused with the low-level ones.
+    Panoptic-DeepLab's decoder: ASPP on the coarsest endpoint, then fusion with finer ones.
 
-    Arguments:
-      num_classes: channels of the logits, and one more (never a target) with `void_channel`.
-      low_level: (stage, channels) of each endpoint fused in, stage 1 being the stem; empty for
-        logits straight from the coarsest endpoint without ASPP.
-      low_level_activation: the encoder's, for endpoints come unactivated.
+    Args:
+        num_classes: things and stuff together, without void.
+        channels: channels of ASPP and of the fusions.
+        rates: dilations of ASPP.
+        low_level: (stage, channels) of each endpoint to fuse; stage 1 is the stem. If empty, the
+            logits come from the coarsest endpoint without ASPP.
+        low_level_activation: of the endpoints: the encoder's, or "linear" if they are activated.
+        activation: name of a Keras activation.
+        dropout: rate after ASPP.
+        void_channel: add a channel of logits that is never a target.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class SemanticBranch(tf_keras.layers.Layer):
         super().__init__()
         self.low_level_stages = [stage for stage, _ in low_level]
         self.low_level_activation = get_activation(low_level_activation)
+        self.activates_low_level = low_level_activation != "linear" if low_level else None
         self.aspp = ASPP(channels, rates, activation, dropout) if low_level else None
         self.projections = [ConvBN(c, activation=activation) for _, c in low_level]
         self.fusions = [
@@ -47,7 +53,7 @@ class SemanticBranch(tf_keras.layers.Layer):
         )
 
     def call(self, endpoints: list[tf.Tensor]) -> tf.Tensor:
-        """Endpoints fine to coarse -> logits [batch, height, width, num_classes], float32."""
+        """Maps endpoints, fine to coarse, to float32 logits [batch, height, width, channels]."""
         x = endpoints[-1]
         if self.aspp is not None:
             x = self.aspp(x)

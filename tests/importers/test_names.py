@@ -6,6 +6,7 @@ import pytest
 
 from kmax_tf.errors import InputError
 from kmax_tf.importers import names
+from kmax_tf.parity import cases
 
 VARIANTS = [
     "ade20k_convnext_large",
@@ -45,9 +46,8 @@ def test_unknown_kind():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_official_names(shared, variant):
-    path = shared / "golden" / "checkpoint_keys" / f"{variant}.json"
-    keys = [entry["key"] for entry in json.loads(path.read_text())]
+def test_official_names(variant):
+    keys = [*cases.checkpoint_shapes(cases.FOLDER, variant)]
     name_map = names.load("deeplab2")
     renamed = [name_map.rename(key) for key in keys]
     assert len(set(renamed)) == len(keys)

@@ -144,7 +144,7 @@ def test_index_file_of_a_tensorflow_checkpoint(tmp_path):
 
 def test_nothing_that_is_looked_for(tmp_path):
     path = tf.train.Checkpoint(a=tf.Variable(1.0)).write(str(tmp_path / "ckpt"))
-    with pytest.raises(InputError, match="none of its 2 names is looked for, as _CHECK.*, a/"):
+    with pytest.raises(InputError, match="none of its 2 names is known, such as _CHECK.*, a/"):
         readers.read(path, lambda name: name.startswith("encoder/"))
 
 

@@ -74,9 +74,9 @@ def test_kmeans_gradients_are_those_of_a_fixed_assignment():
 
 def test_impossible_cross_attentions():
     path = functools.partial(kmax_decoder.ClusterPath, 3)
-    with pytest.raises(InputError, match="'softmax' is neither kmeans nor spatial_softmax"):
+    with pytest.raises(InputError, match="'softmax' is neither 'kmeans' nor 'spatial_softmax'"):
         path(cross_attention="softmax")
-    with pytest.raises(InputError, match="set deep_supervision to True"):
+    with pytest.raises(InputError, match="bind ClusterPath.deep_supervision to True"):
         path(deep_supervision=False)
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
+from kmax_tf.parity import port
 from kmax_tf.tools import describe
 
 pytestmark = pytest.mark.usefixtures("forget_models")
@@ -32,6 +33,8 @@ OFFICIAL = {
     "ade20k_resnet50": (23_508_032, 21_151_040, 15_861_111),
     "ade20k_convnext_large": (196_227_264, 23_688_640, 12_049_783),
 }
+# Published parameters of EfficientNet-Lite with its classifier, and the endpoint that this reads.
+LITE = {0: (4_652_008, 320), 1: (5_416_680, 320), 2: (6_092_072, 352)}
 # Millions that the paper's table 4 prints, for ResNet-50 and MaX-S.
 PRINTED = {"cross_attention": (56, 73), "dual_path": (58, 75), "dual_path_kmeans": (59, 76)}
 # Experiments whose model is that of another one.
@@ -43,10 +46,12 @@ SAME = {
     "coco_resnet50_50k": "coco_resnet50",
     "coco_resnet50_100k": "coco_resnet50",
     "coco_sample": "coco_resnet50",
-    "own_dataset": "coco_resnet50",  # with COCO's classes in place of one's own
+    "own_dataset": "coco_resnet50",  # with COCO's classes
+    "own_dataset_laptop_lite0": "coco_efficientnet_lite0",
 }
 MODEL = re.compile(
-    r"# Parameters for (?:\w+/)*(convnext|semantic_branch|kmax|kmax_decoder|pixel_decoder|resnet)\."
+    r"# Parameters for (?:\w+/)*"
+    r"(convnext|efficientnet_lite|semantic_branch|kmax|kmax_decoder|pixel_decoder|resnet)\."
 )
 # What changes no parameter.
 RATES = re.compile(
@@ -123,6 +128,15 @@ def test_twice_as_many_centres():
     assert twice - usual == 128 * 256
 
 
+@pytest.mark.parametrize("number", LITE)
+def test_efficientnet_lite(number):
+    total, channels = LITE[number]
+    head = channels * 1280 + 2 * 1280 + 1280 * 1000 + 1000
+    parameters = _parameters(f"coco_efficientnet_lite{number}")
+    assert parameters["by_part"]["encoder"] == total - head
+    assert 4.4e6 < parameters["without_semantic_branch"] < 5.9e6
+
+
 @pytest.mark.parametrize("name", ["demo", "own_dataset_laptop"])
 def test_the_small_model(name):
     assert 0.9e6 < _parameters(name)["total"] < 1.1e6
@@ -132,6 +146,8 @@ def test_every_experiment_has_been_built():
     ablations = [*PRINTED, "decoders_111", "decoders_333"]
     names = {f"coco_{e}_{a}" for e in ("resnet50", "max_s") for a in ablations}
     names |= {*OFFICIAL, *SAME, "coco_convnext_large_256", "demo", "own_dataset_laptop"}
+    names |= {f"coco_efficientnet_lite{number}" for number in LITE}
+    names |= {pathlib.Path(port.gin_file(model)).stem for model in port.MODELS}  # test_port.py
     assert names == {path.stem for path in (ROOT / "gin/experiments").glob("*.gin")}
 
 

@@ -130,6 +130,6 @@ def test_compiled_by_xla_it_is_the_same(prediction, ties):
         np.testing.assert_allclose(ours, eager, rtol=1e-5)
 
 
-def test_golden_maps(shared):
-    results = check.check(str(shared / "golden"), "postprocess")
+def test_golden_maps(golden):
+    results = check.check(str(golden), "postprocess")
     assert len(results) == 4 and all(result.passed for result in results), results

@@ -8,7 +8,15 @@ import tensorflow as tf
 
 from kmax_tf import runtime
 from kmax_tf.errors import InputError
-from kmax_tf.model import convnext, kmax, kmax_decoder, pixel_decoder, resnet, semantic_branch
+from kmax_tf.model import (
+    convnext,
+    efficientnet_lite,
+    kmax,
+    kmax_decoder,
+    pixel_decoder,
+    resnet,
+    semantic_branch,
+)
 from kmax_tf.model.layers.axial_attention import AxialAttention
 from kmax_tf.model.layers.stateless_random import DropPath, random_seed
 
@@ -25,6 +33,7 @@ ENCODERS = {
     "convnext": lambda: convnext.ConvNeXt(
         widths=(4, 8, 8, 16), depths=(1, 1, 2, 1), drop_path_keep_prob=0.5
     ),
+    "efficientnet_lite": lambda: efficientnet_lite.EfficientNetLite(width=0.25, depth=0.5),
 }
 CROSS_ATTENTIONS = {
     "dual_path_kmeans": dict(dual_path=True),
@@ -134,7 +143,7 @@ def test_drop_path_is_where_the_official_models_have_it():
     small = convnext.ConvNeXt(depths=(1, 1, 2, 1), drop_path_keep_prob=0.6)
     assert keeps(small) == [[1.0], [0.9], [0.8, 0.7], [0.6]]
     path = kmax_decoder.ClusterPath(3, drop_path_keep_prob=0.8)
-    dropped = [x for x in path.submodules if isinstance(x, DropPath) and x.keep == 0.8]
+    dropped = [x for x in path.submodules if isinstance(x, DropPath) and x.keep_prob == 0.8]
     assert len(dropped) == 6 * 3
 
 

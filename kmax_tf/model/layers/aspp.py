@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling, the semantic branch's view of the whole image."""
+"""Atrous spatial pyramid pooling of the semantic branch."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ class ASPP(tf_keras.layers.Layer):
         self.keep_prob = 1.0 - dropout
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Float [batch, height, width, depth] -> [batch, height, width, channels]."""
+        """Maps float [batch, height, width, depth] to [batch, height, width, channels]."""
         pooled = self.pool(tf.reduce_mean(x, axis=[1, 2], keepdims=True))
         pooled = tf.broadcast_to(pooled, [tf.shape(x)[0], *x.shape[1:3], pooled.shape[-1]])
         x = tf.concat([branch(x) for branch in self.branches] + [pooled], axis=-1)

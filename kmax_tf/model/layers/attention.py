@@ -1,4 +1,4 @@
-"""Softmax attention: among the centres, and in place of k-means or beside it (paper, table 4)."""
+"""Softmax attention of the centres, and the variants of cross-attention (paper, table 4)."""
 
 import tensorflow as tf
 import tf_keras
@@ -10,12 +10,14 @@ from kmax_tf.model.layers.stateless_random import DropPath
 
 
 def softmax_update(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, heads: int) -> tf.Tensor:
-    """Mean of the pixels' values by a softmax over the pixels (equation 4), multi-head.
+    """Averages the pixels' values by a softmax over the pixels (equation 4), multi-head.
 
-    Arguments:
-      queries: float [batch, clusters, channels].
-      keys, values: float [batch, pixels, channels].
-    Returns float [batch, clusters, channels].
+    Args:
+        queries: float [batch, clusters, channels].
+        keys, values: float [batch, pixels, channels].
+
+    Returns:
+        float [batch, clusters, channels].
     """
     q, k, v = (_split_heads(t, heads) for t in (queries, keys, values))
     logits = tf.einsum("bnhd,bphd->bhnp", q, k) * q.shape[-1] ** -0.5
@@ -30,9 +32,15 @@ def attention(
     similarity_norm: BatchNorm,
     value_norm: BatchNorm,
 ) -> tf.Tensor:
-    """Multi-head attention with batch norm of logits and results in place of a scale.
+    """Multi-head attention that batch-normalizes logits and results instead of scaling them.
 
-    Float [batch, i, depth], [batch, j, depth], [batch, j, channels] -> [batch, i, channels].
+    Args:
+        queries, keys, values: float [batch, i, depth], [batch, j, depth], [batch, j, channels].
+        similarity_norm: norm of [batch, heads, i, j].
+        value_norm: norm of [batch, heads, i, channels / heads].
+
+    Returns:
+        float [batch, i, channels].
     """
     q, k, v = (_split_heads(t, heads) for t in (queries, keys, values))
     logits = similarity_norm(tf.einsum("bihd,bjhd->bhij", q, k))
@@ -64,9 +72,10 @@ class PixelAttention(tf_keras.layers.Layer):
     def call(
         self, pixels: tf.Tensor, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
     ) -> tf.Tensor:
-        """pixels [batch, height, width, *] of which x [batch, pixels, channels] is a projection.
+        """Updates pixels [batch, height, width, depth] by attention from x to the centres.
 
-        keys, values: float [batch, clusters, *] of the centres. Returns the updated pixels.
+        x is a projection of the pixels, [batch, pixels, channels]; keys and values are those of the
+        centres, [batch, clusters, *]. All are float.
         """
         norms = self.similarity_norm, self.value_norm
         y = self.activation(attention(self.query(x), keys, values, self.heads, *norms))

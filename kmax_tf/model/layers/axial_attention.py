@@ -16,10 +16,10 @@ MAX_SPAN = 255  # the longest axis is (MAX_SPAN + 3) / 2 = 129 positions
 
 
 class AxialAttention(tf_keras.layers.Layer):
-    """Self-attention along one axis: [batch, length, channels] -> [batch, length, 2 * width].
+    """Self-attention along one axis.
 
-    Logits have three terms (query-key, query-position, key-position), the output has two (value,
-    position); each term is batch-normalised on its own, there is no 1 / sqrt(depth).
+    Logits have three terms (query-key, query-position, key-position), outputs two (value,
+    position). Each term has its own batch norm instead of a factor 1 / sqrt(depth).
     """
 
     def __init__(self, width: int, heads: int = 8):
@@ -40,12 +40,13 @@ class AxialAttention(tf_keras.layers.Layer):
             self.add_weight(f"{name}_positions", [rows, d], initializer=truncated_normal(1.0))
             for name, d in tables
         ]
-        # Not all called as layers, for what they normalise is not always made.
+        # Built here, because some of them are never called: their input is not always computed.
         self.qkv_norm.build([None, None, 4 * self.width])
         self.similarity_norm.build([3, None, self.heads, None, None])
         self.output_norm.build([2, None, self.heads, None, 2 * depth])
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Maps float [batch, length, channels] to [batch, length, 2 * width]."""
         length, width, heads = x.shape[1], self.width, self.heads
         if use_fused_cpu_kernels(training):
             qkv = fused_matmul_bn(x, self.qkv_kernel, self.qkv_norm)
@@ -65,10 +66,10 @@ class AxialAttention(tf_keras.layers.Layer):
         return tf.reshape(tf.transpose(output, [0, 2, 1, 3]), [-1, length, 2 * width])
 
     def _attend(self, q, k, v, rq, rk, rv, training):
-        """[batch, length, heads, depth] and tables [length, length, depth] -> [b, h, l, d].
+        """Maps [batch, length, heads, depth] and tables [length, length, depth] to [b, h, l, d].
 
-        The scale of each term's norm goes into queries or keys, which are smaller than the logits,
-        and the offset nowhere: the softmax is blind to it.
+        The scale of each term's norm multiplies queries or keys, which are smaller than logits. The
+        offset is dropped, because it does not change the softmax.
         """
         if training:
             scale, _ = self.similarity_norm.batch_affine(*_moments(q, k, rq, rk))
@@ -102,7 +103,7 @@ class AxialAttention(tf_keras.layers.Layer):
 def _moments(q, k, rq, rk):
     """Means of the three terms of the logits and of their squares, float32 [3, 1, heads, 1, 1].
 
-    The terms are not made for it: sum_ij (q_i . k_j)^2 is the product, number by number, of
+    They need no logits: sum_ij (q_i . k_j)^2 is the sum of the elementwise product of
     sum_i q_i q_i^T and sum_j k_j k_j^T.
     """
     sums = [
@@ -119,13 +120,13 @@ def _moments(q, k, rq, rk):
 
 
 def _sums(x, axes, kept):
-    """Over all axes but those kept: x, and its outer product with itself; float32."""
+    """Sums x, and its outer product with itself, over all axes except those kept; float32."""
     other = axes.replace("d", "e")
 
     @tf.custom_gradient
     def squares(x):
         def gradient(upstream):
-            # One product where TensorFlow makes two, for the two places of x are alike.
+            # One product instead of TensorFlow's two, because both factors are x.
             both = upstream + tf.linalg.matrix_transpose(upstream)
             return tf.einsum(f"{kept}de,{other}->{axes}", tf.cast(both, x.dtype), x)
 
@@ -136,10 +137,7 @@ def _sums(x, axes, kept):
 
 
 class AxialAttention2D(tf_keras.layers.Layer):
-    """Attention along the height, then along the width, then the activation.
-
-    [batch, height, width, channels] -> [batch, height / strides, width / strides, 2 * width].
-    """
+    """Attention along the height, then along the width, then the activation."""
 
     def __init__(self, width: int, strides: int, activation: str, heads: int = 8):
         super().__init__()
@@ -151,7 +149,10 @@ class AxialAttention2D(tf_keras.layers.Layer):
         self.activation = get_activation(activation)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """x: float [batch, height, width, channels], at most 129 positions a side."""
+        """Maps float [batch, height, width, channels], sides at most 129, to 2 * width channels.
+
+        Height and width become height / strides and width / strides, rounded up.
+        """
         x = self._along_rows(self.height_axis, tf.transpose(x, [0, 2, 1, 3]))
         x = self._along_rows(self.width_axis, tf.transpose(x, [0, 2, 1, 3]))
         return self.activation(x)

@@ -1,8 +1,9 @@
-"""The residual block of pixel encoder and pixel decoder, in its three kinds."""
+"""The residual block of the pixel encoder and the pixel decoder, in three kinds."""
 
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.errors import InputError
 from kmax_tf.model.layers.axial_attention import AxialAttention2D
 from kmax_tf.model.layers.conv import ConvBN
 from kmax_tf.model.layers.ops import get_activation
@@ -19,14 +20,13 @@ def _body(kind, width, channels, strides, dilation, activation, heads):
     if kind == "axial":
         middle = AxialAttention2D(width, strides, activation, heads)
         return [ConvBN(2 * width, activation=activation), middle, ConvBN(channels, **last)]
-    raise ValueError(f"unknown block kind {kind!r}: use basic, bottleneck or axial")
+    raise InputError(f"kind of block {kind!r}: bind 'basic', 'bottleneck' or 'axial'")
 
 
 class ResidualBlock(tf_keras.layers.Layer):
-    """Pre-activation block: x <- act(x); shortcut(x) + body(x), the sum not activated.
+    """Pre-activation block: x <- act(x); shortcut(x) + body(x), not activated.
 
-    [batch, height, width, *] -> [batch, height / strides, width / strides, channels]. The shortcut
-    is the identity, or a strided 1 x 1 convolution where the shape changes.
+    The shortcut is the identity, or a strided 1 x 1 convolution if the shape changes.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ResidualBlock(tf_keras.layers.Layer):
             self.shortcut = ConvBN(self.channels, 1, self.strides)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """x: float [batch, height, width, depth], not activated; returns the same kind."""
+        """Maps float [batch, height, width, depth] to [.., height / strides, .., channels]."""
         x = self.activation(x)
         y = x
         for layer in self.body:

@@ -11,16 +11,15 @@ from kmax_tf.model.layers.ops import compiled_by_xla, get_activation, use_fused_
 
 
 class Conv2D(tf_keras.layers.Conv2D):
-    """A convolution, to XLA in the form that fits a TPU's memory.
+    """A convolution in the form that suits the compiler.
 
-    There the channels of a convolution come in groups of 128, and in bfloat16 its images in groups
-    of 4, so that 3 channels or 2 images are mostly padding. So a strided kernel on few channels
-    sees as channels the pixels that lie within a stride, and in bfloat16 a 1 x 1 kernel becomes a
-    matrix product.
+    A TPU pads channels to groups of 128 and, in bfloat16, images to groups of 4: 3 channels or 2
+    images are mostly padding. So, for XLA, a strided kernel on few channels reads the pixels within
+    a stride as channels. A 1 x 1 kernel in bfloat16 becomes a matrix product.
     """
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
+        """Maps float [batch, height, width, depth] to [.., height / strides, .., filters]."""
         xla = compiled_by_xla()
         if training and not xla:
             return super().call(x)
@@ -30,13 +29,13 @@ class Conv2D(tf_keras.layers.Conv2D):
         elif xla and rows > 1 and x.shape[-1] < 16:
             x = self._from_strides(x)
         else:
-            # Keras would dilate by moving pixels to batches, as gradients on some CPUs need it.
+            # Keras would dilate by moving pixels to batches, which only gradients on a CPU need.
             padding, dilations = self.padding.upper(), self.dilation_rate
             x = tf.nn.conv2d(x, self.kernel, self.strides, padding, dilations=dilations)
         return tf.nn.bias_add(x, self.bias) if self.use_bias else x
 
     def _from_strides(self, x):
-        """The stride s becomes 1: [b, s * h, s * w, c] are [b, h, w, s * s * c]."""
+        """Convolves with stride 1 instead of s, on [b, height / s, width / s, s * s * channels]."""
         stride, size = self.strides[0], self.kernel_size[0]
         taps = -(-size // stride)
         pads, totals = [], []
@@ -56,18 +55,18 @@ class Conv2D(tf_keras.layers.Conv2D):
 
 
 class SparseConv2D(tf_keras.layers.Conv2D):
-    """A 3 x 3 convolution of large dilation, each tap computed only where it meets the image.
+    """A 3 x 3 convolution of large dilation that computes each tap only inside the image.
 
-    Stride 1, "same", without bias. On 21 x 21 pixels a dilation of 18 leaves 18 % of the products.
+    Stride 1, "same", no bias. On 21 x 21 pixels a dilation of 18 needs 18 % of the products.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Float [batch, height, width, depth] -> [batch, height, width, filters]."""
+        """Maps float [batch, height, width, depth] to [batch, height, width, filters]."""
         taps = [self._tap(x, i, j) for i in range(3) for j in range(3)]
         return tf.add_n([tap for tap in taps if tap is not None])
 
     def _tap(self, x, i, j):
-        """What kernel[i, j] adds to each pixel, or None if it meets the image nowhere."""
+        """Returns the share of kernel[i, j] in each pixel, or None if it is always outside."""
         down, right = ((k - 1) * d for k, d in zip((i, j), self.dilation_rate, strict=True))
         height, width = x.shape[1:3]
         if abs(down) >= height or abs(right) >= width:
@@ -82,9 +81,9 @@ class SparseConv2D(tf_keras.layers.Conv2D):
 def fused_matmul_bn(
     x: tf.Tensor, kernel: tf.Tensor, norm: BatchNorm, activation: Callable = tf.identity
 ) -> tf.Tensor:
-    """Product, norm and activation of plain inference, which TensorFlow makes one operation of.
+    """Product, batch norm and activation of inference, which TensorFlow fuses into one operation.
 
-    Float [batch, ..., depth] and kernel [depth, units] -> [batch, ..., units].
+    Maps float [batch, ..., depth], by kernel [depth, units], to [batch, ..., units].
     """
     scale, offset = norm.affine()
     kernel = tf.cast(tf.cast(kernel, tf.float32) * scale, x.dtype)
@@ -94,9 +93,9 @@ def fused_matmul_bn(
 
 
 class ConvBN(tf_keras.layers.Layer):
-    """Convolution without bias, batch norm, activation: [batch, height, width, channels].
+    """Convolution without bias, batch norm, activation.
 
-    On the odd sizes that the model takes, "same" is the official symmetric padding.
+    At the model's odd sizes, "same" equals the official symmetric padding.
     """
 
     convolution = Conv2D
@@ -128,33 +127,35 @@ class ConvBN(tf_keras.layers.Layer):
         self.norm.build(self.conv.compute_output_shape(shape))
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """[batch, height, width, depth] -> [batch, height / strides, width / strides, filters]."""
+        """Maps float [batch, height, width, depth] to [.., height / strides, .., filters]."""
         if self.conv.kernel_size == self.conv.strides == (1, 1) and use_fused_cpu_kernels(training):
             return fused_matmul_bn(x, self.conv.kernel[0, 0], self.norm, self.activation)
         return self.activation(self.norm(self.conv(x)))
 
 
 class SparseConvBN(ConvBN):
-    """The same with a `SparseConv2D`."""
+    """`ConvBN` with a `SparseConv2D`."""
 
     convolution = SparseConv2D
 
 
 class DepthwiseBN(tf_keras.layers.Layer):
-    """5 x 5 depthwise convolution without bias, batch norm, activation."""
+    """Depthwise convolution without bias, batch norm, activation."""
 
-    def __init__(self, activation: str):
+    def __init__(self, activation: str, kernel_size: int = 5, strides: int = 1):
         super().__init__()
-        self.conv = tf_keras.layers.DepthwiseConv2D(5, padding="same", use_bias=False)
+        self.conv = tf_keras.layers.DepthwiseConv2D(
+            kernel_size, strides, padding="same", use_bias=False
+        )
         self.norm = BatchNorm()
         self.activation = get_activation(activation)
 
     def build(self, shape: tf.TensorShape) -> None:
-        self.conv.build(shape)  # in inference neither is called
+        self.conv.build(shape)  # inference calls neither of the two
         self.norm.build(shape)
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """x: float [batch, height, width, channels]; returns the same shape."""
+        """Maps float [batch, height, width, channels] to [.., height / strides, .., channels]."""
         if training:
             return self.activation(self.norm(self.conv(x)))
         scale, offset = (tf.cast(v, x.dtype) for v in self.norm.affine())
@@ -162,24 +163,28 @@ class DepthwiseBN(tf_keras.layers.Layer):
         if compiled_by_xla() and x.dtype == tf.bfloat16 and x.shape[0] == 1:
             y = self._taps(x, kernel)
         else:
-            y = tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
+            y = tf.nn.depthwise_conv2d(x, kernel, [1, *self.conv.strides, 1], "SAME")
         return self.activation(tf.nn.bias_add(y, offset))
 
     def _taps(self, x, kernel):
-        """The sum of the 25 products, one fused loop, where XLA would move pixels to batches."""
-        height, width = x.shape[1:3]
-        x = tf.pad(x, [[0, 0], [2, 2], [2, 2], [0, 0]])
+        """Sums the products of all taps in one fused loop; XLA would else move pixels to batches.
+
+        As everywhere in the model, height and width are odd.
+        """
+        (height, width), size, stride = x.shape[1:3], kernel.shape[0], self.conv.strides[0]
+        pad = [size // 2, size // 2]
+        x = tf.pad(x, [[0, 0], pad, pad, [0, 0]])
         taps = [
-            tf.cast(x[:, i : i + height, j : j + width], tf.float32)
+            tf.cast(x[:, i : i + height : stride, j : j + width : stride], tf.float32)
             * tf.cast(kernel[i, j, :, 0], tf.float32)
-            for i in range(5)
-            for j in range(5)
+            for i in range(size)
+            for j in range(size)
         ]
         return tf.cast(tf.add_n(taps), x.dtype)
 
 
 class DenseBN(tf_keras.layers.Layer):
-    """Dense layer without bias, batch norm, activation: [batch, length, channels]."""
+    """Dense layer without bias, batch norm, activation."""
 
     def __init__(
         self,
@@ -200,7 +205,7 @@ class DenseBN(tf_keras.layers.Layer):
         self.norm.build(self.dense.compute_output_shape(shape))
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Float [batch, length, depth] -> [batch, length, units]."""
+        """Maps float [batch, length, depth] to [batch, length, units]."""
         if use_fused_cpu_kernels(training):
             return fused_matmul_bn(x, self.dense.kernel, self.norm, self.activation)
         return self.activation(self.norm(self.dense(x)))

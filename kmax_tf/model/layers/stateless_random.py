@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of the step's seed, and the layer that drops paths."""
+"""Random numbers as pure functions of the step's seed, and drop path."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ _seeds = []
 
 @contextlib.contextmanager
 def random_seed(seed: tf.Tensor) -> Iterator[None]:
-    """Within it, `random_uniform` is a pure function of `seed` (int32 [2]) and of the call's place.
+    """Makes `random_uniform` a pure function of `seed`, int32 [2], and of the number of the call.
 
-    Stateless, so that a resumed training draws the numbers that an undisturbed one draws.
+    So a resumed training draws the same numbers as an uninterrupted one.
     """
     _seeds.append([seed, 0])
     try:
@@ -24,25 +24,25 @@ def random_seed(seed: tf.Tensor) -> Iterator[None]:
 
 
 def random_uniform(shape: Any) -> tf.Tensor:
-    """float32 numbers in [0, 1) of `shape`; outside of `random_seed` an error."""
+    """Draws float32 numbers of `shape` in [0, 1); RuntimeError outside of `random_seed`."""
     if not _seeds:
         raise RuntimeError("a random layer is called in training mode outside of random_seed()")
     seed, count = _seeds[-1]
     _seeds[-1][1] += 1
     seed += tf.constant([0, count * 1_000_003], tf.int32)
-    # Named, for the default algorithm differs between devices.
+    # The algorithm is fixed, because the default differs between devices.
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
 class DropPath(tf_keras.layers.Layer):
-    """Drops a residual branch per image in training, and scales the kept ones by 1 / keep_prob."""
+    """Drops the residual branch of random images in training; scales the rest by 1 / keep_prob."""
 
     def __init__(self, keep_prob: float):
         super().__init__()
         self.keep_prob = keep_prob
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """x: float [batch, ...], of any shape; returns its shape and dtype."""
+        """Maps float [batch, ...] to the same shape and dtype."""
         if not training or self.keep_prob == 1.0:
             return x
         shape = [tf.shape(x)[0]] + [1] * (x.shape.rank - 1)

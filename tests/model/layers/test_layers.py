@@ -14,7 +14,7 @@ from kmax_tf.model.layers.ops import gelu, resize_bilinear, softmax
 @pytest.mark.parametrize("dilation", [1, 6, 12])
 def test_a_sparse_convolution_is_the_dilated_one_with_its_gradients(dilation):
     generator = np.random.default_rng(dilation)
-    # At a dilation of 12 most taps meet the image nowhere.
+    # At a dilation of 12 most taps are outside of the image.
     image = tf.constant(generator.normal(size=[2, 9, 13, 5]), tf.float32)
     layer = SparseConv2D(4, 3, padding="same", dilation_rate=dilation, use_bias=False)
     layer.build(image.shape)

@@ -1,0 +1,71 @@
+"""Starts a model from a checkpoint of this project, whose classes may be others."""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from kmax_tf.data.datasets import Dataset
+from kmax_tf.errors import InputError
+from kmax_tf.importers import importer, readers
+from kmax_tf.run_folder import checkpoint
+
+KIND = "kmax_tf"  # of source that is read here, see names.py
+
+
+def find(source: str) -> str:
+    """Returns the checkpoint that a run folder, or the prefix of a checkpoint, names."""
+    return checkpoint.newest(source) if tf.io.gfile.isdir(source) else source
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], Dataset | None]:
+    """Reads the weights of a checkpoint, their EMA if it has one, and its classes.
+
+    Returns:
+        {path of the variable: array}, and the classes, None if the checkpoint does not say them.
+
+    Raises:
+        InputError: the checkpoint is missing or corrupt.
+    """
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    arrays = readers.read(path, lambda name: name.startswith(("ema/", "model/")))
+    item = "ema/" if any(name.startswith("ema/") for name in arrays) else "model/"
+    weights = {
+        name.removeprefix(item).removesuffix(suffix): value
+        for name, value in arrays.items()
+        if name.startswith(item)
+    }
+    return weights, checkpoint.read_classes(path)
+
+
+def start_from(model: tf_keras.Model, path: str, dataset: Dataset) -> list[str]:
+    """Restores weights to start from: of a whole model, or of a pixel encoder alone.
+
+    Classes of the same name keep their weights; other classes keep their initial values.
+
+    Args:
+        model: a built `KMaX`.
+        path: prefix of the checkpoint.
+        dataset: the classes of the model.
+
+    Returns:
+        Lines about the classes, none if they are the same ones.
+
+    Raises:
+        InputError: the checkpoint is missing, corrupt or of another model.
+    """
+    theirs = checkpoint.read_classes(path)
+    if theirs is None or _names(theirs) == _names(dataset):
+        checkpoint.restore_initial(model, path)
+        unknown = theirs is None and checkpoint.has_heads(path)
+        return [f"{path}: does not say its classes; taken for {dataset.name}'s"] * unknown
+    weights, theirs = read(path)
+    try:
+        report = importer.import_weights(model, KIND, weights, dataset, theirs)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    kept = [c.name for c in dataset.categories if c.name not in report.fresh_classes]
+    return [f"kept the weights of classes: {', '.join(kept) or 'none'}", *report.lines()]
+
+
+def _names(dataset):
+    return [category.name for category in dataset.categories]

@@ -1,0 +1,102 @@
+"""A run starts from a run of other classes: those of the same name keep their weights."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kmax_tf import runtime
+from kmax_tf.errors import InputError
+from kmax_tf.importers import output, own_checkpoint
+from kmax_tf.importers.variables import variables
+from kmax_tf.run_folder import checkpoint
+from kmax_tf.training import train
+
+HEADS = ["cluster_path/head", "cluster_path/decoders/0/head", "semantic_branch"]
+THREE = [("cat", 1), ("dog", 1), ("sky", 0)]
+FOUR = [("cat", 1), ("bird", 1), ("sky", 0), ("tree", 0)]
+
+
+@pytest.fixture
+def build(tiny, tmp_path):
+    """A function: (name, isthing) of classes -> the toy experiment and its model."""
+
+    def build(classes, *bindings):
+        categories = [
+            {"id": i, "name": name, "isthing": thing} for i, (name, thing) in enumerate(classes, 1)
+        ]
+        path = tmp_path / f"{len(classes)}{classes[0][0]}.json"
+        path.write_text(json.dumps({"name": "pets", "categories": categories}))
+        experiment = tiny(f"datasets.load.source = '{path}'", *bindings)
+        return experiment, experiment.build_model()
+
+    return build
+
+
+def classifiers(model):
+    """{path: array} of the weights whose last axis is classes."""
+    return {p: v.numpy() for p, v in variables(model).items() if "/classifier/" in p}
+
+
+def test_three_classes_become_four(build, tmp_path):
+    experiment, trained = build(THREE)
+    output.write(trained, experiment.dataset, str(tmp_path / "three"))
+    path = own_checkpoint.find(str(tmp_path / "three"))
+    experiment, model = build(FOUR)
+    before, source = classifiers(model), classifiers(trained)
+    lines = own_checkpoint.start_from(model, path, experiment.dataset)
+    assert lines == [
+        "kept the weights of classes: cat, sky",
+        "newly initialized classes, not in the source: bird, tree",
+        "dropped classes of the source: dog",
+    ]
+    after = classifiers(model)
+    assert len(after) == 2 * len(HEADS)
+    for name, values in after.items():
+        np.testing.assert_array_equal(values[..., 0], source[name][..., 0], name)  # cat
+        np.testing.assert_array_equal(values[..., 1], before[name][..., 1], name)  # bird
+        np.testing.assert_array_equal(values[..., 2], source[name][..., 2], name)  # sky
+        np.testing.assert_array_equal(values[..., 3], before[name][..., 3], name)  # tree
+        if not name.startswith("semantic_branch"):
+            np.testing.assert_array_equal(values[..., 4], source[name][..., 3], name)  # void
+    for name, variable in variables(model).items():
+        if name not in after:
+            np.testing.assert_array_equal(variable, variables(trained)[name], name)
+
+
+def test_as_many_classes_of_other_names_keep_none(build, tmp_path):
+    experiment, trained = build(THREE)
+    output.write(trained, experiment.dataset, str(tmp_path / "three"))
+    path = own_checkpoint.find(str(tmp_path / "three"))
+    experiment, model = build([("car", 1), ("bus", 1), ("road", 0)])
+    before = classifiers(model)
+    lines = own_checkpoint.start_from(model, path, experiment.dataset)
+    assert lines[0] == "kept the weights of classes: none"
+    for name, values in classifiers(model).items():
+        np.testing.assert_array_equal(values[..., :3], before[name][..., :3], name)
+
+
+def test_the_same_classes_keep_all(build, tmp_path):
+    experiment, trained = build(FOUR)
+    output.write(trained, experiment.dataset, str(tmp_path / "four"))
+    _, model = build(FOUR)
+    path = own_checkpoint.find(str(tmp_path / "four"))
+    assert own_checkpoint.start_from(model, path, experiment.dataset) == []
+    for name, variable in variables(model).items():
+        np.testing.assert_array_equal(variable, variables(trained)[name], name)
+
+
+def test_another_model_is_refused_with_the_file(build, tmp_path):
+    experiment, trained = build(THREE)
+    output.write(trained, experiment.dataset, str(tmp_path / "three"))
+    path = own_checkpoint.find(str(tmp_path / "three"))
+    experiment, model = build(FOUR, "kmax_decoder.ClusterPath.num_clusters = 24")
+    with pytest.raises(InputError, match=f"{path}: the weights do not fit .*cluster_centres"):
+        own_checkpoint.start_from(model, path, experiment.dataset)
+
+
+def test_training_says_its_classes(tiny, tmp_path):
+    experiment = tiny("experiment.Experiment.steps = 1")
+    train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    found = checkpoint.read_classes(checkpoint.newest(str(tmp_path / "run")))
+    assert found.categories == experiment.dataset.categories and found.name == "panoptic_digits"

