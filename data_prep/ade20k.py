@@ -1,18 +1,20 @@
 """Converts ADE20K (150 classes: 100 things, 50 stuff) to TFRecord.
 
     images/{training,validation}/*.jpg
-    ade20k_panoptic_{train,val}.json   made by Mask2Former's prepare_ade20k_pan_seg.py of the
-    ade20k_panoptic_{train,val}/*.png  semantic and the instance release, as for the official code
+    ade20k_panoptic_{train,val}.json
+    ade20k_panoptic_{train,val}/*.png
+
+Mask2Former's prepare_ade20k_pan_seg.py makes the last two from the semantic and the instance
+release, as for the official code.
 
 python -m data_prep.ade20k --source ADEChallengeData2016 --out data/ade20k/records
 
-With --semantic, the semantic release alone does; each class of an image is then one segment:
+--semantic needs only the semantic release; each class of an image is then one segment:
 
-    annotations/{training,validation}/*.png   0 void, k the k-th class
+    annotations/{training,validation}/*.png   gray or palette: 0 void, k the k-th class
 """
 
 import os
-import sys
 
 from data_prep import coco_format, convert
 from kmax_tf.data import coco_panoptic, datasets
@@ -22,20 +24,21 @@ FOLDERS = {"train": "training", "val": "validation"}
 
 
 def read(folder: str, split: str, semantic: bool) -> tuple[list[convert.Item], datasets.Dataset]:
-    """Lists the images of a split; InputError if the JSON is wrong or of other classes."""
+    """Lists the images of a split; InputError if the JSON is wrong or has other classes."""
     dataset = datasets.load("ade20k")
     images = os.path.join(folder, "images", FOLDERS[split])
     if semantic:
         labels = os.path.join(folder, "annotations", FOLDERS[split])
-        found = convert.list_unlabelled(images, "*.jpg", lambda stem: stem)
+        items = convert.list_unlabelled(images, "*.jpg", lambda stem: stem)
         annotations = [
             item.annotation._replace(png_name=f"{item.annotation.image_id}.png", segments=None)
-            for item in found
+            for item in items
         ]
-        return coco_format.from_annotations(annotations, images, images, labels), dataset
+        items = coco_format.from_annotations(annotations, images, images, labels)
+        return [item._replace(num_classes=dataset.num_classes) for item in items], dataset
     labels = os.path.join(folder, f"ade20k_panoptic_{split}")
     panoptic = coco_panoptic.read_panoptic(f"{labels}.json", dataset)
-    # The script counts the area of stuff before it puts things over it, so areas tell nothing.
+    # The script counts the area of stuff before it puts things over it, so areas are wrong.
     annotations = [
         annotation._replace(segments=tuple(s._replace(area=None) for s in annotation.segments))
         for annotation in panoptic.annotations
@@ -43,13 +46,13 @@ def read(folder: str, split: str, semantic: bool) -> tuple[list[convert.Item], d
     return coco_format.from_annotations(annotations, f"{labels}.json", images, labels), dataset
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     made = convert.parser(__doc__, SPLITS)
     made.add_argument(
-        "--semantic", action="store_true", help="from the semantic release, a class a segment"
+        "--semantic", action="store_true", help="use the semantic release, one segment per class"
     )
-    return convert.main(made, argv, lambda args, split: read(args.source, split, args.semantic))
+    convert.main(made, argv, lambda args, split: read(args.source, split, args.semantic))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,9 +1,12 @@
 """Converts Cityscapes (19 training classes) to TFRecord.
 
-    gtFine/cityscapes_panoptic_{train,val}_trainId.json   made by the official script, of
-    gtFine/cityscapes_panoptic_{train,val}_trainId/*.png  `pip install cityscapesscripts`:
-                            CITYSCAPES_DATASET=cityscapes csCreatePanopticImgs --use-train-id
+    gtFine/cityscapes_panoptic_{train,val}_trainId.json
+    gtFine/cityscapes_panoptic_{train,val}_trainId/*.png
     leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png  test has no labels
+
+The official script makes gtFine/ (`pip install cityscapesscripts`):
+
+    CITYSCAPES_DATASET=cityscapes csCreatePanopticImgs --use-train-id
 
 python -m data_prep.cityscapes --source cityscapes --out data/cityscapes/records \
     [--split train val test]
@@ -11,7 +14,6 @@ python -m data_prep.cityscapes --source cityscapes --out data/cityscapes/records
 
 import functools
 import os
-import sys
 
 from data_prep import coco_format, convert
 from kmax_tf.data import coco_panoptic, datasets
@@ -21,7 +23,7 @@ SUFFIX = "_leftImg8bit"
 
 
 def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]:
-    """Lists the images of a split; InputError if the JSON is wrong or of other classes."""
+    """Lists the images of a split; InputError if the JSON is wrong or has other classes."""
     dataset = datasets.load("cityscapes")
     images = os.path.join(folder, "leftImg8bit", split)
     if split == "test":
@@ -30,7 +32,7 @@ def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]
         )
         return items, dataset
     labels = os.path.join(folder, "gtFine", f"cityscapes_panoptic_{split}_trainId")
-    # The names in "images" are not those of the files (aachen_0_0_gtFine_leftImg8bit.png).
+    # The names in "images" (aachen_0_0_gtFine_leftImg8bit.png) are not those of the files.
     panoptic = coco_panoptic.read_panoptic(
         f"{labels}.json", dataset, lambda image: f"{image.split('_')[0]}/{image}{SUFFIX}.png"
     )
@@ -41,4 +43,4 @@ def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]
 main = functools.partial(convert.main_of_folder, __doc__, SPLITS, read)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

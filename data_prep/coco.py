@@ -1,7 +1,7 @@
 """Converts COCO panoptic 2017 to TFRecord.
 
     annotations/panoptic_{train,val}2017.json
-    annotations/panoptic_{train,val}2017/*.png   the two zip files in annotations/, unpacked there
+    annotations/panoptic_{train,val}2017/*.png   unpack the two zip files in annotations/ there
     {train,val,test}2017/*.jpg                   test has no labels
 
 python -m data_prep.coco --source coco --out data/coco/records [--split train val test]
@@ -9,7 +9,6 @@ python -m data_prep.coco --source coco --out data/coco/records [--split train va
 
 import functools
 import os
-import sys
 
 from data_prep import coco_format, convert
 from kmax_tf.data import coco_panoptic, datasets
@@ -18,7 +17,7 @@ SPLITS = ("train", "val", "test")
 
 
 def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]:
-    """Lists the images of a split; InputError if the JSON is wrong or of other classes."""
+    """Lists the images of a split; InputError if the JSON is wrong or has other classes."""
     dataset = datasets.load("coco")
     images = os.path.join(folder, f"{split}2017")
     if split == "test":
@@ -32,4 +31,4 @@ def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]
 main = functools.partial(convert.main_of_folder, __doc__, SPLITS, read)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """Converts any dataset in the COCO panoptic format to TFRecord.
 
-    images/        JPEG or PNG files; "file_name" in the JSON may have a folder in it
+    images/        JPEG or PNG files; "file_name" may include a folder
     panoptic.json  "images", "annotations" with "segments_info", "categories"
     labels/        PNG of segment ids, id = R + 256 G + 65536 B, 0 void
 
@@ -8,12 +8,11 @@ python -m data_prep.coco_format --images images --panoptic_json panoptic.json \
     --panoptic_dir labels --out records --split train
 
 Several JSON files may make one split: give as many --images and --panoptic_dir, or one for all.
-What scripts/predict.py --pseudo_labels writes (pseudo_labels.json, pseudo_labels/) is in this
-format as well, and becomes the labels of its images.
+Pseudo labels of scripts/predict.py --pseudo_labels (pseudo_labels.json, pseudo_labels/) are in
+this format too.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -35,7 +34,7 @@ def read(
         images: folders of images, one for each JSON file or one for all.
         panoptic_json: annotation files.
         panoptic_dir: folders of id PNGs, one for each JSON file or one for all.
-        name: of the dataset, by default that of the first JSON file.
+        name: name of the dataset; the default is that of the first JSON file.
 
     Raises:
         InputError: a JSON file is wrong, they have different categories or an image in common.
@@ -51,7 +50,9 @@ def read(
         panoptic = coco_panoptic.read_panoptic(path)
         categories = categories or panoptic.categories
         if not datasets.same_classes(categories, panoptic.categories):
-            raise errors.InputError(f'{path}: "categories" differ from those of {panoptic_json[0]}')
+            raise errors.InputError(
+                f'{path}: "categories" differ from those of {panoptic_json[0]}; make them equal'
+            )
         added = from_annotations(
             panoptic.annotations,
             path,
@@ -61,14 +62,14 @@ def read(
         for item in added:
             if item.annotation.image_id in seen:
                 raise errors.InputError(
-                    f"{path}: image {item.annotation.image_id} is in another JSON file of this"
-                    " split too; keep one"
+                    f'{path}: "image_id" {item.annotation.image_id} is also in another JSON file of'
+                    " this split; keep one annotation"
                 )
             seen.add(item.annotation.image_id)
         items += added
     stem = os.path.splitext(os.path.basename(panoptic_json[0]))[0]
     if not items:
-        raise errors.InputError(f'{path}: "annotations" is empty; nothing to convert')
+        raise errors.InputError(f'{path}: "annotations" is empty; add annotations to convert')
     return items, datasets.Dataset(name or stem, categories)
 
 
@@ -78,11 +79,13 @@ def from_annotations(
     """Returns the items of the annotations of one JSON file, `source`, and its two folders.
 
     Raises:
-        InputError: a folder is not there.
+        InputError: a folder does not exist.
     """
     for folder in (images, panoptic_dir):
         if not tf.io.gfile.isdir(folder):
-            raise errors.InputError(f"{folder}: no such folder; give that of the files in {source}")
+            raise errors.InputError(
+                f"{folder}: no such folder; give the folder of the files in {source}"
+            )
     return [
         convert.Item(
             os.path.join(images, annotation.image_name),
@@ -94,13 +97,13 @@ def from_annotations(
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     made = convert.parser(__doc__)
     made.add_argument("--images", nargs="+", required=True, help="folder of the images")
     made.add_argument("--panoptic_json", nargs="+", required=True, help="annotation file")
     made.add_argument("--panoptic_dir", nargs="+", required=True, help="folder of the id PNGs")
-    made.add_argument("--name", help="name of a new dataset (that of the JSON)")
-    return convert.main(
+    made.add_argument("--name", help="name of a new dataset; default: the JSON's")
+    convert.main(
         made,
         argv,
         lambda args, split: read(args.images, args.panoptic_json, args.panoptic_dir, args.name),
@@ -108,4 +111,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

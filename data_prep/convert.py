@@ -1,35 +1,39 @@
-"""From a list of images with labels to TFRecord shards: what all converters share.
+"""Converts a list of images with labels to TFRecord shards: the part that all converters share.
 
-A converter reads its layout into a list of `Item`; this file does the rest, in worker processes or
-with Apache Beam. An interrupted conversion leaves its finished shards in <out>/<split>.partial and,
-started again, makes those that are missing.
+A converter reads its layout into a list of `Item`. This file does the rest, in worker processes or
+with Apache Beam. An interrupted conversion leaves its finished shards in <out>/<split>.partial;
+the same command makes the missing ones.
 """
 
-import argparse
+import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from data_prep import beam, pool, tfds_metadata
-from kmax_tf import errors, files
-from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf import command_line, errors, files
+from kmax_tf.data import coco_panoptic, datasets, label_png
 from kmax_tf.data.records import serialize, shards
+
+# Of a set without anything to learn, with the number of its images.
+NOTHING = 'none of the {} images has a segment that is not crowd: correct "iscrowd", or add labels'
 
 
 class Item(NamedTuple):
-    """One image to convert: where its files are, and what is said of it."""
+    """One image to convert: its files and its annotation."""
 
     image_path: str
     label_path: str  # PNG of ids or of classes; "" for an image without labels
     source: str  # the file or folder that lists the image, for messages
     annotation: coco_panoptic.Annotation
+    num_classes: int = 0  # of a PNG of classes, 0 void, k + 1 category k
 
 
 def convert(
@@ -40,28 +44,29 @@ def convert(
     num_shards: int | None = None,
     run: Callable = pool.run,
 ) -> datasets.Split:
-    """Writes one split as TFRecord shards and enters it in dataset.json, which is written last.
+    """Writes one split as TFRecord shards, and then enters it in dataset.json.
 
     Args:
         items: the images.
         dataset: their classes.
         out_dir: folder for the records; other splits in it stay as they are.
         split: name of the split.
-        num_shards: number of files; by default one for 128 images but, for parallel reading,
-            at least 8.
-        run: runs a function over jobs, somewhere: pool.run or beam.run.
+        num_shards: number of files. The default is one for 128 images, and at least 8 to read in
+            parallel.
+        run: runs a function over jobs: pool.run or beam.run.
 
     Returns:
         The size of the split.
 
     Raises:
-        InputError: something in the source is wrong. Then out_dir is left as it was, but for the
-            finished shards in <split>.partial.
+        InputError: the source is wrong. Then only finished shards in <split>.partial are new.
     """
     if not re.fullmatch(r"\w+", split):
         raise errors.InputError(f'--split "{split}": use letters, digits and "_" only')
     if not items:
-        raise errors.InputError(f"{out_dir}: no images of split {split} were found to convert")
+        raise errors.InputError(
+            f"{out_dir}: split {split} of the source has no images; check the source"
+        )
     count = min(len(items), max(8, len(items) // 128)) if num_shards is None else num_shards
     if not 1 <= count <= len(items):
         raise errors.InputError(f"--shards {count}: choose 1 to {len(items)}, the number of images")
@@ -71,56 +76,83 @@ def convert(
     partial = os.path.join(out_dir, f"{split}.partial")
     files.make_folder(partial)
     names = [shards.name(split, index, count) for index in range(count)]
-    # Strided, so that a source sorted by scene or class is mixed in every shard.
+    # Strided, so that every shard mixes a source that is sorted by scene or class.
     shares = [items[index::count] for index in range(count)]
-    # With a digest of what it is made of, a shard of another source is never taken for this one.
-    parts = [
-        os.path.join(partial, f"{name}-{hashlib.sha1(repr(share).encode()).hexdigest()[:16]}")
-        for name, share in zip(names, shares, strict=True)
-    ]
+    # The digest of its items keeps a shard of another source from being reused.
+    digests = [hashlib.sha1(repr(share).encode()).hexdigest()[:16] for share in shares]
+    parts = [os.path.join(partial, "-".join(pair)) for pair in zip(names, digests, strict=True)]
     run(convert_shard, list(zip(shares, parts, strict=True)))
-    _replace_shards(out_dir, split, dict(zip(names, parts, strict=True)))
-    files.write_atomic(os.path.join(out_dir, datasets.FILE_NAME), content)
-    tfds_metadata.write(out_dir)
-    tf.io.gfile.rmtree(partial)
+    with _writing(out_dir):
+        _publish(out_dir, split, dict(zip(names, parts, strict=True)), content)
+        tf.io.gfile.rmtree(partial)
     return size
 
 
-def _replace_shards(folder: str, split: str, parts: dict[str, str]) -> None:
-    """Removes the shards of a split, and moves others (name -> path) to their place."""
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Turns errors of the block, which writes `path`, into an InputError: disk full, no right."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise errors.InputError(
+            f"{path}: cannot be written ({errors.first_line(error)}); free space or allow writing,"
+            " then run the same command again"
+        ) from error
+
+
+def _publish(folder: str, split: str, parts: dict[str, str], content: str) -> None:
+    """Moves the shards of a split (name -> path) to the place of old ones, and tells of it.
+
+    `content` is the text of dataset.json.
+    """
     for old in tf.io.gfile.listdir(folder):
         if re.fullmatch(rf"{split}-\d{{5}}-of-\d{{5}}\.tfrecord", old):
             tf.io.gfile.remove(os.path.join(folder, old))
     for name, part in parts.items():
         tf.io.gfile.rename(part, os.path.join(folder, name))
+    files.write_atomic(os.path.join(folder, datasets.FILE_NAME), content)
+    tfds_metadata.write(folder)
 
 
 def convert_shard(items: list[Item], path: str) -> None:
-    """Writes one file of records, unless it is newer than all that it is made of."""
-    sources = [source for item in items for source in (item.image_path, item.label_path) if source]
-    made = _modified(path)
-    if made is not None and all((_modified(source) or made) < made for source in sources):
-        return
-    with tf.io.TFRecordWriter(f"{path}.tmp") as writer:
-        for item in items:
-            writer.write(convert_item(item))
-    tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+    """Writes one file of records, unless it was made from files of the same content."""
+    note, digest, temporary = f"{path}.sha1", _digest(items), f"{path}.tmp"
+    if tf.io.gfile.exists(path) and tf.io.gfile.exists(note):
+        if files.read_bytes(note).decode() == digest:
+            return
+        tf.io.gfile.remove(note)
+    try:
+        with _writing(path):
+            with tf.io.TFRecordWriter(temporary) as writer:
+                for item in items:
+                    writer.write(convert_item(item))
+            tf.io.gfile.rename(temporary, path, overwrite=True)
+    finally:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
+    files.write_atomic(note, digest)
 
 
-def _modified(path: str) -> int | None:
-    """Returns the time of the last change of a file in nanoseconds; None if it is not there."""
-    return tf.io.gfile.stat(path).mtime_nsec if tf.io.gfile.exists(path) else None
+def _digest(items: list[Item]) -> str:
+    """Returns the SHA-1 of the content of all files of the items; their dates do not matter."""
+    digest = hashlib.sha1()
+    for item in items:
+        for path in filter(None, (item.image_path, item.label_path)):
+            digest.update(hashlib.sha1(_read_listed(path, item.source)).digest())
+    return digest.hexdigest()
 
 
 def convert_item(item: Item) -> bytes:
-    """Returns the record of one image; InputError if its files and its annotation disagree."""
+    """Makes the record of one image; InputError if its files and its annotation disagree."""
     image = _read_listed(item.image_path, item.source)
     where = f"{item.source}: {item.label_path or item.image_path}"
     ids = None
     if item.label_path:
-        ids = coco_panoptic.decode_ids(_read_listed(item.label_path, item.source), where)
+        semantic = item.annotation.segments is None
+        decode = label_png.decode_classes if semantic else label_png.decode_ids
+        ids = decode(_read_listed(item.label_path, item.source), where)
     try:
-        segment_map, segments = number_labels(ids, item.annotation.segments)
+        segment_map, segments = number_labels(ids, item.annotation.segments, item.num_classes)
         return serialize.record(
             image=image,
             filename=item.annotation.image_name,
@@ -135,24 +167,40 @@ def convert_item(item: Item) -> bytes:
 
 
 def number_labels(
-    ids: np.ndarray | None, segments: Sequence[coco_panoptic.LabelSegment] | None
+    ids: np.ndarray | None,
+    segments: Sequence[coco_panoptic.LabelSegment] | None,
+    num_classes: int = 0,
 ) -> tuple[np.ndarray | None, Sequence[coco_panoptic.LabelSegment]]:
     """Numbers the segments of an image.
 
+    Segments without pixels are left out if the annotation gives no area: others can hide them.
+
     Args:
-        ids: int32 [h, w], 0 for void; None for an image without labels.
-        segments: those of the annotation; None where the ids are of a semantic map.
+        ids: int32 [height, width], 0 for void; None for an image without labels.
+        segments: those of the annotation; None for a semantic map, whose ids are classes, 0 void
+            and k + 1 category k.
+        num_classes: of a semantic map.
 
     Returns:
-        int32 [h, w], 0 void, k the k-th segment, from 1 (None for an image without labels); and the
-        segments. One without pixels whose area is not given is left out: things can hide all of it.
+        int32 [height, width], 0 void, k the k-th segment, from 1, or None for an image without
+        labels; and the segments.
+
+    Raises:
+        InputError: an id has no segment, a value is no class, or a given area is not the number of
+            pixels.
     """
     if ids is None:
         return None, []
-    if segments is None:  # a grey PNG: 0 is void, k + 1 category k, each of them one segment
-        ids = ids & 0xFF
-        values = np.unique(ids[ids > 0]).tolist()
-        segments = [coco_panoptic.LabelSegment(value, value - 1, False, None) for value in values]
+    if segments is None:  # one segment for each class that is there
+        values, counts = (column.tolist() for column in np.unique(ids, return_counts=True))
+        if values[-1] > num_classes:
+            raise errors.InputError(
+                f"value {values[-1]} ({counts[-1]} pixels) is no class, 1 to {num_classes}, nor 0"
+                " for void; correct the map"
+            )
+        segments = [
+            coco_panoptic.LabelSegment(value, value - 1, False, None) for value in values if value
+        ]
     segment_map, pixels = coco_panoptic.number_segments(ids, segments)
     if not pixels.all():
         segments = [segment for segment, count in zip(segments, pixels, strict=True) if count]
@@ -161,7 +209,7 @@ def number_labels(
 
 
 def _read_listed(path: str, source: str) -> bytes:
-    """Reads a file that the source names, and says so when it cannot be read."""
+    """Reads a file that the source lists; the InputError of a missing one names the source."""
     try:
         return files.read_bytes(path)
     except errors.InputError as error:
@@ -169,19 +217,24 @@ def _read_listed(path: str, source: str) -> bytes:
 
 
 def list_unlabelled(folder: str, pattern: str, image_id: Callable[[str], str]) -> list[Item]:
-    """Returns the images of a split without labels.
+    """Lists the images of a split without labels.
 
     Args:
-        folder: where the images are.
-        pattern: of their names below it, as "*.jpg".
-        image_id: the stem of a file name -> the id of the image.
+        folder: folder of the images.
+        pattern: pattern of their paths in it, such as "*.jpg".
+        image_id: maps the stem of a file name to the id of the image.
 
     Raises:
-        InputError: there are none.
+        InputError: no file matches, or a name in the folder is not UTF-8.
     """
-    items, paths = [], sorted(tf.io.gfile.glob(os.path.join(folder, pattern)))
+    try:
+        items, paths = [], _matching(folder, pattern)
+    except UnicodeDecodeError as error:
+        raise errors.InputError(
+            f"{folder}: has a name that is not UTF-8 ({error.object!r:.80}); rename it"
+        ) from error
     if not paths:
-        raise errors.InputError(f"{folder}: no {pattern} is there; check --source")
+        raise errors.InputError(f"{folder}: no file matches {pattern}; check --source")
     for path in paths:
         name = os.path.relpath(path, folder)
         identity = image_id(os.path.splitext(os.path.basename(name))[0])
@@ -190,53 +243,72 @@ def list_unlabelled(folder: str, pattern: str, image_id: Callable[[str], str]) -
     return items
 
 
-def parser(documentation: str, splits: tuple[str, ...] | None = None) -> argparse.ArgumentParser:
+def _matching(folder: str, pattern: str) -> list[str]:
+    """Returns the sorted paths below `folder`, which is no pattern, that match `pattern`."""
+    first, _, rest = pattern.partition("/")
+    paths = files.matching(folder, first)
+    return sorted(inner for path in paths for inner in _matching(path, rest)) if rest else paths
+
+
+def learns_something(folder: str, split: str) -> bool:
+    """Returns whether the records of a split have a segment that is not crowd."""
+    records = itertools.chain.from_iterable(map(shards.read, shards.paths(folder, split)))
+    features = (tf.train.Example.FromString(record).features.feature for record in records)
+    return any(0 in feature["segment/is_crowd"].int64_list.value for feature in features)
+
+
+def parser(documentation: str, splits: tuple[str, ...] | None = None) -> command_line.Parser:
     """Returns a parser of the flags that all converters have.
 
     Args:
-        documentation: of the converter.
-        splits: the splits of the dataset, which lies in one folder; None for any.
+        documentation: text of the converter's --help.
+        splits: the splits of a dataset in one folder; None allows any split.
     """
-    made = argparse.ArgumentParser(description=documentation.split("\n")[0], allow_abbrev=False)
+    made = command_line.Parser(documentation)
     if splits:
-        text = "which, if not train and val"
+        text = f"default: {' '.join(splits[:2])}"
         made.add_argument("--source", required=True, help="folder of the dataset")
         made.add_argument("--split", nargs="+", choices=splits, default=splits[:2], help=text)
     else:
-        text = "name of the split, as train or val"
+        text = "name of the split, such as train or val"
         made.add_argument("--split", nargs=1, required=True, help=text)
     made.add_argument("--out", required=True, help="folder for the records")
     made.add_argument(
-        "--shards", type=int, help="number of files (one for 128 images, but at least 8)"
+        "--shards", type=int, help="number of files; default: one per 128 images, at least 8"
     )
-    made.add_argument("--workers", type=int, help="number of processes (one a core)")
-    made.add_argument("--runner", help="an Apache Beam runner; further flags are Beam's")
+    made.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    made.add_argument("--runner", help="an Apache Beam runner; it takes all further flags")
     return made
 
 
-def main(made: argparse.ArgumentParser, argv: list[str] | None, read: Callable) -> int:
-    """Runs a converter: read(flags, split) -> (items, dataset). Returns the exit status."""
-    args, rest = made.parse_known_args(argv)
-    if rest and not args.runner:
-        made.error(f"unrecognized arguments: {' '.join(rest)}")
-    run = functools.partial(pool.run, workers=args.workers)
-    if args.runner:
-        run = functools.partial(beam.run, flags=[f"--runner={args.runner}", *rest])
-    try:
-        for split in args.split:
-            items, dataset = read(args, split)
-            size = convert(items, dataset, args.out, split, args.shards, run)
-            print(
-                f"{args.out}: split {split}, {size.num_examples} images, {size.num_shards} shards"
-            )
-    except errors.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main(made: command_line.Parser, argv: list[str] | None, read: Callable) -> None:
+    """Runs a converter whose `read(flags, split)` returns (items, dataset)."""
+
+    def parse():
+        flags, beam_flags = made.parse_known_args(argv)
+        if beam_flags and not flags.runner:
+            made.error(f"unrecognized arguments: {' '.join(beam_flags)}")
+        return flags, beam_flags
+
+    def convert_splits(parsed):
+        flags, beam_flags = parsed
+        run = functools.partial(pool.run, workers=flags.workers)
+        if flags.runner:
+            run = functools.partial(beam.run, flags=[f"--runner={flags.runner}", *beam_flags])
+        for split in flags.split:
+            items, dataset = read(flags, split)
+            size = convert(items, dataset, flags.out, split, flags.shards, run)
+            counts = f"{size.num_examples} images, {size.num_shards} shards"
+            print(f"{flags.out}: split {split}, {counts}")
+            labelled = sum(bool(item.label_path) for item in items)
+            if labelled and not learns_something(flags.out, split):
+                print(f"warning: {NOTHING.format(labelled)}")
+
+    command_line.run(convert_splits, parse)
 
 
 def main_of_folder(
     documentation: str, splits: tuple[str, ...], read: Callable, argv: list[str] | None = None
-) -> int:
-    """As `main`, of a dataset that lies in one folder: read(folder, split) -> (items, dataset)."""
-    return main(parser(documentation, splits), argv, lambda args, split: read(args.source, split))
+) -> None:
+    """Runs a converter of a dataset in one folder: `read(folder, split)` as for `main`."""
+    main(parser(documentation, splits), argv, lambda flags, split: read(flags.source, split))

@@ -1,18 +1,16 @@
 """Makes *panoptic digits*, the embedded dataset, in the COCO panoptic format.
 
 Real handwritten digits are things over four procedural textures, which are stuff. At level "cards"
-a digit lies on an opaque rounded card and the card is the mask; at level "strokes", which is hard,
-the bare digit is the mask. Some images hold a crowd: small things of one class in one segment.
+each digit lies on an opaque rounded card, which is its mask. At level "strokes", which is hard, the
+mask is the bare digit. Some images hold a crowd: small things of one class in one segment.
 
 python -m data_prep.demo --out digits
 """
 
-import argparse
 import functools
 import io
 import json
 import os
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -21,25 +19,25 @@ import sklearn.datasets
 from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep import pool
-from kmax_tf import errors, files
-from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf import command_line, errors, files
+from kmax_tf.data import datasets, label_png
 
 LEVELS = ("cards", "strokes")
 SPLITS = ("train", "val", "holdout")
 SIZE = 97  # height and width of an image
 FACE = 96  # height and width at which cards and digits are drawn before they shrink
 CELL = 18  # height and width of a place in a crowd
-MIN_VISIBLE = 0.7  # part of each thing that is in the frame and not covered
+MIN_VISIBLE = 0.7  # share of each thing that must be in the frame and not covered
 MIN_STUFF = 30  # pixels; smaller pieces of stuff become void
 IMAGES_A_JOB = 100
-# What Image.point looks up for each of 256 values.
+# Tables of 256 values for Image.point.
 OPAQUE = [255 * (alpha >= 128) for alpha in range(256)]
 SHADOW = [int(0.45 * alpha) for alpha in range(256)]
 CRISP = [min(max(3 * (ink - 95), 0), 255) for ink in range(256)]
 
 
 class Digits(NamedTuple):
-    """The handwritten digits that one split may use."""
+    """The handwritten digits of one split."""
 
     ink: np.ndarray  # uint8 [k, 8, 8], 0 paper to 255 ink
     label: np.ndarray  # int64 [k], 0 to 9
@@ -48,7 +46,7 @@ class Digits(NamedTuple):
 class Sprite(NamedTuple):
     """A thing to place."""
 
-    picture: Image.Image  # RGBA; the mask is where it is more opaque than not
+    picture: Image.Image  # RGBA; the mask is where alpha is at least 128
     label: int  # 0 to 9
     is_crowd: bool
 
@@ -59,7 +57,7 @@ class Scene(NamedTuple):
     image: np.ndarray  # uint8 [97, 97, 3]
     ids: np.ndarray  # int32 [97, 97], 0 void
     segments: list[dict]  # segments_info of the COCO format
-    visible: list[float]  # part of each thing that is seen, in the order of its segments
+    visible: list[float]  # visible share of each thing, in the order of its segments
 
 
 def make(
@@ -73,15 +71,15 @@ def make(
 ) -> None:
     """Writes out/{split}/*.jpg, out/panoptic_{split}/*.png and, last, out/panoptic_{split}.json.
 
-    An image depends on seed, split and its number only, not on the number of workers.
+    An image depends only on seed, split and its number, not on the number of workers.
 
     Args:
         out: folder to write into.
-        num_train, num_val, num_holdout: images of each split; a split of 0 is not written.
-            holdout is composed of training digits that train then does without.
+        num_train, num_val, num_holdout: images of each split; a split of 0 is not written. The
+            digits of holdout are training digits, which train then does not use.
         level: "cards" or "strokes".
         seed: any integer from 0.
-        workers: number of processes, one a core by default.
+        workers: number of processes; the default is one per core.
 
     Raises:
         InputError: a number is negative, all are 0, or the level is unknown.
@@ -91,7 +89,7 @@ def make(
         if number < 0:
             raise errors.InputError(f"{number}: numbers of images and the seed must be 0 or more")
     if not any(counts.values()):
-        raise errors.InputError("num_train, num_val and num_holdout are all 0; nothing to make")
+        raise errors.InputError("num_train, num_val and num_holdout are all 0; raise one of them")
     if level not in LEVELS:
         raise errors.InputError(f'level "{level}": choose one of {", ".join(LEVELS)}')
     for split, count in counts.items():
@@ -125,14 +123,14 @@ def make_images(
         files.write_atomic(os.path.join(out, split, f"{index + 1:06d}.jpg"), jpeg.getvalue())
         files.write_atomic(
             os.path.join(out, f"panoptic_{split}", f"{index + 1:06d}.png"),
-            coco_panoptic.encode_ids(scene.ids),
+            label_png.encode_ids(scene.ids),
         )
         segments.append(scene.segments)
     return segments
 
 
 def split_digits(seed: int, holdout: bool) -> dict[str, Digits]:
-    """Divides the digits by picture: val 20 %, the rest train, of which holdout takes 10 % or 0."""
+    """Divides the digits: 20 % val; of the rest 10 % holdout, if wanted; the others train."""
     source = sklearn.datasets.load_digits()
     ink = np.round(source.images * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(seed).permutation(len(ink))
@@ -179,7 +177,7 @@ def compose(rng: np.random.Generator, digits: Digits, level: str) -> Scene:
     for k, (category, is_crowd, mask) in enumerate(parts):
         red, green, blue = category.color
         twins = sum(other is category for other, _, _ in parts[:k])
-        red += twins * (24 if red < 128 else -24)  # the category's color, but an id of its own
+        red += twins * (24 if red < 128 else -24)  # a distinct id near the category's color
         identity = red + 256 * green + 65536 * blue
         ids[mask] = identity
         segments.append(_segment(identity, category.id, is_crowd, mask))
@@ -194,8 +192,8 @@ def _categories() -> tuple[datasets.Category, ...]:
 
 
 def _sprites(rng: np.random.Generator, digits: Digits, level: str) -> list[Sprite]:
-    """Draws 1 to 4 things, and in 8 of 100 images a crowd, of distinct colors."""
-    # Some find no place, after which 2.5 a picture are left.
+    """Draws 1 to 4 things, and in 8 of 100 images a crowd, all of distinct colors."""
+    # Some find no place; 2.5 per image remain on average.
     count = rng.choice([1, 2, 3, 4], p=[0.2, 0.25, 0.27, 0.28])
     hues = rng.random() + 0.618 * np.arange(count + 1)  # golden-ratio steps: all far apart
     sprites = []
@@ -227,7 +225,7 @@ def _colors(rng: np.random.Generator, hue: float) -> tuple[tuple, tuple]:
 
 
 def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    """Returns RGB, 0 to 255, of a hue of any size and saturation and value of 0 to 1."""
+    """Converts a hue of any size, and saturation and value 0 to 1, to RGB, 0 to 255."""
     ramp = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
     rgb = 255 * value * (1 - saturation * (1 - np.clip(ramp, 0, 1)))
     return tuple(np.round(rgb).astype(int).tolist())
@@ -264,7 +262,7 @@ def _rounded(margin: int) -> Image.Image:
 def _find_place(
     rng: np.random.Generator, picture: Image.Image, full: list, seen: list
 ) -> tuple | None:
-    """Looks for a place where every thing stays visible enough.
+    """Looks for a place that leaves enough of every thing visible.
 
     Args:
         picture: the sprite, RGBA.
@@ -277,7 +275,7 @@ def _find_place(
     alpha = picture.getchannel("A").point(OPAQUE)
     area = np.count_nonzero(np.asarray(alpha))
     for _ in range(30):
-        low = [-0.08 * side for side in picture.size]  # the frame may cut a little off
+        low = [-0.08 * side for side in picture.size]  # the frame may cut off a little
         high = [SIZE - 0.92 * side for side in picture.size]
         corner = tuple(np.round(rng.uniform(low, high)).astype(int).tolist())
         canvas = Image.new("L", (SIZE, SIZE))
@@ -336,7 +334,7 @@ def _noise(rng: np.random.Generator, size: int, cells: int, rows: int | None = N
 
 @functools.cache
 def _textures() -> tuple[Image.Image, ...]:
-    """Returns grass, sky, brick and sand, RGB, larger than an image; the same for every seed."""
+    """Returns grass, sky, brick and sand: RGB, larger than an image, the same for every seed."""
     rng, size = np.random.default_rng(0), 320
     y, x = np.mgrid[:size, :size].astype(np.float32)
 
@@ -344,13 +342,13 @@ def _textures() -> tuple[Image.Image, ...]:
         amount = np.clip(amount, 0, 1)[..., None]
         return Image.fromarray(np.uint8(np.array(dark) * (1 - amount) + np.array(light) * amount))
 
-    # Grass: blades, which are noise finer across than along, in lush and dry patches.
+    # Grass: blades are noise that is finer across than along, in lush and dry patches.
     blades = sum(_noise(rng, size, c, c // 4) for c in (110, 160, 220)) / 3
     grass = 0.5 + 1.8 * (blades - 0.5) + 0.5 * (_noise(rng, size, 12) - 0.5)
-    # Sky: clouds, which are noise summed over scales.
+    # Sky: clouds are noise summed over scales.
     clouds = sum(_noise(rng, size, 6 * 2**k, 9 * 2**k) / 2**k for k in range(5)) / 1.94
     sky = (clouds - 0.42) * 4
-    # Brick: rows shifted by half a brick, each brick of its own tone, in light mortar.
+    # Brick: rows shifted by half a brick; each brick has a tone; mortar is light.
     row = y // 9
     column = (x + row % 2 * 10) // 20
     tone = rng.random((40, 40), np.float32)[row.astype(int), column.astype(int)]
@@ -358,7 +356,7 @@ def _textures() -> tuple[Image.Image, ...]:
     rough = 0.4 * (_noise(rng, size, 160) - 0.5)
     brick = np.asarray(shade((128, 48, 36), (196, 98, 72), tone + rough))
     cement = np.asarray(shade((176, 168, 156), (206, 198, 186), 0.5 + rough))
-    # Sand: wind ripples, bent, under grains.
+    # Sand: bent wind ripples under grains.
     bent = y + 0.35 * x + 40 * _noise(rng, size, 7)
     sand = 0.5 + 0.28 * np.sin(bent * 0.7) + 0.9 * (_noise(rng, size, 320) - 0.5) * 0.7
     return (
@@ -401,26 +399,26 @@ def _coco_json(segments: list[list[dict]]) -> dict:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--out", required=True, help="folder to write into")
-    parser.add_argument("--num_train", type=int, default=6000, help="training images (6000)")
-    parser.add_argument("--num_val", type=int, default=200, help="validation images (200)")
-    parser.add_argument(
-        "--num_holdout", type=int, default=0, help="images of held-out training digits (0)"
-    )
-    parser.add_argument("--level", choices=LEVELS, default="cards", help="cards (easy) or strokes")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (0)")
-    parser.add_argument("--workers", type=int, help="number of processes (one a core)")
-    args = parser.parse_args(argv)
-    try:
-        make(**vars(args))
-    except errors.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: {args.num_train} train, {args.num_val} val, {args.num_holdout} holdout")
-    return 0
+def main(argv: list[str] | None = None) -> None:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--out", required=True, help="folder for the dataset")
+    for name, count, images in (
+        ("num_train", 6000, "training images"),
+        ("num_val", 200, "validation images"),
+        ("num_holdout", 0, "images of held-out training digits"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {images}")
+    parser.add_argument("--level", choices=LEVELS, default="cards", help="cards is easy")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images")
+    parser.add_argument("--workers", type=int, help="number of processes; default: one per core")
+
+    def run(flags):
+        make(**vars(flags))
+        counts = f"{flags.num_train} train, {flags.num_val} val, {flags.num_holdout} holdout"
+        print(f"{flags.out}: {counts}")
+
+    command_line.run(run, functools.partial(parser.parse_args, argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,15 +10,12 @@ import tqdm
 
 
 def run(function: Callable, jobs: Sequence[tuple], workers: int | None) -> list:
-    """Returns [function(*job) for job in jobs].
+    """Returns [function(*job) for job in jobs], and raises what the first failing call raises.
 
     Args:
         function: a function of a module, so that workers can import it.
         jobs: the arguments of each call; they and the results must pickle.
-        workers: number of processes, None for one a core; 1 works in this process.
-
-    Raises:
-        Whatever the first failing call raises; calls not begun are dropped.
+        workers: number of processes, None for one per core; 1 runs in this process.
     """
     if not jobs:
         return []
@@ -26,15 +23,15 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int | None) -> list:
     bar = {"total": len(jobs), "unit": "job"}
     if workers == 1:
         return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))
-    # The fork server imports TensorFlow once, before any thread, and workers are forks of it.
+    # The fork server imports TensorFlow once, before any thread starts; workers are forks of it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kmax_tf", "tensorflow"])  # the first quietens the second
+    context.set_forkserver_preload(["kmax_tf", "tensorflow"])  # kmax_tf sets TensorFlow's log level
     with concurrent.futures.ProcessPoolExecutor(workers, context, _watch_parent) as executor:
         return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))
 
 
 def _watch_parent() -> None:
-    """Ends this worker when the program is killed; it would wait for its next job for ever."""
+    """Ends this worker when the program is killed; it would wait for its next job forever."""
 
     def wait():
         multiprocessing.parent_process().join()

@@ -1,4 +1,4 @@
-"""Metadata beside the records, so that `tfds.builder_from_directory(folder)` reads them."""
+"""TFDS metadata of a folder of records, so that `tfds.builder_from_directory(folder)` reads it."""
 
 import re
 
@@ -12,8 +12,8 @@ from kmax_tf.data import datasets
 def write(folder: str) -> None:
     """Writes dataset_info.json and features.json from the dataset.json of a folder of records.
 
-    Of the schema in kmax_tf/data/example.py. The label map stays an encoded PNG, since it has 8 or
-    16 bits; kmax_tf.data.example.parse decodes it.
+    The records have the schema in kmax_tf/data/records/example.py. The label map stays an encoded
+    PNG because it has 8 or 16 bits; `example.parse` decodes it.
     """
     dataset = datasets.load(folder)
     template = tfds.core.ShardedFileTemplate(

@@ -1,7 +1,7 @@
-"""Looks at a dataset before a training does, and says in plain words what is wrong with it.
+"""Checks a dataset before training, and lists all its problems in plain words.
 
-All problems at once, not the first: errors, which conversion refuses or which give wrong labels,
-and warnings, with which a training runs but may learn less than it could.
+Errors stop the conversion or give wrong labels. With warnings a training runs, but may learn less
+than it could.
 """
 
 import collections
@@ -16,58 +16,60 @@ import tensorflow as tf
 
 from data_prep import coco_format, convert, pool
 from kmax_tf import errors, files, visualize
-from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data import coco_panoptic, datasets, label_png, orientation
 from kmax_tf.data.records import example, reader, serialize, shards
 
 ERROR, WARNING = "error", "warning"
 PICTURES, COLUMNS = 12, 4  # of the contact sheet
-SHOWN = 3  # problems of a kind that are printed; the report has all
+SHOWN = 3  # problems of each kind that are printed; the report has all
 FEW = 10  # images: a class in fewer is hardly learnt
-JOB = 64  # images that a worker process looks at before it reports
+JOB = 64  # images of one job of a worker process
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong."""
+    """One problem of the dataset."""
 
     level: str  # ERROR or WARNING
-    kind: str  # the same for all problems of a kind
-    text: str  # where, and what
+    kind: str  # heading of all problems of this kind
+    text: str  # place and problem
 
 
 class Picture(NamedTuple):
     """One image with its labels."""
 
     name: str
-    image: Any  # uint8 [h, w, 3], or the bytes of the file
-    segment_map: np.ndarray  # int32 [h, w], 0 void, k the k-th segment
+    image: Any  # uint8 [height, width, 3], or the bytes of the file
+    segment_map: np.ndarray  # int32 [height, width], 0 void, k the k-th segment
     category_id: list[int]  # of each segment
+    is_crowd: list[bool]  # of each segment
 
 
 class Facts(NamedTuple):
-    """What is kept of one image; the counts are empty if it cannot be read."""
+    """Statistics of one image; the counts are empty if it cannot be read."""
 
-    handle: tuple  # what loads the image again
+    handle: tuple  # loads the image again
     name: str
     problems: list[Problem]
     pixels: dict[int, int]  # category id -> pixels
     segments: dict[int, int]  # category id -> segments
+    learnable: int  # segments that are not crowd
     void: float | None  # share of the pixels, 0 to 1
     digest: bytes  # of the image
 
 
 class Dataset(NamedTuple):
-    """A dataset to look at, in workers: look(handles) of each job gives the facts of its images."""
+    """A dataset to check; worker processes call look(*job) for each job."""
 
     name: str
     categories: tuple[datasets.Category, ...]
-    problems: list[Problem]  # those known without looking at images
+    problems: list[Problem]  # known before any image is read
     jobs: list[tuple]
     look: Callable[..., list[Facts]]
     load: Callable[[tuple], Picture | None]  # handle -> image, None if it cannot be read
 
 
 def raw(images: str, panoptic_json: str, panoptic_dir: str) -> Dataset:
-    """A dataset in COCO panoptic format: the folder of images, the JSON and the folder of PNGs.
+    """Opens a dataset in COCO panoptic format: folder of images, JSON and folder of PNGs.
 
     Raises:
         InputError: the JSON cannot be read at all.
@@ -78,51 +80,51 @@ def raw(images: str, panoptic_json: str, panoptic_dir: str) -> Dataset:
         report=lambda error: problems.append(Problem(ERROR, "entries of the JSON", str(error))),
     )
     for name in panoptic.unlabelled:
-        problems.append(Problem(WARNING, "images without annotation, which are left out", name))
+        problems.append(Problem(WARNING, "images without annotation (left out)", name))
     items = coco_format.from_annotations(panoptic.annotations, panoptic_json, images, panoptic_dir)
     jobs = [(items[start : start + JOB],) for start in range(0, len(items), JOB)]
     return Dataset(panoptic_json, panoptic.categories, problems, jobs, look_at_items, _load_item)
 
 
 def converted(folder: str, split: str, source: str | None = None) -> Dataset:
-    """A split of records.
+    """Opens a split of records.
 
     Args:
-        folder: of the records.
-        split: its name.
-        source: names the dataset (datasets.load), if the folder holds no dataset.json.
+        folder: folder of the records.
+        split: name of the split.
+        source: names the dataset (datasets.load), if the folder has no dataset.json.
 
     Raises:
-        InputError: there are no records, or they are of other classes.
+        InputError: no records exist, or they have other classes.
     """
     dataset = datasets.load(source or folder)
-    found = reader.find(folder, split, dataset)
-    jobs = [(folder, split, dataset, path) for path in found.paths]
-    load = functools.partial(_load_record, found.parse, dataset)
+    records = reader.find(folder, split, dataset)
+    jobs = [(folder, split, dataset, path) for path in records.paths]
+    load = functools.partial(_load_record, records.parse, dataset)
     return Dataset(f"{folder} {split}", dataset.categories, [], jobs, look_at_shard, load)
 
 
 def look_at_items(items: list[convert.Item]) -> list[Facts]:
-    """Returns the facts of raw images."""
+    """Collects the facts of raw images."""
     return [_facts((item,), *_read_item(item)) for item in items]
 
 
 def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str) -> list[Facts]:
-    """Returns the facts of the images of one file of records."""
-    found = []
+    """Collects the facts of the images in one file of records."""
+    facts = []
     parse = reader.find(folder, split, dataset).parse
     try:
         for number, record in enumerate(shards.read(path)):
             place = f"{path}: record {number}"
-            found.append(_facts((path, number), *_read_record(parse, record, place, dataset)))
+            facts.append(_facts((path, number), *_read_record(parse, record, place, dataset)))
     except errors.InputError as error:
-        problem = Problem(ERROR, "files of records that are corrupt", str(error))
-        found.append(Facts((path, -1), "", [problem], {}, {}, None, b""))
-    return found
+        problem = Problem(ERROR, "corrupt files of records", str(error))
+        facts.append(Facts((path, -1), "", [problem], {}, {}, 0, None, b""))
+    return facts
 
 
 def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
-    """Reads a raw image with its labels; what cannot be read is a problem."""
+    """Reads a raw image with its labels; an unreadable file is a problem."""
     problems = []
 
     def attempt(kind, function):
@@ -133,12 +135,12 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
 
     _, name, png_name, segments = item.annotation
     image = attempt("images that cannot be read", lambda: files.read_bytes(item.image_path))
-    size = image and attempt(
+    size = image is not None and attempt(
         "images that cannot be read", lambda: serialize.check_image(image, name)[1]
     )
     ids = attempt(
         "label files that cannot be read",
-        lambda: coco_panoptic.decode_ids(files.read_bytes(item.label_path), item.label_path),
+        lambda: label_png.decode_ids(files.read_bytes(item.label_path), item.label_path),
     )
     if ids is None:
         return None, problems
@@ -152,57 +154,68 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
     for segment, count in zip(segments, pixels.tolist(), strict=True):
         if not count and segment.area is None:
             text = f"{png_name}: segment id {segment.id} has no pixels"
-            problems.append(Problem(WARNING, "segments without pixels, which are left out", text))
+            problems.append(Problem(WARNING, "segments without pixels (left out)", text))
     if not size:
         return None, problems
-    if size != ids.shape[::-1]:
-        text = f"{name}: the image is {size[0]} x {size[1]}, its label map {ids.shape[1]} x"
-        text += f" {ids.shape[0]}; make them as large as the image is stored, unrotated"
-        problems.append(Problem(ERROR, "sizes of image and label map differ", text))
+    turn = orientation.read(image)
+    if turn != orientation.UPRIGHT:
+        text = f"{name}: EXIF orientation {turn}; its labels must fit the upright image"
+        problems.append(Problem(WARNING, "images that EXIF turns", text))
+    try:
+        serialize.check_label_size(image, size, ids.shape[::-1], name)
+    except errors.InputError as error:
+        problems.append(Problem(ERROR, "sizes of image and label map differ", str(error)))
         return None, problems
-    categories = [segment.category_id for segment in segments]
-    return Picture(name, image, segment_map, categories), problems
+    columns = [s.category_id for s in segments], [s.is_crowd for s in segments]
+    return Picture(name, image, segment_map, *columns), problems
 
 
 def _read_record(
     parse: Callable, record: bytes, place: str, dataset: datasets.Dataset
 ) -> tuple[Picture | None, list[Problem]]:
-    """Reads a record; one that is corrupt, or of unknown categories, is a problem."""
+    """Reads a record; a corrupt one, or an unknown category in it, is a problem."""
     try:
         item = reader.parse_one(parse, record, place)
     except errors.InputError as error:
-        return None, [Problem(ERROR, "records that are corrupt", str(error))]
+        return None, [Problem(ERROR, "corrupt records", str(error))]
     categories = item.category_id.numpy().tolist()
     unknown = set(categories) - dataset.class_of_category.keys()
     problems = [
-        Problem(ERROR, "categories that the dataset does not have", f"{place}: category {k}")
+        Problem(ERROR, "unknown categories", f"{place}: category {k} is not one of the dataset")
         for k in sorted(unknown)
     ]
     name = item.filename.numpy().decode("utf-8", "replace")
-    return Picture(name, item.image.numpy(), item.segment_map.numpy(), categories), problems
+    crowd = item.is_crowd.numpy().tolist()
+    return Picture(name, item.image.numpy(), item.segment_map.numpy(), categories, crowd), problems
 
 
 def _facts(handle: tuple, picture: Picture | None, problems: list[Problem]) -> Facts:
-    """Counts what an image holds, and adds the problems of its segments."""
+    """Counts the pixels and segments of an image, and adds the problems of its segments."""
     if picture is None:
-        return Facts(handle, "", problems, {}, {}, None, b"")
+        return Facts(handle, "", problems, {}, {}, 0, None, b"")
     count = len(picture.category_id)
     area = np.bincount(picture.segment_map.ravel(), minlength=count + 1).tolist()
-    pixels, segments = collections.Counter(), collections.Counter()
-    for category, size in zip(picture.category_id, area[1:], strict=True):
+    pixels, segments, learnable = collections.Counter(), collections.Counter(), 0
+    columns = zip(picture.category_id, picture.is_crowd, area[1:], strict=True)
+    for category, is_crowd, size in columns:
         pixels[category] += size
         segments[category] += size > 0
+        learnable += size > 0 and not is_crowd
     if area[0] == picture.segment_map.size:
-        text = f"{picture.name}: all of it is void"
+        text = f"{picture.name}: all pixels are void"
         problems = [*problems, Problem(WARNING, "images without a segment", text)]
     void = area[0] / picture.segment_map.size
     digest = hashlib.sha1(picture.image).digest()
-    return Facts(handle, picture.name, problems, pixels, segments, void, digest)
+    return Facts(handle, picture.name, problems, pixels, segments, learnable, void, digest)
 
 
 def _load_item(handle: tuple) -> Picture | None:
     picture, _ = _read_item(*handle)
-    return picture and picture._replace(image=example.decode_image(picture.image).numpy())
+    if picture is None:
+        return None
+    stored = example.decode_image(picture.image)
+    upright = orientation.turn_upright(stored, orientation.read(picture.image))
+    return picture._replace(image=upright.numpy())
 
 
 def _load_record(parse: Callable, dataset: datasets.Dataset, handle: tuple) -> Picture | None:
@@ -214,22 +227,28 @@ def _load_record(parse: Callable, dataset: datasets.Dataset, handle: tuple) -> P
 
 
 def validate(dataset: Dataset, out_dir: str, workers: int | None = None) -> tuple[str, int]:
-    """Looks at all images, and writes report.txt and contact_sheet.png into `out_dir`.
+    """Checks all images, and writes report.txt and contact_sheet.png into `out_dir`.
+
+    Args:
+        dataset: from `raw` or `converted`.
+        out_dir: folder to write into.
+        workers: number of processes, None for one per core.
 
     Returns:
-        The report, of each kind of problem a few only, and the number of errors.
+        The report with only a few problems of each kind, and the number of errors.
     """
-    found = [fact for share in pool.run(dataset.look, dataset.jobs, workers) for fact in share]
-    problems = [*dataset.problems, *(problem for fact in found for problem in fact.problems)]
-    problems += _split_stuff(dataset, found)
-    problems += [*_twins(found), *_rare_classes(dataset, found), *_void(found)]
-    summary = _summary(dataset, found)
-    table = _class_table(dataset, found)
+    facts = [fact for share in pool.run(dataset.look, dataset.jobs, workers) for fact in share]
+    problems = [*dataset.problems, *(problem for fact in facts for problem in fact.problems)]
+    problems += _split_stuff(dataset, facts)
+    problems += [*_twins(facts), *_rare_classes(dataset, facts), *_void(facts)]
+    problems += _nothing_to_learn(facts)
+    summary = _summary(dataset, facts)
+    table = _class_table(dataset, facts)
     files.write_atomic(
         os.path.join(out_dir, "report.txt"),
         "\n".join([*summary, *_listed(problems, len(problems)), "", *table, ""]),
     )
-    rows = _sheet(dataset, found)
+    rows = _sheet(dataset, facts)
     if rows:
         sheet = tf.io.encode_png(visualize.contact_sheet(rows)).numpy()
         files.write_atomic(os.path.join(out_dir, "contact_sheet.png"), sheet)
@@ -237,35 +256,35 @@ def validate(dataset: Dataset, out_dir: str, workers: int | None = None) -> tupl
     return "\n".join([*summary, *_listed(problems, SHOWN)]), errors
 
 
-def _total(found: list[Facts], field: str) -> collections.Counter:
+def _total(facts: list[Facts], field: str) -> collections.Counter:
     """Sums a count over all images."""
     total = collections.Counter()
-    for fact in found:
+    for fact in facts:
         total.update(getattr(fact, field))
     return total
 
 
-def _split_stuff(dataset: Dataset, found: list[Facts]) -> Iterator[Problem]:
+def _split_stuff(dataset: Dataset, facts: list[Facts]) -> Iterator[Problem]:
     stuff = {category.id: category.name for category in dataset.categories if not category.isthing}
-    for fact in found:
+    for fact in facts:
         for category, count in fact.segments.items():
             if category in stuff and count > 1:
                 text = f"{fact.name}: {count} segments of {stuff[category]}"
-                yield Problem(WARNING, "stuff in several segments, where one is expected", text)
+                yield Problem(WARNING, "stuff in several segments instead of one", text)
 
 
-def _twins(found: list[Facts]) -> Iterator[Problem]:
+def _twins(facts: list[Facts]) -> Iterator[Problem]:
     first = {}
-    for fact in found:
-        other = first.setdefault(fact.digest, fact)
-        if fact.digest and other is not fact:
-            text = f"{fact.name} is the same picture as {other.name}"
-            yield Problem(WARNING, "images that are there twice", text)
+    for fact in facts:
+        twin = first.setdefault(fact.digest, fact)
+        if fact.digest and twin is not fact:
+            text = f"{fact.name} is the same picture as {twin.name}"
+            yield Problem(WARNING, "duplicate images", text)
 
 
-def _rare_classes(dataset: Dataset, found: list[Facts]) -> Iterator[Problem]:
-    images = _images_of_classes(found)
-    whole = sum(fact.void is not None for fact in found)
+def _rare_classes(dataset: Dataset, facts: list[Facts]) -> Iterator[Problem]:
+    images = _images_of_classes(facts)
+    whole = sum(fact.void is not None for fact in facts)
     for category in dataset.categories:
         count = images[category.id]
         if count == 0:
@@ -275,50 +294,53 @@ def _rare_classes(dataset: Dataset, found: list[Facts]) -> Iterator[Problem]:
             yield Problem(WARNING, f"classes in fewer than {FEW} images", text)
 
 
-def _void(found: list[Facts]) -> Iterator[Problem]:
-    voids = [fact.void for fact in found if fact.void is not None]
+def _void(facts: list[Facts]) -> Iterator[Problem]:
+    voids = [fact.void for fact in facts if fact.void is not None]
     if voids and max(voids) == 0:
-        text = "if things of a class become one segment, train with"
+        text = "if the things of a class merge into one segment, train with"
         remedy = """--gin="criterion.Criterion.unmatched_class_weight = 'nonvoid_share'\""""
         yield Problem(WARNING, "no image has void pixels", f"{text} {remedy}")
 
 
-def _images_of_classes(found: list[Facts]) -> collections.Counter:
-    """Returns the number of images that each category is in."""
+def _nothing_to_learn(facts: list[Facts]) -> Iterator[Problem]:
+    whole = sum(fact.void is not None for fact in facts)
+    if whole and not any(fact.learnable for fact in facts):
+        yield Problem(WARNING, "nothing to learn", convert.NOTHING.format(whole))
+
+
+def _images_of_classes(facts: list[Facts]) -> collections.Counter:
+    """Counts the images of each category."""
     return collections.Counter(
-        category for fact in found for category, count in fact.segments.items() if count
+        category for fact in facts for category, count in fact.segments.items() if count
     )
 
 
-def _summary(dataset: Dataset, found: list[Facts]) -> list[str]:
-    read = [fact for fact in found if fact.void is not None]
-    present = _images_of_classes(found).keys() & {category.id for category in dataset.categories}
+def _summary(dataset: Dataset, facts: list[Facts]) -> list[str]:
+    read = [fact for fact in facts if fact.void is not None]
+    present = _images_of_classes(facts).keys() & {category.id for category in dataset.categories}
     most = max((sum(fact.segments.values()) for fact in read), default=0)
     void = np.mean([fact.void for fact in read]) if read else 0
     return [
         f"{dataset.name}: {len(read)} images, {len(present)} of {len(dataset.categories)} classes",
-        f"segments of an image: {most} at most; void: {100 * void:.1f} % of the pixels",
+        f"segments in an image: at most {most}; void: {100 * void:.1f} % of the pixels",
     ]
 
 
 def _listed(problems: list[Problem], limit: int) -> list[str]:
-    """Returns the lines of all problems, errors first, of each kind at most `limit`."""
+    """Returns the lines of all problems, errors first, at most `limit` of each kind."""
     groups = collections.defaultdict(list)
     for problem in sorted(problems, key=lambda problem: problem.level):
         groups[problem.level, problem.kind].append(problem.text)
-    lines = [] if groups else ["nothing is wrong"]
+    lines = [] if groups else ["no problems found"]
     for (level, kind), texts in groups.items():
         lines += [f"{level}: {kind} ({len(texts)})", *(f"    {text}" for text in texts[:limit])]
         lines += [f"    and {len(texts) - limit} more"] if len(texts) > limit else []
     return lines
 
 
-def _class_table(dataset: Dataset, found: list[Facts]) -> list[str]:
-    images, segments, pixels = (
-        _images_of_classes(found),
-        _total(found, "segments"),
-        _total(found, "pixels"),
-    )
+def _class_table(dataset: Dataset, facts: list[Facts]) -> list[str]:
+    images = _images_of_classes(facts)
+    segments, pixels = _total(facts, "segments"), _total(facts, "pixels")
     whole = max(1, sum(pixels.values()))
     lines = [f"{'class':30}{'':7}{'images':>8}{'segments':>10}{'pixels':>11}"]
     for category in sorted(dataset.categories, key=lambda category: -pixels[category.id]):
@@ -328,9 +350,9 @@ def _class_table(dataset: Dataset, found: list[Facts]) -> list[str]:
     return lines
 
 
-def _sheet(dataset: Dataset, found: list[Facts]) -> list[list[tuple[str, np.ndarray]]]:
-    """Returns rows of titled overlays: images with problems first, then some of all others."""
-    readable = [fact for fact in found if fact.void is not None]
+def _sheet(dataset: Dataset, facts: list[Facts]) -> list[list[tuple[str, np.ndarray]]]:
+    """Draws rows of titled overlays: images with problems first, then a sample of the others."""
+    readable = [fact for fact in facts if fact.void is not None]
     chosen = [fact for fact in readable if fact.problems][:PICTURES]
     others = [fact for fact in readable if not fact.problems]
     wanted = min(PICTURES - len(chosen), len(others))
@@ -339,7 +361,7 @@ def _sheet(dataset: Dataset, found: list[Facts]) -> list[list[tuple[str, np.ndar
     pictures = []
     for fact in chosen:
         picture = dataset.load(fact.handle)
-        step = -(-max(picture.image.shape) // 640)  # large ones are shown smaller
+        step = -(-max(picture.image.shape) // 640)  # large images are drawn smaller
         segments = [
             (k, named[c].name, named[c].color)
             for k, c in enumerate(picture.category_id, start=1)

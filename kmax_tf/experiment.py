@@ -1,7 +1,8 @@
-"""An experiment: the parts and numbers that gin binds, handed to every program."""
+"""The experiment: the parts and numbers that gin binds, shared by all programs."""
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 
 import tf_keras
@@ -11,12 +12,13 @@ from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.training_input import TrainingInput
 from kmax_tf.errors import InputError
 from kmax_tf.loss.criterion import Criterion
-from kmax_tf.model.postprocess import PostProcess
+from kmax_tf.model.kmax_decoder import Prediction
+from kmax_tf.model.postprocess import Panoptic, PostProcess
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What training, evaluation and export share."""
+    """The parts and numbers that training, evaluation and export share."""
 
     dataset: Dataset
     data_dir: str  # folder of the records
@@ -25,40 +27,46 @@ class Experiment:
     training_input: TrainingInput
     criterion: Criterion
     postprocess: PostProcess
-    batch_size: int  # images a step, of all replicas together
+    batch_size: int  # images a step, over all replicas
     steps: int
     evaluation_size: tuple[int, int]  # height, width in pixels
     evaluation_batch_size: int = 1  # images
-    initial_checkpoint: str = ""  # weights that a new run starts from, or its pixel encoder
+    initial_checkpoint: str = ""  # of a model or a pixel encoder, that a new run starts from
     train_split: str = "train"
     evaluation_split: str = "val"
-    steps_per_loop: int = 100  # steps on the device between two visits of the host
+    steps_per_loop: int = 100  # steps on the device between two actions of the host
     checkpoint_interval: int = 1000  # steps, a multiple of steps_per_loop
     checkpoints_kept: int = 5
-    accumulation: int = 1  # micro-batches that each replica makes of its images, one after another
-    ema_decay: float = 0.0  # of the moving average of the weights, a step; 0: there is none
-    clip_norm: float = math.inf  # of the gradient
+    accumulation: int = 1  # micro-batches of each replica, one after another
+    ema_decay: float = 0.0  # of the EMA of the weights, a step; 0: no EMA
+    clip_norm: float = math.inf  # largest global norm of the gradient
     precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self):
+        for name in ("data_dir", "initial_checkpoint"):  # as the command line does
+            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
         if self.accumulation < 1:
             raise InputError(f"Experiment.accumulation {self.accumulation} is below 1; bind 1 or 2")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"Experiment.ema_decay {self.ema_decay} is not in [0, 1); bind 0.9999")
         if self.checkpoint_interval % self.steps_per_loop:
             raise InputError(
-                f"checkpoint_interval {self.checkpoint_interval} is no multiple of steps_per_loop"
-                f" {self.steps_per_loop}; bind Experiment.steps_per_loop to a divisor"
+                f"checkpoint_interval {self.checkpoint_interval} is not a multiple of"
+                f" steps_per_loop {self.steps_per_loop}; bind Experiment.steps_per_loop to one"
             )
 
     def build_model(self) -> tf_keras.Model:
-        """The model with its variables made, for images of the training size."""
+        """Builds the model with its variables, for images of the training size."""
         return self._build(self.training_input.size)
 
     def build_evaluation_model(self) -> tf_keras.Model:
-        """The same for images of the evaluation size; the variables are of the same shapes."""
+        """Builds the model for images of the evaluation size; its variables are the same."""
         return self._build(self.evaluation_size)
+
+    def segment(self, prediction: Prediction) -> Panoptic:
+        """Merges a final `Prediction` into panoptic maps [batch, *evaluation_size]."""
+        return self.postprocess(prediction, self.evaluation_size, self.dataset.num_things)
 
     def _build(self, size):
         runtime.set_precision(self.precision)

@@ -1,7 +1,9 @@
-"""Whole files, local or on gs://: read, written, and one clear line when something is wrong."""
+"""Lists folders, and reads and writes whole files, local or on gs://."""
 
+import fnmatch
 import json
 import os
+import re
 import uuid
 from typing import Any
 
@@ -9,9 +11,29 @@ import tensorflow as tf
 
 from kmax_tf.errors import InputError
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder that holds gin/
+
+
+def matching(folder: str, pattern: str) -> list[str]:
+    """Returns the sorted paths in a folder whose names match a pattern such as "*.json".
+
+    The signs `*`, `?`, `[` and `\\` of the folder stand for themselves. A missing folder has none.
+    """
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    return sorted(os.path.join(folder, name) for name in fnmatch.filter(names, pattern))
+
+
+def check_literal(path: str) -> None:
+    """Raises InputError if TensorFlow takes the path of a checkpoint or export for a pattern."""
+    if re.search(r"\\|\[.+\]", path):
+        raise InputError(
+            f"{path}: TensorFlow cannot read checkpoints and exports there, for it takes"
+            " [...] and \\ for a pattern; choose a name without them"
+        )
+
 
 def read_bytes(path: str) -> bytes:
-    """Returns the content of a file; InputError if it is missing or cannot be read."""
+    """Returns the content of a file; raises InputError if it cannot be read."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
@@ -21,7 +43,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_json(path: str) -> Any:
-    """Returns the parsed content of a JSON file; InputError names the line that is not JSON."""
+    """Returns the parsed content of a JSON file; raises InputError with the line of a mistake."""
     content = read_bytes(path)
     try:
         return json.loads(content)
@@ -40,13 +62,13 @@ def field(entry: Any, key: str, kind: type | tuple[type, ...], where: str) -> An
     """Returns entry[key] of a JSON object.
 
     Args:
-        entry: what should be a JSON object.
-        key: the field wanted.
-        kind: the Python type or types that its value may have; a boolean passes as int.
-        where: file and place, for the message.
+        entry: The JSON object.
+        key: Name of the field.
+        kind: Allowed Python type or types of the value. A boolean passes as int.
+        where: File and place, for the message.
 
     Raises:
-        InputError: entry is no object, the field is missing, or its value is of another type.
+        InputError: `entry` is not an object, the field is missing, or its value has another type.
     """
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(entry).__name__}; fix it")
@@ -61,18 +83,21 @@ def field(entry: Any, key: str, kind: type | tuple[type, ...], where: str) -> An
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder, and those above it, unless it is there; InputError if it cannot be made."""
+    """Makes a folder and its parents, if missing; raises InputError if that fails."""
     try:
         tf.io.gfile.makedirs(path)
     except tf.errors.OpError as error:
         reason = error.message.removeprefix(f"{path}; ")
-        raise InputError(f"{path}: cannot be made ({reason}); check the path") from error
+        raise InputError(
+            f"{path}: cannot be made ({reason}); free space, or check the path"
+        ) from error
 
 
 def write_atomic(path: str, data: bytes | str) -> None:
-    """Writes a whole file and makes its folder: readers see the old content or all of the new."""
-    make_folder(os.path.dirname(path) or ".")
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    """Writes a whole file and makes its folder; readers see the old content or all of the new."""
+    folder = os.path.dirname(path)
+    make_folder(folder or ".")
+    temporary = os.path.join(folder, f"{uuid.uuid4().hex[:8]}.tmp")  # short, as names may be long
     try:
         with tf.io.gfile.GFile(temporary, "wb") as file:
             file.write(data)
@@ -80,4 +105,7 @@ def write_atomic(path: str, data: bytes | str) -> None:
     except tf.errors.OpError as error:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
-        raise InputError(f"{path}: cannot be written ({error.message}); check the path") from error
+        reason = error.message.removeprefix(f"{temporary}; ")
+        raise InputError(
+            f"{path}: cannot be written ({reason}); free space, or check the path"
+        ) from error

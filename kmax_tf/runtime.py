@@ -1,17 +1,13 @@
-"""Where and how a program runs: device, precision, seed, and the frame around its main."""
+"""Device, precision and seed of a program."""
 
 import atexit
 import os
 import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 import tf_keras
-from absl import app, logging
 
 from kmax_tf.errors import InputError, first_line
 
@@ -21,19 +17,18 @@ _PRECISIONS = ("float32", "mixed_bfloat16")
 def strategy(device: str) -> tf.distribute.Strategy:
     """Makes the distribution strategy; call it once, before anything touches a device.
 
-    Args:
-      device: "auto" (all GPUs, or the CPU where there is none), "cpu", "gpu" (all GPUs),
-        "tpu:NAME" (a TPU slice by its name; run on worker 0 only) or "local" (this host's TPU).
+    With the environment variable TF_CONFIG, which lists several hosts, all hosts form one strategy.
 
-    The environment variable TF_CONFIG of TensorFlow names several hosts, of which this is one: then
-    all of them, each with its CPU or GPUs, are one MultiWorkerMirroredStrategy.
+    Args:
+        device: "auto" (all GPUs, else the CPU), "cpu", "gpu" (all GPUs), "tpu:NAME" (the TPU slice
+            of this name, from its worker 0) or "local" (this host's TPU).
 
     Returns:
-      OneDeviceStrategy, MirroredStrategy (several GPUs), MultiWorkerMirroredStrategy or
-      TPUStrategy.
+        OneDeviceStrategy, MirroredStrategy (several GPUs), MultiWorkerMirroredStrategy or
+        TPUStrategy.
 
     Raises:
-      InputError: The word is unknown, the device is not there, or TF_CONFIG cannot be used.
+        InputError: The device is unknown or missing, or TF_CONFIG cannot be used.
     """
     if device == "local" or device.startswith("tpu:"):
         return _tpu_strategy(device.removeprefix("tpu:"))
@@ -44,8 +39,8 @@ def strategy(device: str) -> tf.distribute.Strategy:
         raise InputError("device 'gpu': TensorFlow finds no GPU on this machine")
     if device == "cpu" and gpus:
         gpus = []
-        tf.config.set_visible_devices(gpus, "GPU")  # else TensorFlow takes the GPU's memory
-    for gpu in gpus:  # so that the evaluator can run beside training
+        tf.config.set_visible_devices(gpus, "GPU")  # or TensorFlow would take the GPU's memory
+    for gpu in gpus:  # the evaluator may share the GPU with training
         tf.config.experimental.set_memory_growth(gpu, True)
     if os.environ.get("TF_CONFIG"):
         return _multi_worker_strategy()
@@ -55,7 +50,7 @@ def strategy(device: str) -> tf.distribute.Strategy:
 
 
 def _multi_worker_strategy() -> tf.distribute.Strategy:
-    """Waits for the other hosts of TF_CONFIG."""
+    """Makes one strategy of all hosts in TF_CONFIG, and waits for them."""
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (AttributeError, KeyError, TypeError, ValueError, tf.errors.OpError) as error:
@@ -66,10 +61,10 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
 
 
 def writable_dir(strategy: tf.distribute.Strategy, run_dir: str) -> str:
-    """The folder that this program writes: `run_dir`, but of several hosts on the first one alone.
+    """Returns where this host writes: `run_dir` on the first host, else a temporary folder.
 
-    The others must take part in writing checkpoints, where they read variables together: theirs go
-    to a temporary folder, which is gone at exit.
+    All hosts must take part in writing a checkpoint, because they read variables together. The
+    temporary folder is deleted at exit.
     """
     if strategy.extended.should_checkpoint:
         return run_dir
@@ -79,8 +74,7 @@ def writable_dir(strategy: tf.distribute.Strategy, run_dir: str) -> str:
 
 
 def _tpu_strategy(name: str) -> tf.distribute.Strategy:
-    """Connects to a TPU. A slice whose servers do not answer is waited for."""
-    logging.info("Connecting to TPU %r.", name)
+    """Connects to a TPU, and waits for servers that do not answer yet."""
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         tf.config.experimental_connect_to_cluster(resolver)
@@ -93,10 +87,10 @@ def _tpu_strategy(name: str) -> tf.distribute.Strategy:
 
 
 def service_address(address: str) -> str:
-    """Checks the address of a tf.data service, "" for none, and returns it.
+    """Returns the address of a tf.data service, or "" for none, after a check.
 
     Raises:
-      InputError: It is not of the form grpc://HOST:PORT.
+        InputError: The address does not have the form grpc://HOST:PORT.
     """
     if address and not re.fullmatch(r"grpc://[^\s:/]+:\d{1,5}", address):
         raise InputError(f"tf.data service {address!r} is no address; write grpc://HOST:PORT")
@@ -104,13 +98,13 @@ def service_address(address: str) -> str:
 
 
 def set_precision(policy: str) -> None:
-    """Sets the precision of all layers made from here on.
+    """Sets the precision of all layers that are made afterwards.
 
     Args:
-      policy: "float32", or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
+        policy: "float32", or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
 
     Raises:
-      InputError: Another policy.
+        InputError: The policy is neither of the two.
     """
     if policy not in _PRECISIONS:
         raise InputError(f"precision {policy!r} is none of {', '.join(_PRECISIONS)}")
@@ -118,28 +112,6 @@ def set_precision(policy: str) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Seeds Python, NumPy and TensorFlow, and so the initial weights."""
-    # Under a global seed of 0, tf.data takes no tensor as the seed of a shuffle.
+    """Seeds Python, NumPy and TensorFlow; this fixes the initial weights."""
+    # With a global seed of 0, tf.data accepts no tensor as the seed of a shuffle.
     tf_keras.utils.set_random_seed(seed + 1)
-
-
-def run(main: Callable[..., None], *options: Any) -> None:
-    """Runs a program: absl parses its flags, then main(*options) is called; never returns.
-
-    Where there are `options`, argparse made them of all words, and absl gets none.
-    What the user got wrong (InputError) is one line `error: ...` on stderr and exit status 1, not
-    a traceback. To absl a word that is no flag is such an error too.
-    """
-
-    def guarded(words):
-        try:
-            logging.set_verbosity(logging.WARNING)
-            tf.get_logger().setLevel("ERROR")  # deprecations of operations that are meant
-            if words[1:]:
-                raise InputError(f"{words[1]!r} is not a flag; flags are --name=value")
-            main(*options)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-
-    app.run(guarded, sys.argv[:1] if options else None)

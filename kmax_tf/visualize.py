@@ -1,4 +1,4 @@
-"""Pictures of segments and cluster assignments, with NumPy and Pillow alone."""
+"""Draws segments and cluster assignments with NumPy and Pillow."""
 
 import collections
 import colorsys
@@ -9,22 +9,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-SMALLEST_SIDE = 512  # pixels: images whose longer side is smaller are enlarged
-GOLDEN = 0.618034  # multiples of it, modulo 1, never come close to each other
+SMALLEST_SIDE = 512  # pixels; images with a smaller longer side are enlarged
+GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, stay apart
 
 
 def overlay(image: np.ndarray, segment_map: np.ndarray, segments: list) -> np.ndarray:
-    """The image under its segments, each in its color with its outline and its label.
+    """Draws segments over the image, each with a color, an outline and a label.
 
     Args:
         image: uint8 [height, width, 3].
-        segment_map: int32 [height, width], segment ids; pixels of no listed segment are void.
-        segments: list of (id, label text, (r, g, b) of its class, 0..255). Segments that share a
-            color, the things of one class, get shades of it in the order of the list.
+        segment_map: int32 [height, width], segment ids; other ids are void.
+        segments: list of (id, label text, (r, g, b) of its class, 0..255). Segments with the same
+            color, such as the things of a class, get shades of it in the order of the list.
 
     Returns:
-        uint8 [k height, k width, 3], k a whole number (1 for images of 512 pixels and more). Void
-        is the image, darker.
+        uint8 [k height, k width, 3], with an integer k that is 1 from 512 pixels on. Void pixels
+        show the image, darkened.
     """
     factor = _factor(image)
     height, width = segment_map.shape
@@ -50,21 +50,20 @@ def overlay(image: np.ndarray, segment_map: np.ndarray, segments: list) -> np.nd
 
 
 def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
-    """Which cluster centre each pixel belongs to, every centre in a color of its own.
+    """Draws the cluster centre of each pixel, each centre in a color of its own.
 
     Args:
-        assignment: int32 [height, width], cluster index >= 0. An index has the same color always.
-        image: uint8 [image height, image width, 3] to lay under the colors, or None.
+        assignment: int32 [height, width], cluster index >= 0. An index always has the same color.
+        image: uint8 [image height, image width, 3] to draw under the colors, or None.
 
     Returns:
-        uint8 [k height, k width, 3], k a whole number, or with an image
-        [k image height, k image width, 3], as `overlay` makes it from that image.
+        uint8 [k height, k width, 3] with an integer k, or with an image the size of its `overlay`.
     """
     colors = np.array([cluster_color(i) for i in range(int(assignment.max()) + 1)], np.float32)
     if image is None:
         return np.rint(colors[_repeat(assignment, _factor(assignment))]).astype(np.uint8)
     height, width = (side * _factor(image) for side in image.shape[:2])
-    # The corners of map and image coincide.
+    # Corners are aligned, as everywhere in the model.
     rows = np.rint(np.linspace(0, assignment.shape[0] - 1, height)).astype(int)
     columns = np.rint(np.linspace(0, assignment.shape[1] - 1, width)).astype(int)
     photo = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.BICUBIC)
@@ -73,37 +72,37 @@ def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) 
 
 
 def shades(colors: list) -> list[np.ndarray]:
-    """The colors that `overlay` gives segments of the classes' colors, (r, g, b) 0..255."""
+    """The colors of segments in an `overlay`, from those of their classes; (r, g, b) 0..255."""
     seen = collections.Counter()
-    found = []
+    shaded = []
     for color in colors:
-        found.append(_shade(color, seen[color]))
+        shaded.append(_shade(color, seen[color]))
         seen[color] += 1
-    return found
+    return shaded
 
 
 def cluster_color(i: int) -> np.ndarray:
-    """(r, g, b) 0..255: neighbours in number are far apart in hue, repeats differ in lightness."""
+    """The color of cluster i, (r, g, b) 0..255; consecutive clusters differ clearly in hue."""
     lightness, saturation = ((0.55, 0.8), (0.4, 0.6), (0.72, 0.7))[i % 3]
-    return np.multiply(colorsys.hls_to_rgb((i * GOLDEN) % 1, lightness, saturation), 255)
+    return np.multiply(colorsys.hls_to_rgb((i * GOLDEN_RATIO) % 1, lightness, saturation), 255)
 
 
 def webp(picture: np.ndarray, longer_side: int) -> bytes:
-    """A picture, uint8 [height, width, 3], as a WebP file of at most so many pixels a side."""
+    """Encodes uint8 [height, width, 3] as WebP, scaled down to `longer_side` pixels at most."""
     content = io.BytesIO()
     _thumbnail(picture, longer_side).save(content, "WEBP", quality=80)
     return content.getvalue()
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 [height, width, 3], as a PNG file, quickly."""
+    """Encodes uint8 [height, width, 3] as PNG, with fast compression."""
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
 def thumbnail(picture: np.ndarray, longer_side: int) -> np.ndarray:
-    """A picture, uint8 [height, width, 3], scaled down to at most so many pixels a side."""
+    """Scales uint8 [height, width, 3] down to `longer_side` pixels at most."""
     return np.asarray(_thumbnail(picture, longer_side))
 
 
@@ -114,7 +113,7 @@ def _thumbnail(picture, longer_side):
 
 
 def decode(picture: bytes, longer_side: int | None = None) -> np.ndarray:
-    """A WebP, PNG or JPEG file as uint8 [height, width, 3], of at most so many pixels a side."""
+    """Decodes WebP, PNG or JPEG to uint8 [height, width, 3], of `longer_side` pixels at most."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     if longer_side:
         image.thumbnail((longer_side, longer_side))
@@ -122,14 +121,15 @@ def decode(picture: bytes, longer_side: int | None = None) -> np.ndarray:
 
 
 def contact_sheet(rows: list) -> np.ndarray:
-    """Pictures in a grid, each under its title.
+    """Arranges pictures in rows, each under its title.
 
     Args:
         rows: list of rows, each a list of (title, uint8 [height, width, 3]). Pictures are scaled to
-            the height of the tallest one of their row.
+            the height of the tallest one in their row. Titles that are wider than their picture
+            and 24 signs lose their middle.
 
     Returns:
-        uint8 [sheet height, sheet width, 3] on white.
+        uint8 [sheet height, sheet width, 3], with a white background.
     """
     gap, title_height = 16, 36
     font = ImageFont.load_default(22)
@@ -138,7 +138,8 @@ def contact_sheet(rows: list) -> np.ndarray:
         height = max(picture.shape[0] for _, picture in row)
         left = gap
         for title, picture in row:
-            width = round(picture.shape[1] * height / picture.shape[0])
+            width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+            title = _fitted(printable(title), font, max(width, font.getlength(24 * "n")))
             placed.append((left, top, title, Image.fromarray(picture).resize((width, height))))
             left += max(width, math.ceil(font.getlength(title))) + gap
         right = max(right, left)
@@ -151,8 +152,26 @@ def contact_sheet(rows: list) -> np.ndarray:
     return np.asarray(sheet)
 
 
+def printable(text: str) -> str:
+    """Returns a text on one line: signs that cannot be printed become escapes such as \\n."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _fitted(text, font, width):
+    """Returns the text, without its middle if it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    kept = max(k for k in range(len(text) // 2) if font.getlength(_short(text, k)) <= width)
+    return _short(text, kept)
+
+
+def _short(text, kept):
+    """Returns the first and last `kept` signs of a text."""
+    return f"{text[:kept]} ... {text[len(text) - kept :]}"
+
+
 def _factor(image):
-    """The least whole number that brings the longer side to SMALLEST_SIDE."""
+    """The smallest integer factor that brings the longer side to SMALLEST_SIDE."""
     return -(-SMALLEST_SIDE // max(image.shape[:2]))
 
 
@@ -161,10 +180,10 @@ def _repeat(index_map, factor):
 
 
 def _shade(color, k):
-    """The k-th shade of a color as (r, g, b) 0..255: k = 0 is the color itself."""
+    """The k-th shade of a color, (r, g, b) 0..255; shade 0 is the color itself."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
     low, high = min(0.28, lightness), max(0.78, lightness + 0.01)
-    # The plane's counterpart of the golden ratio keeps the pairs apart.
+    # The two factors are the golden ratio's counterpart in the plane: the shades stay apart.
     hue += 0.18 * ((0.754878 * k + 0.5) % 1 - 0.5)
     place = (lightness - low) / (high - low)
     lightness = low + (high - low) * ((0.569840 * k + place) % 1)
@@ -172,7 +191,7 @@ def _shade(color, k):
 
 
 def _outline(segment_map):
-    """bool [height, width]: pixels whose right or lower neighbour is of another segment."""
+    """bool [height, width], pixels next to another segment."""
     edge = np.zeros(segment_map.shape, bool)
     across = segment_map[:, 1:] != segment_map[:, :-1]
     down = segment_map[1:] != segment_map[:-1]
@@ -184,20 +203,20 @@ def _outline(segment_map):
 
 
 def _label(draw, mask, text):
-    """Writes the text at the most interior point of the mask, where it finds room for it.
+    """Writes the text at the most interior point of the mask, if there is room.
 
-    Room is an ellipse of the text's proportions; letters are 11 pixels to a 28th of
-    the longer side high, or absent.
+    The room is an ellipse of the text's proportions. Letters are between 11 pixels and a 28th of
+    the longer side high.
     """
     if not mask.any():
         return
     rows, columns = ndimage.find_objects(mask.astype(np.int32))[0]
     largest = max(mask.shape) // 28
     width = ImageFont.load_default(largest).getlength(text) + 1
-    step = max(1, largest // 6)  # every pixel would take most of the time of the picture
+    step = max(1, largest // 6)  # using every pixel would take most of the drawing time
     inside = np.pad(mask[rows, columns][::step, ::step], 1)
     distance = ndimage.distance_transform_edt(inside, sampling=(step * width / largest, step))
-    # The nearest pixel outside may be one that was left out.
+    # The nearest pixel outside may be between those of the grid.
     distance = np.maximum(distance - (step - 1), 0)
     roomy = np.argwhere(distance >= 0.95 * distance.max())
     y, x = roomy[((roomy - roomy.mean(0)) ** 2).sum(1).argmin()]

@@ -1,45 +1,37 @@
-"""Measures how fast a model predicts on the device at hand.
+"""Measures the inference speed of a model on this device.
 
 scripts/benchmark_model.py --gin_file=gin/experiments/coco_resnet50.gin --input_size 641 641
 scripts/benchmark_model.py runs/demo/export
 """
 
-import argparse
 import dataclasses
 import json
 
-from kmax_tf import config, runtime
-from kmax_tf.experiment import Experiment
-from kmax_tf.tools import benchmark_model
+from kmax_tf import command_line
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("export", nargs="?", help="folder of an export")
-    parser.add_argument("--gin_file", help="or an experiment, with random weights")
-    parser.add_argument("--gin", action="append", default=[], help="a binding that overrides")
-    parser.add_argument(
-        "--input_size",
-        nargs=2,
-        type=int,
-        metavar=("H", "W"),
-        help="of an experiment, in pixels; the evaluation's if not given",
-    )
+    optional = ["gin_file", "gin", "input_size", "json"]
+    parser = command_line.Parser(__doc__, optional=optional)
+    parser.add_argument("export", nargs="?", help="folder of an export, instead of --gin_file")
     parser.add_argument("--batch_size", type=int, default=1, help="images")
-    parser.add_argument("--seconds", type=float, default=20.0, help="to measure for")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time to measure")
     parser.add_argument(
-        "--tpu", action="store_true", help="also ask the TPU compiler (an experiment alone)"
+        "--tpu", action="store_true", help="also ask the TPU compiler; with --gin_file only"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if bool(options.export) == bool(options.gin_file):
         parser.error("give the folder of an export, or --gin_file")
     if options.export and (options.gin or options.input_size or options.tpu):
-        parser.error("an export is as it is; --gin, --input_size and --tpu go with --gin_file")
+        parser.error("--gin, --input_size and --tpu need --gin_file; an export is fixed")
     return options
 
 
 def main(options):
+    from kmax_tf import config
+    from kmax_tf.experiment import Experiment
+    from kmax_tf.tools import benchmark_model
+
     experiment, estimate = None, None
     if options.gin_file:
         experiment = config.load(Experiment, options.gin_file, options.gin)
@@ -59,4 +51,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    runtime.run(main, parse())
+    command_line.run(main, parse)

@@ -1,32 +1,22 @@
-"""Prints what the model of an experiment is made of.
+"""Prints the parts of an experiment's model: parameters, multiply-adds, output shapes.
 
 scripts/describe.py --gin_file=gin/experiments/coco_resnet50.gin --input_size 1281 1281
 """
 
-import argparse
 import json
 
-from kmax_tf import config, runtime
-from kmax_tf.experiment import Experiment
-from kmax_tf.tools import describe
+from kmax_tf import command_line
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gin_file", required=True, help="the experiment")
-    parser.add_argument("--gin", action="append", default=[], help="a binding that overrides")
-    parser.add_argument(
-        "--input_size",
-        nargs=2,
-        type=int,
-        metavar=("H", "W"),
-        help="in pixels; the evaluation's if not given",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    return command_line.Parser(__doc__, ["gin_file"], ["gin", "input_size", "json"]).parse_args()
 
 
 def main(options):
+    from kmax_tf import config
+    from kmax_tf.experiment import Experiment
+    from kmax_tf.tools import describe
+
     experiment = config.load(Experiment, options.gin_file, options.gin)
     size = options.input_size or experiment.evaluation_size
     description = describe.describe(experiment, *size)
@@ -34,4 +24,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    runtime.run(main, parse())
+    command_line.run(main, parse)

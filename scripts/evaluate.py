@@ -1,38 +1,47 @@
-"""Evaluates the checkpoints of a run as training writes them; start it beside scripts/train.py.
+"""Evaluates the checkpoints of a run while scripts/train.py writes them.
 
 scripts/evaluate.py --run_dir=runs/demo
 """
 
-from absl import flags
-
-from kmax_tf import config, runtime
-from kmax_tf.evaluation import evaluate
-from kmax_tf.experiment import Experiment
-from kmax_tf.run_folder import watch
-
-RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
-GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the run's config.gin.")
-DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, gpu, tpu:NAME or local (a TPU host).")
-ONCE = flags.DEFINE_bool("once", False, "Evaluate one checkpoint, the newest, and stop.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Evaluate this one, and stop.")
-WAIT = flags.DEFINE_float("wait", 3600.0, "Seconds to wait for the next checkpoint.", 0)
-ORDER = flags.DEFINE_enum("order", "steps", ["steps", "newest"], "Which checkpoint comes next.")
+from kmax_tf import command_line
 
 
-def main():
-    once = ONCE.value or CHECKPOINT.value is not None
-    gin_file = watch.wait_for_config(RUN_DIR.value, 0 if once else WAIT.value)
-    with runtime.strategy(DEVICE.value).scope():
-        experiment = config.load(Experiment, gin_file, GIN.value)
+def parse():
+    parser = command_line.Parser(__doc__, ["run_dir"], ["gin", "device"])
+    parser.add_argument("--once", action="store_true", help="evaluate the newest checkpoint only")
+    parser.add_argument("--checkpoint", help="evaluate this checkpoint only")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=3600,
+        metavar="SECONDS",
+        help="how long to wait for the next checkpoint",
+    )
+    parser.add_argument(
+        "--order", choices=["steps", "newest"], default="steps", help="which checkpoint comes next"
+    )
+    return parser.parse_args()
+
+
+def main(options):
+    from kmax_tf import config, runtime
+    from kmax_tf.evaluation import evaluate
+    from kmax_tf.experiment import Experiment
+    from kmax_tf.run_folder import watch
+
+    once = options.once or options.checkpoint is not None
+    gin_file = watch.wait_for_config(options.run_dir, 0 if once else options.wait)
+    with runtime.strategy(options.device).scope():
+        experiment = config.load(Experiment, gin_file, options.gin)
         evaluate.evaluate_run(
             experiment,
-            RUN_DIR.value,
+            options.run_dir,
             once=once,
-            checkpoint_path=CHECKPOINT.value,
-            wait=WAIT.value,
-            newest_first=ORDER.value == "newest",
+            checkpoint_path=options.checkpoint,
+            wait=options.wait,
+            newest_first=options.order == "newest",
         )
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    command_line.run(main, parse)

@@ -3,35 +3,36 @@
 scripts/predict.py runs/demo/export photos 'more/*.jpg' clip.mp4 --out predictions
 """
 
-import argparse
+import shlex
 
-from kmax_tf import predict, runtime
-from kmax_tf.errors import InputError
-from kmax_tf.predict import image_sources
-from kmax_tf.predict.output_files import Labels, OutputFiles
+from kmax_tf import command_line
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("words", nargs="*", metavar="EXPORT IMAGES", help="as the flags below")
     parser.add_argument("--export", help="folder of the export")
     parser.add_argument(
-        "--images", action="append", default=[], help="image, video, folder of images, or glob"
+        "--images", action="append", default=[], help="image, video, folder or glob; repeatable"
     )
-    parser.add_argument("--out", default="predictions", help="folder to write into")
-    parser.add_argument("--batch_size", type=int, help="images at once; 8 on a GPU, else 1")
+    parser.add_argument("--out", default="predictions", help="folder for the results")
+    parser.add_argument(
+        "--batch_size", type=int, help="images per batch; default: 8 on a GPU, else 1"
+    )
     parser.add_argument(
         "--cluster_assignments", action="store_true", help="also draw each decoder's clusters"
     )
-    parser.add_argument("--gt_json", help="labels to draw beside the clusters, COCO panoptic")
-    parser.add_argument("--gt_folder", help="their PNG files; the JSON's path without .json")
+    parser.add_argument("--gt_json", help="ground truth in COCO panoptic format, drawn as well")
+    parser.add_argument(
+        "--gt_folder", help="PNG files of the ground truth; default: the JSON's path minus .json"
+    )
     parser.add_argument(
         "--pseudo_labels",
         type=float,
         nargs="?",
         const=0.7,
         metavar="CONFIDENCE",
-        help="also write what is that sure as labels (0 to 1; %(const)s if not given)",
+        help="also write segments of this confidence (0 to 1; %(const)s if omitted) as labels",
     )
     options = parser.parse_args()
     if not options.export and options.words:
@@ -43,6 +44,11 @@ def parse():
 
 
 def main(options):
+    from kmax_tf import predict
+    from kmax_tf.errors import InputError
+    from kmax_tf.predict import image_sources
+    from kmax_tf.predict.output_files import Labels, OutputFiles
+
     root, sources = image_sources.find(options.images)
     labels = None
     if options.gt_json:
@@ -55,7 +61,7 @@ def main(options):
         confidence=options.pseudo_labels,
         labels=labels,
     )
-    skipped = predict.predict(
+    skipped = predict.predict_sources(
         segmenter,
         sources,
         files.add,
@@ -67,13 +73,13 @@ def main(options):
     files.finish()
     print(f"{len(sources) - len(skipped)} images, {len(skipped)} skipped: see {options.out}")
     if options.pseudo_labels is not None:
+        images, labels = shlex.quote(root), shlex.quote(f"{options.out}/pseudo_labels")
         print(
-            "the pseudo labels become records by\n"
-            f"  python -m data_prep.coco_format --split pseudo --out RECORDS --images {root} \\\n"
-            f"    --panoptic_json {options.out}/pseudo_labels.json"
-            f" --panoptic_dir {options.out}/pseudo_labels"
+            "convert the pseudo labels to records with\n"
+            f"  python -m data_prep.coco_format --split=pseudo --out=RECORDS --images={images} \\\n"
+            f"    --panoptic_json={labels}.json --panoptic_dir={labels}"
         )
 
 
 if __name__ == "__main__":
-    runtime.run(main, parse())
+    command_line.run(main, parse)

@@ -3,36 +3,37 @@
 scripts/study.py interaction --seeds 3
 scripts/study.py interaction --dataset coco     prints the commands for a TPU v3-32
 
-Studies: interaction, decoders, convergence, drop_query, losses, or a gin file of your own.
-Interrupted, the same command goes on where it stopped.
+The studies are interaction, decoders, convergence, drop_query, losses, or a gin file of your own.
+The same command resumes an interrupted study.
 """
 
-import argparse
 import os
 
-from kmax_tf import runtime
-from kmax_tf.studies import study, study_report
+from kmax_tf import command_line
 
 
 def parse():
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("study", help="name, or gin file")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("study", help="name, or path of a gin file")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per variant")
     parser.add_argument("--out", default="runs/studies", help="folder of all studies")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--dataset", choices=["digits", "coco"], default="digits")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be run")
+    parser.add_argument(
+        "--dataset",
+        choices=["digits", "coco"],
+        default="digits",
+        help="digits runs here, coco prints commands",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the planned runs")
     options = parser.parse_args()
     if min(options.seeds, options.jobs) < 1:
-        parser.error("--seeds and --jobs are at least 1")
+        parser.error("--seeds and --jobs must be at least 1")
     return options
 
 
 def main(options):
+    from kmax_tf.studies import study, study_report
+
     chosen = study.load(options.study)
     name = os.path.splitext(os.path.basename(options.study))[0]
     if options.dataset == "coco":
@@ -46,4 +47,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    runtime.run(main, parse())
+    command_line.run(main, parse)

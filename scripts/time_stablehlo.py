@@ -1,12 +1,10 @@
-"""Times a training step that scripts/tpu_compile.py --stablehlo wrote; needs JAX alone.
+"""Times a training step of scripts/tpu_compile.py --stablehlo on the first device of JAX.
 
-scripts/time_stablehlo.py FILE
-
-Runs it with random input on the first device that JAX finds, and prints milliseconds.
+The input is random. The script needs JAX and no other package of this project.
 """
 
+import argparse
 import statistics
-import sys
 import time
 
 import jax
@@ -18,11 +16,11 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 RUNS = 10
-jax.config.update("jax_enable_x64", True)  # the counter of steps is an int64
+jax.config.update("jax_enable_x64", True)  # the step counter is an int64
 
 
 def random_arrays(module, generator):
-    """An array for each argument of the module's main function."""
+    """Returns an array for each argument of the module's main function."""
     arrays = []
     functions = {operation.name.value: operation for operation in module.body.operations}
     for argument in functions["main"].type.inputs:
@@ -37,7 +35,7 @@ def random_arrays(module, generator):
 
 
 def _name(kind):
-    """NumPy's name of an MLIR type."""
+    """Returns NumPy's name of an MLIR type."""
     if kind == "i1":
         return "bool"
     prefix = {"bf": "bfloat", "f": "float", "i": "int", "ui": "uint"}
@@ -55,7 +53,7 @@ def main(path):
     arrays = random_arrays(module, np.random.default_rng(0))
     times = []
     for _ in range(1 + RUNS):
-        # Anew each time, for the step puts the new weights in the place of the old ones.
+        # A step overwrites its arguments with the new weights, so each run needs a copy.
         inputs = jax.block_until_ready([jax.device_put(array, device) for array in arrays])
         start = time.perf_counter()
         results = program.execute_sharded(inputs).disassemble_into_single_device_arrays()
@@ -68,6 +66,6 @@ def main(path):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("file", help="file of the step")
+    main(parser.parse_args().file)

@@ -3,44 +3,45 @@
 scripts/train.py --gin_file=gin/experiments/demo.gin --run_dir=runs/demo
 """
 
-from absl import flags
-
-from kmax_tf import config, runtime
-from kmax_tf.experiment import Experiment
-from kmax_tf.training import batch_size, train
-
-GIN_FILE = flags.DEFINE_string("gin_file", None, "The experiment.", required=True)
-GIN = flags.DEFINE_multi_string("gin", [], "A binding that overrides the file's.")
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "Images a step, of all replicas together, where they are not the experiment's: the learning"
-    " rate becomes larger in proportion, warm-up and schedule shorter, so that they last as many"
-    " epochs. What really ran is in the run's config.gin.",
-)
-RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
-ALLOW_CHANGES = flags.DEFINE_bool(
-    "allow_changes", False, "Go on with a run that began with another configuration or dataset."
-)
-DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, gpu, tpu:NAME or local (a TPU host).")
-SERVICE = flags.DEFINE_string(
-    "tf_data_service",
-    "",
-    "grpc://HOST:PORT of the dispatcher of a tf.data service whose workers make the input. With one"
-    " worker batches come in the usual order; with more of them each makes whole epochs, whose"
-    " batches come as they are ready, so that a resumed run is not exactly the uninterrupted one.",
-)
+from kmax_tf import command_line
 
 
-def main():
-    strategy = runtime.strategy(DEVICE.value)
-    experiment = config.load(Experiment, GIN_FILE.value, GIN.value)
-    if BATCH_SIZE.value is not None:
-        bindings = GIN.value + batch_size.linear_scaling(experiment, BATCH_SIZE.value)
-        experiment = config.load(Experiment, GIN_FILE.value, bindings)
-    service = runtime.service_address(SERVICE.value)
-    train.train(experiment, RUN_DIR.value, strategy, service, allow_changes=ALLOW_CHANGES.value)
+def parse():
+    parser = command_line.Parser(__doc__, ["gin_file", "run_dir"], ["gin", "device"])
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        help="images per step, all replicas together; default: the experiment's. Learning rate,"
+        " warm-up and schedule scale linearly; the run's config.gin holds the scaled values",
+    )
+    parser.add_argument(
+        "--allow_changes",
+        action="store_true",
+        help="resume a run that began with another configuration or dataset",
+    )
+    parser.add_argument(
+        "--tf_data_service",
+        default="",
+        metavar="ADDRESS",
+        help="grpc://HOST:PORT of a tf.data service that makes the input; with several workers a"
+        " resumed run is not identical to an uninterrupted one",
+    )
+    return parser.parse_args()
+
+
+def main(options):
+    from kmax_tf import config, runtime
+    from kmax_tf.experiment import Experiment
+    from kmax_tf.training import batch_size, train
+
+    strategy = runtime.strategy(options.device)
+    experiment = config.load(Experiment, options.gin_file, options.gin)
+    if options.batch_size is not None:
+        bindings = options.gin + batch_size.linear_scaling(experiment, options.batch_size)
+        experiment = config.load(Experiment, options.gin_file, bindings)
+    service = runtime.service_address(options.tf_data_service)
+    train.train(experiment, options.run_dir, strategy, service, allow_changes=options.allow_changes)
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    command_line.run(main, parse)

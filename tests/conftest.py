@@ -23,6 +23,25 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--shared",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="a folder with more golden numbers (DIR/golden) and real images (DIR/data)",
+    )
+
+
+def pytest_generate_tests(metafunc):
+    """Gives `golden` each folder of golden numbers: the project's own, and that of --shared."""
+    if "golden" in metafunc.fixturenames:
+        folders = {"own": pathlib.Path(__file__).parent / "golden"}
+        if shared := metafunc.config.getoption("shared"):
+            folders["shared"] = shared.resolve() / "golden"
+        metafunc.parametrize("golden", folders.values(), ids=folders)
+
+
 TINY = """
 from __gin__ import dynamic_registration
 from kmax_tf import experiment
@@ -157,9 +176,9 @@ def assert_same_state():
 
 
 @pytest.fixture
-def shared() -> pathlib.Path:
-    """The folder of golden numbers beside the repository; the test is skipped without it."""
-    folder = pathlib.Path(__file__).parents[1].parent / "shared"
-    if not folder.is_dir():
-        pytest.skip("needs the folder of golden numbers beside the repository")
-    return folder
+def shared(pytestconfig) -> pathlib.Path:
+    """The folder of --shared, which has real images; the test is skipped without it."""
+    folder = pytestconfig.getoption("shared")
+    if folder is None:
+        pytest.skip("needs real images: --shared DIR")
+    return folder.resolve()

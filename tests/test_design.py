@@ -1,43 +1,68 @@
-"""docs/design.md: its layout names every source file once, the rest nothing that is not there."""
+"""docs/design.md is true: imports between the folders go down its figure, and its names exist."""
 
+import ast
 import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs/design.md").read_text()
-REST = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)  # but for the layout
-FOLDERS = ("kmax_tf", "data_prep", "scripts")
+ROOMS = {p.stem for p in (ROOT / "kmax_tf").iterdir() if not p.stem.startswith("__")}
+FIGURE = re.search(r"```\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
-def named_files():
-    """Paths in the layout: a line that begins with FOLDER/ is about that folder, as those after."""
-    found, folder = [], ""
-    for line in re.search(r"```\n(.*?)```", PAGE, re.DOTALL)[1].splitlines():
-        folder, rest = re.fullmatch(r"((?:\w+/)+)?(.*)", line).groups(folder)
-        words = re.findall(r"[\w.]+", rest)
-        found += [folder + w for w in words if w.endswith(".py") or (ROOT / folder / w).is_file()]
-    return found
+def floors():
+    """{room: its line in the figure, counted from the bottom}."""
+    lines = reversed(FIGURE.splitlines())
+    words = enumerate(set(re.split(r"\s{2,}", line)) for line in lines)
+    return {room: floor for floor, rooms in words for room in rooms & ROOMS}
 
 
-def test_every_source_file_is_named_once():
-    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    paths += [path for path in (ROOT / "scripts").iterdir() if path.suffix in ("", ".sh")]
-    there = {str(path.relative_to(ROOT)) for path in paths if path.is_file()}
-    named, there = named_files(), {p for p in there if not p.endswith("__init__.py")}
-    assert not there - {*named}, "name them in the layout of docs/design.md"
-    assert not {*named} - there and len(named) == len(there)
+def rooms_imported(path):
+    """The rooms of kmax_tf that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in getattr(node, "names", [])]
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{name}" for name in names]
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (n.split(".")[1] for n in names if n.startswith("kmax_tf."))
 
 
-def test_no_other_file_is_named_that_is_not_there():
-    assert not re.search(r"\w\.py\b", REST)
-    paths = re.findall(r"`((?:gin|docs|data_prep|tests|kmax_tf)/[\w./]*)`", REST)
+def imports():
+    """(room, imported room, path) of all imports between rooms."""
+    for path in sorted((ROOT / "kmax_tf").rglob("*.py")):
+        room = path.relative_to(ROOT / "kmax_tf").parts[0].removesuffix(".py")
+        if room != "__init__":
+            yield from ((room, other, path) for other in rooms_imported(path) if other != room)
+
+
+def test_imports_go_down():
+    floor = floors()
+    assert floor.keys() == ROOMS
+    found = list(imports())
+    assert len(found) > 100
+    assert not [entry for entry in found if floor[entry[1]] >= floor[entry[0]]]
+
+
+def test_prediction_needs_no_code_of_the_model():
+    assert "model" not in {other for room, other, _ in imports() if room == "predict"}
+
+
+def test_the_package_imports_no_program():
+    for path in (ROOT / "kmax_tf").rglob("*.py"):
+        assert not re.search(
+            r"^\s*(from|import) (data_prep|scripts|tests)\b", path.read_text(), re.M
+        )
+
+
+def test_every_path_of_the_page_exists():
+    paths = re.findall(r"`((?:gin|docs|data_prep|tests|kmax_tf|scripts)/[\w./]*)`", PAGE)
     assert paths and all((ROOT / path).exists() for path in paths)
 
 
 def test_every_name_is_one_of_the_code():
-    source = "\n".join(p.read_text() for f in FOLDERS for p in (ROOT / f).rglob("*.py"))
-    names = {a or b for a, b in re.findall(r"`(?:\w+\.)*([A-Z]\w+)`|`\w+\.(\w+)`", REST)} - {
-        "Layer"
-    }
+    folders = ("kmax_tf", "data_prep", "scripts")
+    source = "\n".join(p.read_text() for f in folders for p in (ROOT / f).rglob("*.py"))
+    names = {a or b for a, b in re.findall(r"`(?:\w+\.)*([A-Z]\w+)`|`\w+\.(\w+)`", PAGE)}
+    names -= {"Layer", "gin"}
     unknown = [n for n in names if not re.search(rf"(?:class|def) {n}\b|\b{n}(?: =|:) ", source)]
     assert len(names) > 20 and not unknown

@@ -12,7 +12,6 @@ import sys
 import types
 
 import pytest
-from absl import app, flags
 
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
@@ -30,7 +29,7 @@ INLINE = r"`(python [^`.]+[^`]*)`"
 
 
 class Parsed(Exception):
-    """Ends a program once its flags are parsed: the flags, and the words that are none."""
+    """Ends a program after parsing, with the flags and the unknown words."""
 
 
 def blocks(page):
@@ -70,7 +69,7 @@ def is_ours(words):
 
 def run(words):
     """Runs a command in this process, as `python` would."""
-    before, argv = {*flags.FLAGS}, sys.argv
+    argv = sys.argv
     module = words[1] if words[0] == "-m" else None
     sys.argv = words[1:] if module else words
     try:
@@ -82,25 +81,18 @@ def run(words):
         assert not left.code, f"{words}: exit status {left.code}"
     finally:
         sys.argv = argv
-        for name in {*flags.FLAGS} - before:  # the next program has flags of the same names
-            delattr(flags.FLAGS, name)
 
 
 @pytest.fixture
 def parse(monkeypatch):
-    """A function: the words of a command -> its flags, without what it does."""
+    """A function that maps the words of a command to its flags, without running it."""
     whole = argparse.ArgumentParser.parse_known_args
 
-    def of_argparse(self, args=None, namespace=None):
+    def parse_and_stop(self, args=None, namespace=None):
         namespace, rest = whole(self, args, namespace)
         raise Parsed(vars(namespace), [] if getattr(namespace, "runner", None) else rest)
 
-    def of_absl(main, argv=None):
-        rest = flags.FLAGS(sys.argv)[1:]
-        raise Parsed(flags.FLAGS.flag_values_dict(), rest)
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", of_argparse)
-    monkeypatch.setattr(app, "run", of_absl)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
 
     def parse(words):
         with pytest.raises(Parsed) as ended:
@@ -135,12 +127,13 @@ def test_what_is_not_a_command_of_ours_fails(parse):
     [words] = commands("TF_CONFIG='{\n}' python scripts/train.py --gin_file=x \\\n  --run_dir=y &")
     assert words == ["scripts/train.py", "--gin_file=x", "--run_dir=y"]
     assert parse(words)["gin_file"] == "x"
-    with pytest.raises(flags.UnrecognizedFlagError):
-        parse([*words, "--steps=3"])
-    with pytest.raises(flags.IllegalFlagValueError):
-        parse(["scripts/train.py", "--run_dir=y"])
-    with pytest.raises(AssertionError):
-        parse(["-m", "data_prep.coco_format", "--nothing"])
+    for wrong, message in (
+        ([*words, "--steps=3"], "are no flags"),
+        (["scripts/train.py", "--run_dir=y"], "required: --gin_file"),
+        (["-m", "data_prep.coco_format", "--nothing"], "required: --split"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            parse(wrong)
 
 
 def test_bindings_in_sentences_are_valid():

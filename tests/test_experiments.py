@@ -1,6 +1,7 @@
 """The gin files: what an experiment says of itself, and that each file is part of one.
 
-That each builds: model/test_parameters.py. That its input is free of Python: data/test_pipeline.py.
+model/test_parameters.py builds each; data/test_training_input.py checks that its input is free of
+Python.
 """
 
 import pathlib

@@ -130,6 +130,29 @@ def test_a_title_is_not_written_over_the_next_one():
     assert titles[1] == 2 * titles[0] > 0
 
 
+@pytest.mark.parametrize("side", [30, 400])
+def test_long_title_is_shortened_and_keeps_its_ends(side):
+    grey = np.full((side, side, 3), 200, np.uint8)
+    long = f"frame_{'0123456789' * 24}_end.png"
+    sheet = contact_sheet([[(long, grey)]])
+    assert sheet.shape[1] <= max(side, 340) + 2 * 16
+    for other in (long.replace("frame", "image"), long.replace("_end", "_two")):
+        assert contact_sheet([[(other, grey)]]).tobytes() != sheet.tobytes()
+
+
+@pytest.mark.parametrize("title", ["line\nbreak", "\x1b[31m", "\t", "\udcff", "\u202e", "", "日本"])
+def test_any_title_is_one_line(title):
+    grey = np.full((30, 400, 3), 200, np.uint8)
+    sheet, plain = (contact_sheet([[(t, grey)]]) for t in (title, "plain"))
+    assert sheet.shape == plain.shape
+    np.testing.assert_array_equal(sheet[52:], plain[52:])  # below the title
+
+
+def test_contact_sheet_of_thin_pictures():
+    thin, wide = np.zeros((900, 1, 3), np.uint8), np.zeros((2, 900, 3), np.uint8)
+    assert contact_sheet([[("thin", thin)], [("wide", wide)]]).shape[0] > 900
+
+
 def test_webp_is_small_and_comes_back():
     smooth = np.stack(np.broadcast_arrays(*np.ogrid[:1000, :500], 128), -1) * (0.25, 0.5, 1)
     picture = smooth.astype(np.uint8)

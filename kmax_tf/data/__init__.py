@@ -1,1 +1,1 @@
-"""Datasets as records: what is in them, how they are written, read, augmented and batched."""
+"""Datasets as records: their schema, and how they are written, read, augmented and batched."""

@@ -1,38 +1,31 @@
 """The COCO panoptic format: a PNG of segment ids for each image, one JSON for all of them."""
 
 import contextlib
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image
 
 from kmax_tf import errors, files
-from kmax_tf.data import datasets
-from kmax_tf.data.records import serialize
+from kmax_tf.data import datasets, json_fields, label_png
 
 
 class LabelSegment(NamedTuple):
-    """One entry of segments_info. area is in pixels, None where the file does not give it."""
+    """One entry of "segments_info"."""
 
-    id: int
+    id: int  # 1 to 2**24 - 1
     category_id: int
     is_crowd: bool
-    area: int | None
+    area: int | None  # pixels; None if the file does not give it
 
 
 class Annotation(NamedTuple):
-    """One annotated image: id as text, file names as in the JSON, segments in file order.
-
-    segments is None where the PNG is a semantic map, which needs no list.
-    """
+    """One annotated image. File names are as in the JSON, and so is the order of the segments."""
 
     image_id: str
     image_name: str
     png_name: str
-    segments: tuple[LabelSegment, ...] | None
+    segments: tuple[LabelSegment, ...] | None  # None: the PNG is a semantic map, without a list
 
 
 class PanopticDataset(NamedTuple):
@@ -40,54 +33,17 @@ class PanopticDataset(NamedTuple):
 
     categories: tuple[datasets.Category, ...]
     annotations: tuple[Annotation, ...]
-    unlabelled: tuple[str, ...]  # names of the images that no annotation names
+    unlabelled: tuple[str, ...]  # names of the images without an annotation
 
 
-GREY = 0x010101  # what divides an id of which R, G and B are the same
+GRAY = 0x010101  # divides an id whose R, G and B are equal
 
-Report = Callable[[errors.InputError], None]  # what is done with a problem
+Report = Callable[[errors.InputError], None]  # handles a problem: raises it or notes it
 
 
 def stop(problem: errors.InputError) -> None:
-    """Raises the problem: the first one is the last."""
+    """Raises the problem, so that reading ends at the first one."""
     raise problem
-
-
-def decode_ids(png: bytes, name: str) -> np.ndarray:
-    """Decodes an id PNG.
-
-    Args:
-        png: content of the file; id = R + 256 G + 65536 B.
-        name: the file it came from, for messages.
-
-    Returns:
-        int32 [h, w], 0 to 2**24 - 1, where 0 is void.
-
-    Raises:
-        InputError: this is no image, or a broken one.
-    """
-    try:
-        # RGBA puts a pixel in four bytes, so that they are one integer without arithmetic.
-        rgba = np.asarray(tf.io.decode_png(png, channels=4))
-    except tf.errors.OpError as error:
-        raise errors.InputError(
-            f"{name}: not a readable PNG of segment ids; get it again"
-        ) from error
-    return rgba.view("<i4")[..., 0] & 0xFFFFFF
-
-
-def encode_ids(ids: np.ndarray) -> bytes:
-    """Encodes segment ids, any integer type [h, w], 0 to 2**24 - 1, as the PNG of the format.
-
-    Raises:
-        ValueError: an id is out of range.
-    """
-    if ids.min() < 0 or ids.max() >= 1 << 24:
-        raise ValueError(f"segment ids must be 0 to 2**24 - 1, found {ids.min()} to {ids.max()}")
-    rgb = np.ascontiguousarray(ids, "<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]
-    png = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb)).save(png, "PNG", compress_level=1)
-    return png.getvalue()
 
 
 def number_segments(
@@ -96,23 +52,24 @@ def number_segments(
     """Replaces the ids of a map by positions in the list of its segments.
 
     Args:
-        ids: int32 [h, w], 0 for void.
-        segments: s segments.
-        report: gets an InputError for each id that is in no segment (its pixels become void) and
-            for each segment whose area is given and is not the number of its pixels.
+        ids: int32 [height, width], 0 for void.
+        segments: the s segments of the image.
+        report: gets an InputError for each id without a segment, whose pixels become void. It also
+            gets one for each segment whose given area is not the number of its pixels.
 
     Returns:
-        int32 [h, w], 0 void, k the k-th segment, from 1; and int64 [s], the pixels of each segment.
+        int32 [height, width], 0 void, k the k-th segment, from 1; and int64 [s], pixels of each.
     """
-    run, length = serialize.runs(ids)
+    run, length = label_png.find_runs(ids)
     known = np.array([0, *(segment.id for segment in segments)])
     order = np.argsort(known)
     place = np.searchsorted(known, run, sorter=order)
     number = order.astype(np.int32)[np.minimum(place, len(segments))]
     unknown = known[number] != run
     for identity in np.unique(run[unknown]):
-        remedy = "save the PNG as RGB, not grey" if identity % GREY == 0 else "add it"
-        report(errors.InputError(f"segment id {identity} is not in segments_info; {remedy}"))
+        remedy = "add it there, or save the PNG as RGB if it has a palette"
+        remedy = "save the PNG as RGB, not gray" if identity % GRAY == 0 else remedy
+        report(errors.InputError(f'segment id {identity} is not in "segments_info"; {remedy}'))
     number[unknown] = 0
     pixels = np.bincount(number, length, len(known)).astype(np.int64)[1:]
     for segment, count in zip(segments, pixels.tolist(), strict=True):
@@ -135,18 +92,21 @@ def read_panoptic(
 ) -> PanopticDataset:
     """Reads and checks a panoptic JSON.
 
-    Images that no annotation names are left out. area may be null or missing, iscrowd missing.
+    Images without an annotation are left out. "area" and "iscrowd" may be null or missing.
 
     Args:
         path: the JSON file.
-        dataset: gives the categories, where the names in the file (if any) do not matter.
-        image_name: gives the file of an image id, where "images" does not.
-        report: gets an InputError for each entry that is wrong: a field is missing or of the wrong
-            type, an id is there twice, a category or an image is unknown, or a segment has the id
-            of void, 0. If it returns, the entry is left out.
+        dataset: gives the categories; the file's own need not be there, and their names are free.
+        image_name: maps an image id to its file name, for a JSON whose "images" are not usable.
+        report: gets an InputError for each wrong entry, which is left out if `report` returns.
+            Wrong are missing fields and other types, repeated ids, unknown categories or images,
+            and segments with the id of void, 0.
+
+    Returns:
+        The categories and annotations.
 
     Raises:
-        InputError: this is no such JSON at all, or its categories are wrong.
+        InputError: the file is not a panoptic JSON, or its categories are wrong.
     """
     content = files.read_json(path)
     categories = _read_categories(content, path, dataset)
@@ -155,17 +115,18 @@ def read_panoptic(
     entries = files.field(content, "annotations", list, path)
     if entries and isinstance(entries[0], dict) and "segmentation" in entries[0]:
         raise errors.InputError(
-            f"{path}: single objects (COCO's instance format); make the panoptic format of them,"
-            " as docs/own_dataset.md says"
+            f"{path}: this is COCO's instance format; convert it to the panoptic format as"
+            " docs/own_dataset.md describes"
         )
     annotations = {}
     for index, entry in enumerate(entries):
         where = f"{path}: annotations[{index}]"
         with _reported(report):
-            identity = str(files.field(entry, "image_id", (int, str), where))
+            identity = json_fields.identity(entry, "image_id", where)
             if not image_name and identity not in names:
                 raise errors.InputError(
-                    f'{where}: "image_id" {identity} is not in "images"; add the image or drop this'
+                    f'{where}: "image_id" {identity} is not in "images"; add the image there or'
+                    " delete this annotation"
                 )
             if identity in annotations:
                 raise errors.InputError(
@@ -175,7 +136,7 @@ def read_panoptic(
                 identity,
                 image_name(identity) if image_name else names[identity],
                 _file_name(entry, where),
-                _read_segments(entry, known, where, report),
+                read_segments(entry, known, where, report),
             )
     unlabelled = tuple(name for identity, name in names.items() if identity not in annotations)
     return PanopticDataset(categories, tuple(annotations.values()), unlabelled)
@@ -183,7 +144,7 @@ def read_panoptic(
 
 @contextlib.contextmanager
 def _reported(report: Report) -> Iterator[None]:
-    """Hands an InputError inside to `report`."""
+    """Hands an InputError of the block to `report`."""
     try:
         yield
     except errors.InputError as problem:
@@ -197,8 +158,8 @@ def _read_categories(content, path, dataset):
         theirs = {c.id: c.isthing for c in datasets.parse_categories(content, path)}
         if theirs != {c.id: c.isthing for c in dataset.categories}:
             raise errors.InputError(
-                f'{path}: the ids of "categories", or which of them are things, are not those of'
-                f" {dataset.name}; use data_prep.coco_format for a dataset of your own"
+                f'{path}: "categories" have other ids or other things than {dataset.name};'
+                " use data_prep.coco_format for your own dataset"
             )
     return dataset.categories
 
@@ -209,48 +170,45 @@ def _read_images(content: Any, path: str, report: Report) -> dict[str, str]:
     for index, image in enumerate(files.field(content, "images", list, path)):
         where = f"{path}: images[{index}]"
         with _reported(report):
-            identity = str(files.field(image, "id", (int, str), where))
+            identity = json_fields.identity(image, "id", where)
             if identity in names:
-                raise errors.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
+                raise errors.InputError(f'{where}: "id" {identity} is used twice; make ids unique')
             names[identity] = _file_name(image, where)
     return names
 
 
 def _file_name(entry: Any, where: str) -> str:
-    """Returns "file_name" of an entry; a folder may be part of it."""
-    name = files.field(entry, "file_name", str, where)
-    if not name or not name.isprintable():
-        raise errors.InputError(
-            f'{where}: "file_name" is {name!a:.40}, which names no file; fix it'
-        )
+    """Returns "file_name" of an entry, which may include a folder."""
+    name = json_fields.text(entry, "file_name", where)
+    if not name:
+        raise errors.InputError(f'{where}: "file_name" is empty; give the name of the file')
     return name
 
 
-def _read_segments(
-    entry: Any, known: set[int], where: str, report: Report
+def read_segments(
+    entry: Any, known: Container[int], where: str, report: Report = stop
 ) -> tuple[LabelSegment, ...]:
-    """Returns the segments of one annotation."""
+    """Returns the segments of one annotation, whose categories must be `known` ids."""
     segments = {}
     for index, segment in enumerate(files.field(entry, "segments_info", list, where)):
         place = f"{where}: segments_info[{index}]"
         with _reported(report):
-            identity = files.field(segment, "id", int, place)
+            identity = json_fields.integer(segment, "id", place)
             if identity in segments or identity == 0:
-                problem = "is there twice" if identity else "means void"
-                raise errors.InputError(
-                    f'{place}: "id" {identity} {problem}; give it one of its own'
-                )
+                problem = "is used twice" if identity else "means void"
+                raise errors.InputError(f'{place}: "id" {identity} {problem}; choose another id')
             if not 0 < identity < 1 << 24:
                 raise errors.InputError(f'{place}: "id" {identity} is not 1 to 2^24 - 1; change it')
-            category = files.field(segment, "category_id", int, place)
+            category = json_fields.integer(segment, "category_id", place)
             if category not in known:
                 raise errors.InputError(
                     f'{place}: "category_id" {category} is not in "categories"; add it there'
                 )
-            area = segment.get("area")
-            if area is not None:
-                files.field(segment, "area", (int, float), place)
+            given = {key for key in ("area", "iscrowd") if segment.get(key) is not None}
             segments[identity] = LabelSegment(
-                identity, category, bool(segment.get("iscrowd")), area
+                identity,
+                category,
+                "iscrowd" in given and json_fields.flag(segment, "iscrowd", place),
+                json_fields.integer(segment, "area", place) if "area" in given else None,
             )
     return tuple(segments.values())

@@ -1,24 +1,40 @@
-"""Writes segments, predicted or true, in COCO panoptic format: a folder of PNG files and a JSON."""
+"""Writes segments in COCO panoptic format: a JSON file and a folder of PNG files."""
 
 import json
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.data.coco_panoptic import encode_ids
 from kmax_tf.data.datasets import Category
+from kmax_tf.data.label_png import encode_ids
 from kmax_tf.files import write_atomic
 
 
+def coco_image_id(name: str) -> int | str:
+    """The image id for a file name: 142238 for 000000142238.jpg, with or without extension.
+
+    A name of other signs than 1 to 18 decimal digits is its own id.
+    """
+    number = re.fullmatch(r"([0-9]{1,18})(\.(jpe?g|png))?", name, re.IGNORECASE)
+    return int(number[1]) if number else name
+
+
+def coco_image_ids(names: Sequence[str]) -> list[int | str]:
+    """The image ids for unique names; the names themselves if two, as 007 and 7, would meet."""
+    ids = [coco_image_id(name) for name in names]
+    return ids if len(set(ids)) == len(ids) else list(names)
+
+
 class PanopticWriter:
-    """One PNG file per `add`, the JSON file at `finish`; both as the official COCO files are.
+    """Writes files like the official ones: a PNG file in each `add`, the JSON file in `finish`.
 
     Args:
         json_path: the JSON file to write.
         folder: the folder for the PNG files.
-        categories: sequence of `Category`, the "categories" of the JSON file.
+        categories: the "categories" of the JSON file.
     """
 
     def __init__(self, json_path: str, folder: str, categories: Sequence[Category]):
@@ -41,15 +57,15 @@ class PanopticWriter:
         segments: Sequence[dict],
         png_name: str | None = None,
     ) -> None:
-        """Writes the PNG file and notes the image and its segments; several threads may call it.
+        """Writes the PNG file of an image and notes its segments; several threads may call it.
 
         Args:
-            image_id: int or str, unique.
-            file_name: str, name of the image file, e.g. "000000142238.jpg".
-            segment_map: int32 [height, width], 0 = void, else a segment's id, below 2^24.
-            segments: list of dicts with "id" (int >= 1), "category_id" and what else is to be noted
-                ("score", "isthing", "iscrowd"); "area" (pixels) is counted here.
-            png_name: str, name of the PNG file, `<stem of file_name>.png` if not given.
+            image_id: a unique id; in the file it is as `coco_image_ids` makes it.
+            file_name: name of the image file, such as "000000142238.jpg".
+            segment_map: int32 [height, width], 0 for void, else a segment id below 2^24.
+            segments: dicts with "id" (int >= 1), "category_id" and any other field to write, such
+                as "score" or "iscrowd". "area" (pixels) is added.
+            png_name: name of the PNG file; `<stem of file_name>.png` by default.
 
         Raises:
             ValueError: the ids of the map and of the segments differ.
@@ -77,7 +93,13 @@ class PanopticWriter:
         )
 
     def finish(self) -> None:
-        """Writes the JSON file, its lists in the order of the file names."""
+        """Writes the JSON file, its lists sorted by file name."""
+        given = [image["id"] for image in self._content["images"]]
+        image_ids = dict(zip(given, coco_image_ids([str(i) for i in given]), strict=True))
+        for image in self._content["images"]:
+            image["id"] = image_ids[image["id"]]
+        for annotation in self._content["annotations"]:
+            annotation["image_id"] = image_ids[annotation["image_id"]]
         for entries in (self._content["images"], self._content["annotations"]):
             entries.sort(key=lambda entry: entry["file_name"])
         text = json.dumps(self._content, default=lambda number: number.item())

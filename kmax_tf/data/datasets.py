@@ -1,4 +1,4 @@
-"""A dataset is data: its classes, which of them are things, their colors, its splits."""
+"""A dataset's classes, which of them are things, their colors, and the sizes of its splits."""
 
 import colorsys
 import dataclasses
@@ -12,28 +12,29 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kmax_tf import errors, files
+from kmax_tf.data import json_fields
 
 FILE_NAME = "dataset.json"
 TABLES = os.path.join(os.path.dirname(__file__), "tables")
 
 
 class Category(NamedTuple):
-    """One class. color is RGB, each 0 to 255."""
+    """One class."""
 
-    id: int
+    id: int  # 0 to 2**31 - 1
     name: str
     isthing: bool
-    color: tuple[int, int, int]
+    color: tuple[int, int, int]  # RGB, each 0 to 255
 
 
 class Split(NamedTuple):
-    """How much one split holds."""
+    """The size of one split."""
 
     num_examples: int
     num_shards: int
 
     def shard_lengths(self) -> list[int]:
-        """Returns the number of examples of each shard: they are dealt out in turn."""
+        """Returns the number of examples of each shard; example i is in shard i % num_shards."""
         count = self.num_shards
         return [len(range(index, self.num_examples, count)) for index in range(count)]
 
@@ -42,14 +43,14 @@ class Split(NamedTuple):
 class Dataset:
     """The classes of a dataset.
 
-    The class index of a category, which the model predicts, is its position in `categories`:
-    0 to num_things - 1 are things, num_things to num_classes - 1 are stuff.
+    The model predicts class indices, which are positions in `categories`: first the things, 0 to
+    num_things - 1, then the stuff.
     """
 
     name: str
     categories: tuple[Category, ...]
-    # Of the official records, whose labels are rank * label_divisor + instance, where rank counts
-    # the sorted category ids (from 1 if ignore_label, the rank of void, is 0).
+    # Labels of official records are rank * label_divisor + instance. The rank of void is
+    # ignore_label; other ranks count the sorted category ids, from 1 if ignore_label is 0.
     label_divisor: int | None = None
     ignore_label: int | None = None
 
@@ -68,15 +69,16 @@ class Dataset:
 
 
 def load(source: str) -> Dataset:
-    """Returns the dataset that `source` names.
+    """Reads the description of a dataset.
 
     Args:
-        source: the name of a packaged table ("panoptic_digits", "coco"), a folder of records that
-            holds dataset.json, or the path of such a JSON file.
+        source: a packaged table ("panoptic_digits", "coco", ...), a folder of records with a
+            dataset.json, or such a JSON file.
 
     Raises:
-        InputError: nothing is there, or the file is not as it should be.
+        InputError: `source` does not exist, or a field of the file is wrong.
     """
+    source = os.path.expanduser(source)
     packaged = sorted(name.removesuffix(".json") for name in os.listdir(TABLES))
     if source in packaged:
         path = os.path.join(TABLES, f"{source}.json")
@@ -95,7 +97,7 @@ def load(source: str) -> Dataset:
     content = files.read_json(path)
     name = files.field(content, "name", str, path)
     official = {
-        key: files.field(content, key, int, path)
+        key: json_fields.integer(content, key, path)
         for key in ("label_divisor", "ignore_label")
         if key in content
     }
@@ -103,15 +105,18 @@ def load(source: str) -> Dataset:
 
 
 def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
-    """Returns the categories of a JSON file in class order: things as listed, then stuff by id.
+    """Reads the categories of a JSON file.
 
     Args:
-        content: parsed JSON whose "categories" have id, name, isthing and, if known, color;
-            categories without one get colors of their own, the same every time.
+        content: parsed JSON whose "categories" have id, name, isthing and, if known, color.
+            Categories without a color get distinct ones, the same every time.
         path: the file it came from, for messages.
 
+    Returns:
+        The categories in class order: things as listed, then stuff by id.
+
     Raises:
-        InputError: a field is missing or wrong, an id is there twice, or there is no category.
+        InputError: a field is missing or wrong, an id is used twice, or the list is empty.
     """
     entries = files.field(content, "categories", list, path)
     if not entries:
@@ -119,15 +124,15 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
     categories = {}
     for index, entry in enumerate(entries):
         where = f"{path}: categories[{index}]"
-        identity = files.field(entry, "id", int, where)
+        identity = json_fields.integer(entry, "id", where)
         if identity in categories:
-            raise errors.InputError(f'{where}: "id" {identity} is there twice; make ids unique')
+            raise errors.InputError(f'{where}: "id" {identity} is used twice; make ids unique')
         if not 0 <= identity < 1 << 31:
             raise errors.InputError(f'{where}: "id" {identity} is not 0 to 2^31 - 1; change it')
-        name = files.field(entry, "name", str, where)
-        isthing = bool(files.field(entry, "isthing", int, where))
+        name = json_fields.text(entry, "name", where)
+        isthing = json_fields.flag(entry, "isthing", where)
         color = tuple(files.field(entry, "color", list, where)) if "color" in entry else None
-        if color and not (len(color) == 3 and all(v in range(256) for v in color)):
+        if color and not (len(color) == 3 and all(type(v) is int and 0 <= v < 256 for v in color)):
             raise errors.InputError(f'{where}: "color" must be three integers 0 to 255; fix it')
         categories[identity] = Category(identity, name, isthing, color)
     given = {category.color for category in categories.values()}
@@ -139,12 +144,12 @@ def parse_categories(content: dict, path: str) -> tuple[Category, ...]:
 
 
 def same_classes(first: tuple[Category, ...], second: tuple[Category, ...]) -> bool:
-    """Returns whether two lists of categories are the same but for their colors."""
+    """Returns whether two lists of categories are equal, apart from their colors."""
     return [category[:3] for category in first] == [category[:3] for category in second]
 
 
 def check_classes(folder: str, dataset: Dataset) -> None:
-    """Raises InputError if the records of `folder` are of other classes than `dataset`."""
+    """Raises InputError if the records of `folder` have other classes than `dataset`."""
     if not same_classes(load(folder).categories, dataset.categories):
         raise errors.InputError(
             f"{folder}: its classes are not those of dataset {dataset.name!r};"
@@ -159,26 +164,26 @@ def split_names(folder: str) -> list[str]:
 
 
 def read_split(folder: str, split: str) -> Split:
-    """Returns the size of one split of a folder of records; InputError if it is not there."""
+    """Returns the size of one split of a folder of records; InputError if it does not exist."""
     path = os.path.join(folder, FILE_NAME)
     splits = files.field(files.read_json(path), "splits", dict, path)
     if split not in splits:
         raise errors.InputError(
             f'{path}: no split "{split}", only {", ".join(sorted(splits)) or "none"};'
-            " choose one of them or convert it"
+            " choose one of them, or convert that split"
         )
     return Split(
-        *(files.field(splits[split], key, int, f"{path}: {split}") for key in Split._fields)
+        *(json_fields.integer(splits[split], key, f"{path}: {split}") for key in Split._fields)
     )
 
 
 def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
-    """Returns the text of dataset.json of `folder` after one more split was converted into it.
+    """Returns the text of dataset.json of `folder` with one more split.
 
-    Splits that are there already stay, and so does the name that the first one gave.
+    Existing splits are kept, and so is the name that the first one gave.
 
     Raises:
-        InputError: the folder holds a split of other categories.
+        InputError: the folder holds a split with other categories.
     """
     path = os.path.join(folder, FILE_NAME)
     name, splits = dataset.name, {}
@@ -187,8 +192,8 @@ def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
         name = known.name
         if not same_classes(known.categories, dataset.categories):
             raise errors.InputError(
-                f'{path}: "categories" differ from those of split "{split}"; list the same in both,'
-                " in one order, or convert it into another folder"
+                f'{path}: "categories" differ from those of split "{split}"; list the same ones in'
+                " the same order, or convert the split into another folder"
             )
     return json.dumps(
         {
@@ -201,10 +206,10 @@ def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
 
 
 def _distinct_colors():
-    """Yields RGB colors without end, neighbours far apart in hue, no color twice."""
+    """Yields distinct RGB colors without end; successive ones are far apart in hue."""
     seen = set()
     for index in itertools.count():
-        hue = index * 0.618034 % 1  # golden-ratio steps spread evenly however many are drawn
+        hue = index * 0.618034 % 1  # golden-ratio steps spread evenly, however many are drawn
         saturation, value = 0.5 + index % 5 * 0.1, 0.95 - index // 5 % 5 * 0.1
         color = tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
         if color not in seen:

@@ -1,4 +1,4 @@
-"""The evaluation's input: every image once, fitted and padded."""
+"""The evaluation's input: every image once, resized to fit and padded."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ from kmax_tf.data.transforms.geometry import Sample
 
 
 class EvaluationSample(NamedTuple):
-    """An image of the evaluation, with what takes its prediction back to the original size."""
+    """An image of the evaluation, with the sizes that take its prediction back to it."""
 
-    image: tf.Tensor  # float32 [height, width, 3], fitted and padded
+    image: tf.Tensor  # float32 [height, width, 3], 0 to 255, resized to fit and padded
     fitted_size: tf.Tensor  # int32 [2], height and width without the padding
-    original_size: tf.Tensor  # int32 [2]
+    original_size: tf.Tensor  # int32 [2], height and width of the stored image
     filename: tf.Tensor  # string
     image_id: tf.Tensor  # string
 
 
 def evaluation_input(records: Records, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
-    """Every image once, in order: batches of `EvaluationSample`, the last one perhaps smaller.
+    """Makes batches of every image once, in order: a dataset of `EvaluationSample`, batched.
 
-    `size`: height and width, in pixels, into which each image is fitted.
+    Each image is fitted into `size`, (height, width) in pixels. The last batch may be smaller.
     """
 
     def prepare(record):

@@ -1,45 +1,59 @@
-"""The best checkpoint of a run by PQ: its weights are kept, and at the end exported."""
+"""The best checkpoint of a run by PQ: keeps a copy of its weights, and exports them at the end."""
 
 import json
-import os
+from collections.abc import Container
 
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.data.datasets import Dataset
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_json, write_atomic
 from kmax_tf.inference import export as saved_model
-from kmax_tf.run_folder import checkpoint
+from kmax_tf.inference import model_card
+from kmax_tf.run_folder import checkpoint, layout
 
-FOLDER = "best"
 
-
-def keep(run_dir: str, model: tf_keras.Model, metrics: dict) -> None:
-    """Keeps the weights of the model if no evaluated step had a better PQ."""
-    folder, step = os.path.join(run_dir, FOLDER), metrics["step"]
-    before = _noted(folder)
-    if metrics["PQ"] is None or (before and before["PQ"] >= metrics["PQ"]):
+def update(run_dir: str, model: tf_keras.Model, dataset: Dataset, metrics: dict) -> None:
+    """Keeps the weights of a model of `dataset` if no evaluated step had a better PQ."""
+    folder, step = layout.best(run_dir), metrics["step"]
+    best = _read_note(folder)
+    if metrics["PQ"] is None or (best and best["PQ"] >= metrics["PQ"]):
         return
-    path = checkpoint.write(tf.train.Checkpoint(model=model), folder, step)
-    note = {"step": step, "PQ": metrics["PQ"]}
-    write_atomic(os.path.join(folder, "best.json"), json.dumps(note))
-    checkpoint.prune(folder, [path])  # the one before goes last: what is noted is always there
+    path = checkpoint.path_of(folder, step)
+    saver = tf.train.Checkpoint(model=model, classes=checkpoint.Classes(dataset))
+    checkpoint.write(saver, path)
+    note = {key: metrics.get(key) for key in ("step", "PQ", "checkpoint")}
+    write_atomic(layout.best_note(folder), json.dumps(note))
+    checkpoint.prune(folder, [path])  # after the note, which must always name a checkpoint
+
+
+def forget(run_dir: str, steps: Container[int]) -> None:
+    """Forgets the best checkpoint unless its step is one of `steps`; the next one replaces it."""
+    best = _read_note(layout.best(run_dir))
+    if best and best["step"] not in steps:
+        tf.io.gfile.remove(layout.best_note(layout.best(run_dir)))
 
 
 def export(run_dir: str, experiment: Experiment, model: tf_keras.Model) -> None:
-    """Exports the weights that are kept into RUN_DIR/best/export, unless they are there already.
+    """Exports the best weights into RUN_DIR/best/export, unless they are there already.
 
-    The model has other weights afterwards.
+    This loads the best weights into `model`.
     """
-    folder = os.path.join(run_dir, FOLDER)
-    best, target = _noted(folder), os.path.join(folder, "export")
-    if best is None or best == _noted(target):
+    folder, target = layout.best(run_dir), layout.best_export(run_dir)
+    best = _read_note(folder)
+    if best is None or best == _read_note(target):
         return
-    checkpoint.restore_model(model, checkpoint.path_of(folder, best["step"]))
-    saved_model.export(experiment, model, target)
-    write_atomic(os.path.join(target, "best.json"), json.dumps(best))
+    path = checkpoint.path_of(folder, best["step"])
+    checkpoint.restore_model(model, path)
+    facts = model_card.weights_facts(path, _read(layout.metrics(run_dir, best["step"])))
+    saved_model.export(experiment, model, target, facts)
+    write_atomic(layout.best_note(target), json.dumps(best))
 
 
-def _noted(folder):
-    path = os.path.join(folder, "best.json")
+def _read_note(folder):
+    return _read(layout.best_note(folder))
+
+
+def _read(path):
     return read_json(path) if tf.io.gfile.exists(path) else None

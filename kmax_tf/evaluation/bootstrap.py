@@ -1,7 +1,6 @@
-"""What each image adds to panoptic quality, kept so that two evaluations can be compared.
+"""The paired bootstrap: by how much a PQ difference of two runs could vary with the images.
 
-A difference of two runs is a number with noise: other images would give another one. Drawing the
-images anew with replacement, the same for both runs, shows by how much (the paired bootstrap).
+Each resample draws the images with replacement, the same ones for both runs.
 """
 
 import io
@@ -17,8 +16,8 @@ from kmax_tf.files import read_bytes, write_atomic
 COUNTS = ("iou_sum", "tp", "fp", "fn")
 
 
-class Statistics(NamedTuple):
-    """The counts of every class in every image; a row is a class that occurs in an image."""
+class ImageCounts(NamedTuple):
+    """The counts that PQ is computed from; one row for each class in an image."""
 
     image_id: np.ndarray  # text [images]
     image: np.ndarray  # int32 [rows], index of the image
@@ -27,30 +26,30 @@ class Statistics(NamedTuple):
     isthing: np.ndarray  # bool [classes]
 
     def sum(self) -> np.ndarray:
-        """The counts of the dataset, float64 [classes, 4]."""
+        """The sums over the images, float64 [classes, 4]."""
         total = np.zeros([len(self.isthing), len(COUNTS)])
         np.add.at(total, self.segment_class, self.counts)
         return total
 
     def dense(self) -> np.ndarray:
-        """float64 [images, classes, 4]."""
+        """The counts with 0 for absent classes, float64 [images, classes, 4]."""
         counts = np.zeros([len(self.image_id), len(self.isthing), len(COUNTS)])
         counts[self.image, self.segment_class] = self.counts
         return counts
 
 
-def write(path: str, statistics: Statistics) -> None:
-    """Writes them as a NumPy file, a few hundred bytes an image."""
+def write(path: str, image_counts: ImageCounts) -> None:
+    """Writes the counts as a NumPy file (.npz), a few hundred bytes an image."""
     content = io.BytesIO()
-    np.savez_compressed(content, **statistics._asdict())
+    np.savez_compressed(content, **image_counts._asdict())
     write_atomic(path, content.getvalue())
 
 
-def read(path: str) -> Statistics:
-    """Reads them back; InputError if the file is missing or corrupt."""
+def read(path: str) -> ImageCounts:
+    """Reads what `write` wrote; InputError if the file is missing or corrupt."""
     try:
         with np.load(io.BytesIO(read_bytes(path))) as arrays:
-            return Statistics(*(arrays[name] for name in Statistics._fields))
+            return ImageCounts(*(arrays[name] for name in ImageCounts._fields))
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
@@ -58,7 +57,7 @@ def read(path: str) -> Statistics:
 
 
 class Difference(NamedTuple):
-    """PQ of b less PQ of a, and the interval that holds it for other images; fractions."""
+    """PQ of b minus PQ of a, with its bootstrap interval; all fractions."""
 
     value: float
     low: float
@@ -66,30 +65,28 @@ class Difference(NamedTuple):
 
 
 def compare(
-    a: Statistics, b: Statistics, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    a: ImageCounts, b: ImageCounts, *, resamples: int = 2000, confidence: float = 0.95
 ) -> dict:
-    """The paired bootstrap over images, percentile method.
+    """Compares two evaluations by the paired bootstrap over images (percentile method).
 
     Args:
-        a, b: two evaluations of the same images.
+        a, b: the counts of two evaluations of the same images.
+        resamples: number of random draws of the images.
+        confidence: of the interval, a fraction.
 
     Returns:
-        {"All": `Difference`, "Things": ..., "Stuff": ...}; without a class in it a group is left
-        out.
+        {"All": `Difference`, "Things": ..., "Stuff": ...}, without the groups that have no class.
 
     Raises:
         InputError: the images or the classes differ.
     """
     if not np.array_equal(a.isthing, b.isthing):
-        raise InputError("the two evaluations are of different classes; compare runs of a dataset")
+        raise InputError("the evaluations are of different classes; compare runs of one dataset")
     order_a, order_b = np.argsort(a.image_id), np.argsort(b.image_id)
     if not np.array_equal(a.image_id[order_a], b.image_id[order_b]):
-        raise InputError("the two evaluations are of different images; evaluate both on one split")
+        raise InputError("the evaluations are of different images; evaluate both on one split")
     images, classes = len(a.image_id), len(a.isthing)
-    flat = [
-        statistics.dense()[order].reshape(images, -1)
-        for statistics, order in ((a, order_a), (b, order_b))
-    ]
+    flat = [x.dense()[order].reshape(images, -1) for x, order in ((a, order_a), (b, order_b))]
     groups = {"All": np.ones(classes, bool), "Things": a.isthing}
     groups["Stuff"] = ~groups["Things"]
     present = (flat[0] + flat[1]).sum(0).reshape(classes, -1).any(1)
@@ -114,7 +111,7 @@ def compare(
         batch=100,
         confidence_level=confidence,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
         vectorized=True,
     ).confidence_interval
     return {
@@ -124,13 +121,13 @@ def compare(
 
 
 def _quality(counts):
-    """PQ [draws, classes] of counts [draws, classes, 4]; not a number where nothing is."""
+    """PQ [draws, classes] of counts [draws, classes, 4]; NaN for an absent class."""
     iou_sum, tp, fp, fn = np.moveaxis(counts, -1, 0)
     size = tp + fp / 2 + fn / 2
     return np.divide(iou_sum, size, out=np.full_like(size, np.nan), where=size > 0)
 
 
 def _mean(quality):
-    """The mean over the classes that a draw holds; 0 where it holds none."""
+    """The mean over the classes of a draw; 0 without classes."""
     number = np.isfinite(quality).sum(1)
     return np.nansum(quality, axis=1) / np.maximum(number, 1)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the first images, and those it did best and worst on."""
+"""The example pictures of an evaluation: the first, the best and the worst images."""
 
 import heapq
 import os
@@ -16,90 +16,92 @@ from kmax_tf.files import write_atomic
 from kmax_tf.inference.predictor import ImagePrediction
 from kmax_tf.model import postprocess
 
-FIRST, BEST, WORST = 4, 3, 3  # how many pictures of each
+FIRST, BEST, WORST = 4, 3, 3  # images of each role
 LONGER_SIDE = 768  # pixels, at most
 
 
 class EvaluatedImage(NamedTuple):
-    """One image: its prediction, its label, and what the comparison gave."""
+    """One image: its prediction, its ground truth and its metrics."""
 
     number: int  # place in the split
-    segmented: ImagePrediction
-    truth: GroundTruth
-    measured: ImageMetrics
+    prediction: ImagePrediction
+    ground_truth: GroundTruth
+    metrics: ImageMetrics
 
     def with_cached_image(self) -> "EvaluatedImage":
-        """The same with its canvas at hand, so that the batch it is a part of can go."""
-        canvas = self.segmented.canvas()
-        return self._replace(segmented=self.segmented._replace(canvas=lambda: canvas))
+        """A copy that holds its canvas, so that the memory of its batch can be freed."""
+        canvas = self.prediction.canvas()
+        return self._replace(prediction=self.prediction._replace(canvas=lambda: canvas))
 
 
 class ExampleImages:
-    """Keeps the images to show, however many it is offered, and draws them at the end."""
+    """Selects example images while it is offered all of them, and draws them at the end.
+
+    Args:
+        categories: of the dataset, in class order.
+    """
 
     def __init__(self, categories: Sequence[Category]):
         self._categories = categories
         self._first, self._best, self._worst = [], [], []
 
-    def offer(self, scored: EvaluatedImage) -> None:
+    def offer(self, image: EvaluatedImage) -> None:
         """Keeps an image if it is among the first, the best or the worst so far."""
         if len(self._first) < FIRST:
-            self._first.append(scored.with_cached_image())
-        elif scored.measured.counts:  # else nothing is there and nothing was found
-            quality = scored.measured.quality
-            _keep(self._best, BEST, (quality, -scored.number), scored)
-            _keep(self._worst, WORST, (-quality, -scored.number), scored)
+            self._first.append(image.with_cached_image())
+        elif image.metrics.counts:  # not empty in both prediction and ground truth
+            quality = image.metrics.quality
+            _keep(self._best, BEST, (quality, -image.number), image)
+            _keep(self._worst, WORST, (-quality, -image.number), image)
 
     def write(self, folder: str) -> list:
-        """Draws the pictures into `folder`, in place of those that are there.
+        """Draws the pictures into `folder`, and removes those of the previous evaluation.
 
-        Returns a list, a dict a picture: "role" ("first", "worst" or "best"), "folder" (below
-        `folder`), "name", "PQ" in percent, and "missed" and "false", {class: segments}.
+        Returns:
+            A dict for each image: "role" ("first", "worst" or "best"), "folder" (below `folder`),
+            "name", "PQ" in percent, and "missed" and "false", {class name: segments}.
         """
         if tf.io.gfile.exists(folder):
             tf.io.gfile.rmtree(folder)
         entries = []
-        shown = {scored.number for scored in self._first}
-        worst, best = ([s for _, s in sorted(heap)[::-1]] for heap in (self._worst, self._best))
-        for role, members in (("first", self._first), ("worst", worst), ("best", best)):
-            for scored in members:
-                if role == "best" and scored.number in shown:
+        shown = {image.number for image in self._first}
+        worst, best = ([i for _, i in sorted(heap)[::-1]] for heap in (self._worst, self._best))
+        for role, images in (("first", self._first), ("worst", worst), ("best", best)):
+            for image in images:
+                if role == "best" and image.number in shown:
                     continue
-                shown.add(scored.number)
-                stem = os.path.splitext(os.path.basename(scored.segmented.name))[0]
-                self._draw(scored, os.path.join(folder, stem))
-                entries.append({"role": role, "folder": stem, **self._facts(scored)})
+                shown.add(image.number)
+                stem = os.path.splitext(os.path.basename(image.prediction.name))[0]
+                self._draw(image, os.path.join(folder, stem))
+                entries.append({"role": role, "folder": stem, **self._facts(image)})
         return entries
 
-    def _facts(self, scored):
+    def _facts(self, image):
         def failures(count):
             return {
                 self._categories[index].name: counts[count]
-                for index, counts in scored.measured.counts.items()
+                for index, counts in image.metrics.counts.items()
                 if counts[count]
             }
 
         return {
-            "name": scored.segmented.name,
-            "PQ": 100 * scored.measured.quality,
+            "name": image.prediction.name,
+            "PQ": 100 * image.metrics.quality,
             "missed": failures("fn"),
             "false": failures("fp"),
         }
 
-    def _draw(self, scored, folder):
-        """image, label, prediction and assignment_1, 2 ... as WebP."""
-        truth, prediction = scored.truth, scored.segmented
-        size, canvas = truth.segment_map.shape, prediction.canvas()
+    def _draw(self, evaluated, folder):
+        """Writes image, label, prediction and assignment_1, assignment_2 ... as WebP."""
+        ground_truth, prediction = evaluated.ground_truth, evaluated.prediction
+        size, canvas = ground_truth.segment_map.shape, prediction.canvas()
         height, width = prediction.fitted_size
         fitted = Image.fromarray(canvas[:height, :width])
         image = np.asarray(fitted.resize(size[::-1], Image.Resampling.BILINEAR))
-        crowd = [" (crowd)" if c else "" for c in truth.is_crowd]
         pictures = {
             "image": image,
-            "label": self._overlay(image, truth.segment_map, truth.segment_class, crowd),
-            "prediction": self._overlay(
-                image, prediction.segment_map, prediction.segment_class, None
-            ),
+            "label": self._overlay(image, ground_truth, ground_truth.is_crowd),
+            "prediction": self._overlay(image, prediction),
         }
         for number, assignment in enumerate(prediction.assignments, start=1):
             enlarged = tf.image.resize(assignment[..., None], canvas.shape[:2], "nearest")[..., 0]
@@ -108,21 +110,22 @@ class ExampleImages:
         for name, picture in pictures.items():
             write_atomic(os.path.join(folder, f"{name}.webp"), visualize.webp(picture, LONGER_SIDE))
 
-    def _overlay(self, image, segment_map, segment_class, suffixes):
-        suffixes = suffixes or [""] * len(segment_class)
-        labelled = [
-            (k, self._categories[c].name + suffix, self._categories[c].color)
-            for k, (c, suffix) in enumerate(zip(segment_class, suffixes, strict=True), start=1)
+    def _overlay(self, image, segmented, is_crowd=()):
+        """The segments of a `GroundTruth` or an `ImagePrediction` over the image."""
+        crowd = np.flatnonzero(is_crowd) + 1
+        segments = [
+            (k, self._categories[c].name + " (crowd)" * (k in crowd), self._categories[c].color)
+            for k, c in enumerate(segmented.segment_class, start=1)
             if c >= 0
         ]
-        return visualize.overlay(image, segment_map, labelled)
+        return visualize.overlay(image, segmented.segment_map, segments)
 
 
-def _keep(heap, size, key, scored):
-    """Keeps the `size` images of the largest keys; keys are unique."""
+def _keep(heap, size, key, image):
+    """Keeps the `size` images with the largest keys; keys are unique."""
     if len(heap) == size and key < heap[0][0]:
         return
-    entry = key, scored.with_cached_image()
+    entry = key, image.with_cached_image()
     if len(heap) < size:
         heapq.heappush(heap, entry)
     else:

@@ -1,6 +1,5 @@
-"""Predictions as the test servers take them: COCO's zip, Cityscapes' three folders."""
+"""Writes predictions in the formats of the test servers of COCO and Cityscapes."""
 
-import glob
 import importlib
 import io
 import os
@@ -22,16 +21,18 @@ from kmax_tf.inference import predictor
 
 
 def write_coco(experiment: Experiment, predict: Callable, path: str) -> None:
-    """Writes NAME.zip with NAME.json and NAME/*.png, as COCO's panoptic test server wants them.
+    """Writes NAME.zip with NAME.json and NAME/*.png for COCO's panoptic test server.
 
-    Arguments:
-      predict: what `predictor` returns.
-      path: of the zip; the server asks for names like panoptic_test-dev2017_kmax_results.zip.
-    Raises InputError for a path of another ending.
+    Args:
+        predict: the function from `predictor.build_predictor`.
+        path: of the zip. The server asks for names like panoptic_test-dev2017_kmax_results.zip.
+
+    Raises:
+        InputError: the path does not end in .zip.
     """
     name, ending = os.path.splitext(os.path.basename(path))
     if ending != ".zip":
-        raise InputError(f"{path}: the submission is one file; give it a name that ends in .zip")
+        raise InputError(f"{path}: the submission is a zip file; give a name that ends in .zip")
     with tempfile.TemporaryDirectory() as scratch:
         content = os.path.join(scratch, "content")
         target = os.path.join(content, name)
@@ -43,11 +44,13 @@ def write_coco(experiment: Experiment, predict: Callable, path: str) -> None:
 
 
 def write_cityscapes(experiment: Experiment, predict: Callable, folder: str) -> None:
-    """Writes the three submissions of Cityscapes, a folder each.
+    """Writes the three submissions of Cityscapes; `predict` is as in `write_coco`.
 
-    panoptic/ holds predictions.json and its PNG files, semantic/ a PNG of label ids an image,
-    instance/ a text an image, whose lines name a mask, a label id and a score.
-    Raises InputError without the extra `cityscapes`.
+    - panoptic/ has predictions.json and its PNG files.
+    - semantic/ has a PNG of label ids for each image.
+    - instance/ has a text for each image. A line names a mask, a label id and a score.
+
+    Raises InputError if the extra `cityscapes` is not installed.
     """
     labels = _cityscapes("helpers.labels").name2label
     ids = [labels[category.name].id for category in experiment.dataset.categories]
@@ -72,7 +75,7 @@ def write_cityscapes(experiment: Experiment, predict: Callable, folder: str) -> 
 
 
 def _write_panoptic(experiment, predict, target, categories, write_image=lambda image: None):
-    """Writes `target`.json and `target`/*.png; worker threads call `write_image` an image."""
+    """Writes `target`.json and `target`/*.png; worker threads call `write_image` for each image."""
     writer = PanopticWriter(f"{target}.json", target, categories)
 
     def work(_, image):
@@ -85,9 +88,7 @@ def _write_panoptic(experiment, predict, target, categories, write_image=lambda 
             {"id": k, "category_id": categories[image.segment_class[k - 1]].id}
             for k in np.unique(image.segment_map[image.segment_map > 0]).tolist()
         ]
-        # COCO's ids are numbers, Cityscapes' are names.
-        identity = int(image.image_id) if image.image_id.isdigit() else image.image_id
-        writer.add(identity, image.name, image.segment_map, segments)
+        writer.add(image.image_id, image.name, image.segment_map, segments)
     writer.finish()
 
 
@@ -100,39 +101,43 @@ def _png(image):
 def cityscapes_average_precision(folder: str, labels: str) -> dict:
     """Scores instance/ of a Cityscapes submission with the official script.
 
-    Its AP is not COCO's: it knows void, groups and a minimum size.
+    This AP differs from COCO's: it handles void, groups and a minimum size.
 
-    Arguments:
-      folder: where `write_cityscapes` wrote.
-      labels: folder that holds the *_gtFine_instanceIds.png, in folders of cities.
-    Returns {"AP", "AP50": fractions, "per_class": {name: AP, not a number where there is none}}.
-    Raises InputError if labels or predictions are missing.
+    Args:
+        folder: the one that `write_cityscapes` wrote.
+        labels: folder of the *_gtFine_instanceIds.png files, in folders of cities.
+
+    Returns:
+        {"AP", "AP50", "per_class": {class name: AP}}, fractions, NaN for an absent class.
+
+    Raises:
+        InputError: labels or predictions are missing.
     """
     script = _cityscapes("evaluation.evalInstanceLevelSemanticLabeling")
-    truth = sorted(
-        glob.glob(os.path.join(labels, "**", "*_gtFine_instanceIds.png"), recursive=True)
-    )
-    if not truth:
-        raise InputError(f"{labels}: holds no *_gtFine_instanceIds.png; give the split's gtFine")
-    place = os.path.abspath(os.path.join(folder, "instance"))
-    stems = [os.path.basename(path).removesuffix("_gtFine_instanceIds.png") for path in truth]
-    predicted = [os.path.join(place, f"{stem}.txt") for stem in stems]
+    suffix = "_gtFine_instanceIds.png"
+    below = ((folder, name) for folder, _, names in tf.io.gfile.walk(labels) for name in names)
+    ground_truth = sorted(os.path.join(*path) for path in below if path[1].endswith(suffix))
+    if not ground_truth:
+        raise InputError(f"{labels}: has no *{suffix}; give the split's folder in gtFine")
+    instances_dir = os.path.abspath(os.path.join(folder, "instance"))
+    stems = [os.path.basename(path).removesuffix(suffix) for path in ground_truth]
+    predicted = [os.path.join(instances_dir, f"{stem}.txt") for stem in stems]
     missing = [path for path in predicted if not os.path.exists(path)]
     if missing:
         raise InputError(f"{missing[0]}: missing; predict the split of {labels}")
-    script.args.quiet, script.args.predictionPath = True, place
+    script.args.quiet, script.args.predictionPath = True, instances_dir
     script.setInstanceLabels(script.args)
-    # NumPy 2.4 has no in1d any more, which cityscapesscripts 2.3 calls.
+    # cityscapesscripts 2.3 calls in1d, which NumPy 2.4 removed.
     with unittest.mock.patch.object(np, "in1d", np.isin, create=True):
-        instances = script.instances2dict(truth)
-        matches = script.matchGtWithPreds(predicted, truth, instances, script.args)
+        instances = script.instances2dict(ground_truth)
+        matches = script.matchGtWithPreds(predicted, ground_truth, instances, script.args)
         averages = script.computeAverages(script.evaluateMatches(matches, script.args), script.args)
     per_class = {name: float(entry["ap"]) for name, entry in averages["classes"].items()}
     return {"AP": averages["allAp"], "AP50": averages["allAp50%"], "per_class": per_class}
 
 
 def _cityscapes(module):
-    """A module of cityscapesscripts, which is an extra."""
+    """Imports a module of cityscapesscripts; InputError if it is not installed."""
     try:
         return importlib.import_module(f"cityscapesscripts.{module}")
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Export of a trained model as a SavedModel that needs none of this code.
+"""Exports a trained model as a SavedModel that needs none of this code.
 
-All of it is inside: decoding, resizing, padding, normalisation, merging, and the way back to the
-size of the image. Four signatures take a batch of images and name their outputs as `SEGMENTS`, the
-ones with details as `DETAILS` too:
+The SavedModel decodes, resizes, pads and normalizes images, merges masks, and restores the size of
+the image. Its four signatures take a batch of images. Their outputs are `SEGMENTS`, and with
+details also `DETAILS`:
 
     serving_default, serving_details   string [batch]: JPEG, PNG, GIF or BMP files
     uint8, uint8_details               uint8 [batch, height, width, 3]
@@ -19,20 +19,22 @@ import tf_keras
 from kmax_tf import config
 from kmax_tf.data.records import example
 from kmax_tf.data.transforms import geometry, host
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import write_atomic
+from kmax_tf.files import check_literal, write_atomic
 from kmax_tf.inference import model_card, predictor, tflite
 from kmax_tf.model import postprocess
+from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.predict.segmenter import CATEGORIES
 
 FILES = tf.TensorSpec([None], tf.string, name="images")
 PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 
-# Images of a batch differ in size and in the number of segments: what is missing is 0.
+# Images of a batch differ in size and number of segments; missing entries are 0.
 SEGMENTS = {
     "panoptic_map": "int32 [batch, height, width]: 0 void, else the id of a segment",
     "size": "int32 [batch, 2]: height and width of each image; the map is 0 outside of it",
-    "segment_id": "int32 [batch, segments], 0: there are no more",
+    "segment_id": "int32 [batch, segments], 0 after the last one",
     "category_id": "int64 [batch, segments], as in categories.json",
     "score": "float32 [batch, segments], probability of the class times that of the mask",
     "area": "int32 [batch, segments], in pixels of the image",
@@ -50,7 +52,7 @@ DETAILS = {
 
 
 class Canvases(NamedTuple):
-    """Images as the model takes them."""
+    """Images as the model's input."""
 
     image: tf.Tensor  # float32 [batch, *evaluation size, 3], fitted and padded
     fitted_size: tf.Tensor  # int32 [batch, 2], without the padding
@@ -58,11 +60,11 @@ class Canvases(NamedTuple):
 
 
 class ExportedModel(tf.Module):
-    """Images in, their panoptic segmentations out, at the images' own sizes."""
+    """Maps images to panoptic segmentations at the images' own sizes."""
 
     def __init__(self, model: tf_keras.Model, experiment: Experiment):
         super().__init__()
-        # Not the model itself: saving would trace every one of its layers on its own.
+        # Not the model itself: saving would trace each of its layers separately.
         self.variables_of_model = model.variables
         self.size = experiment.evaluation_size
         self.categories = experiment.dataset.categories
@@ -76,9 +78,10 @@ class ExportedModel(tf.Module):
             return panoptic, pasted.probability, outputs.final, predictor.assignments(outputs)
 
         self.predict = predict  # traced once, and shared by the signatures
+        self.num_things, self.postprocess = experiment.dataset.num_things, experiment.postprocess
 
     def signatures(self) -> dict[str, Callable]:
-        """The four signatures by name, as tf.saved_model.save takes them."""
+        """Returns the four signatures by name, for tf.saved_model.save."""
 
         def signature(spec, prepare, finish):
             def run(images):
@@ -94,23 +97,28 @@ class ExportedModel(tf.Module):
         }
 
     def segments(self, canvases: Canvases) -> dict[str, tf.Tensor]:
-        """`Canvases` -> the outputs that `SEGMENTS` describes."""
-        panoptic, *_ = self.predict(canvases.image)
-        return self._listed(panoptic, canvases)
+        """Maps `Canvases` to the outputs of `SEGMENTS`."""
+        panoptic, _, final, _ = self.predict(canvases.image)
+        return self._listed(self._restored(panoptic, final, canvases)[0], canvases)
 
     def details(self, canvases: Canvases) -> dict[str, tf.Tensor]:
-        """`Canvases` -> the outputs that `SEGMENTS` and `DETAILS` describe."""
-        panoptic, confidence, final, assignments = self.predict(canvases.image)
-        # As everywhere in the model, the corners of grid and image coincide.
+        """Maps `Canvases` to the outputs of `SEGMENTS` and `DETAILS`."""
+        panoptic, probability, final, assignments = self.predict(canvases.image)
+        # Corners are aligned, as everywhere in the model.
         resize = tf.compat.v1.image.resize_nearest_neighbor
         enlarged = [
             resize(a[..., None], self.size, align_corners=True)[..., 0] for a in assignments
         ]
+        panoptic, confidence = self._restored(panoptic, final, canvases)
+        if confidence is None:
+            confidence = _restore(probability, canvases)
         segments = self._listed(panoptic, canvases)
-        nothing = segments["panoptic_map"][:, None][:, :0]  # where no decoder predicts
+        nothing = segments["panoptic_map"][:, None][
+            :, :0
+        ]  # for a model whose decoders do not predict
         restored = [_restore(a, canvases)[:, None] for a in enlarged]
         return segments | {
-            "confidence": _restore(confidence, canvases),
+            "confidence": confidence,
             "assignments": tf.concat([nothing, *restored], axis=1),
             "mask_probability": tf.nn.softmax(final.mask_logits),
             "class_probability": tf.nn.softmax(final.class_logits),
@@ -127,15 +135,45 @@ class ExportedModel(tf.Module):
         return Canvases(canvas, host.fitted_size(sample, self.size), shape)
 
     def _each(self, prepare, images):
-        """prepare(image) of each image, as one `Canvases`."""
+        """Applies `prepare` to each image, and stacks the results as one `Canvases`."""
         size = tf.TensorSpec([2], tf.int32)
         output = Canvases(tf.TensorSpec([*self.size, 3]), size, size)
         return tf.map_fn(prepare, images, fn_output_signature=output)
 
+    def _restored(self, panoptic, final, canvases):
+        """Returns the `Panoptic` at the images' sizes; with `at_image_size` also the confidence."""
+        if not self.postprocess.at_image_size:
+            return panoptic._replace(segment_map=_restore(panoptic.segment_map, canvases)), None
+        largest = tf.reduce_max(canvases.original_size, axis=0)
+
+        def merge(inputs):
+            masks, classes, fitted, original = inputs
+            one = final._replace(mask_logits=masks[None], class_logits=classes[None])
+            sizes = self.size, fitted, original
+            merged, pasted = self.postprocess.merge_image(one, *sizes, self.num_things)
+            margin = tf.stack([tf.zeros([2], tf.int32), largest - original], axis=1)
+            maps = (tf.pad(m[0], margin) for m in (merged.segment_map, pasted.probability))
+            return *maps, merged.segment_class[0], merged.segment_score[0]
+
+        n = final.class_logits.shape[1]
+        types = (
+            (tf.int32, [None, None]),
+            (tf.float32, [None, None]),
+            (tf.int32, [n]),
+            (tf.float32, [n]),
+        )
+        segment_map, confidence, classes, scores = tf.map_fn(
+            merge,
+            (final.mask_logits, final.class_logits, *canvases[1:]),
+            fn_output_signature=tuple(tf.TensorSpec(shape, dtype) for dtype, shape in types),
+        )
+        restored = dict(segment_map=segment_map, segment_class=classes, segment_score=scores)
+        return panoptic._replace(**restored), confidence
+
     def _listed(self, panoptic, canvases):
-        panoptic_map = _restore(panoptic.segment_map, canvases)
+        panoptic_map = panoptic.segment_map
         area, box = _measure(panoptic_map, panoptic.segment_class.shape[1])
-        order = tf.argsort(tf.where(area > 0, 0, 1), stable=True)  # those that are there first
+        order = tf.argsort(tf.where(area > 0, 0, 1), stable=True)  # segments with pixels first
         order = order[:, : tf.reduce_max(tf.math.count_nonzero(area, axis=1, dtype=tf.int32))]
 
         def listed(values):
@@ -159,7 +197,7 @@ class ExportedModel(tf.Module):
 
 
 def _restore(maps, canvases):
-    """Maps [batch, *evaluation size] at the images' own sizes, padded with 0 to the largest."""
+    """Restores maps [batch, *evaluation size] to the images' sizes, with 0 up to the largest."""
     largest = tf.reduce_max(canvases.original_size, axis=0)
 
     def restore(inputs):
@@ -172,9 +210,9 @@ def _restore(maps, canvases):
 
 
 def _measure(panoptic_map, n):
-    """Area [batch, n] and box [batch, n, 4] of the segments 1 to n, int32; the box of none is any.
+    """Measures area [batch, n] and box [batch, n, 4] of the segments 1 to n, int32.
 
-    panoptic_map: int32 [batch, height, width].
+    panoptic_map: int32 [batch, height, width]. The box of a segment without pixels is undefined.
     """
     batch, height, width = tf.unstack(tf.shape(panoptic_map))
     ids = panoptic_map + tf.range(batch)[:, None, None] * (n + 1)
@@ -205,16 +243,22 @@ def export(
     *,
     lite: bool = False,
 ) -> None:
-    """Writes the SavedModel into `export_dir`, beside what describes it.
+    """Writes the SavedModel and its description into `export_dir`.
 
-    categories.json has the names and colors of the classes, config.gin the configuration loaded
-    last, model_card.md the facts; with `lite`, model.tflite is the model in TensorFlow Lite.
-    An export that is there already is replaced once the new one is whole.
+    The description is:
+      - categories.json: names and colors of the classes;
+      - config.gin: the configuration loaded last;
+      - model_card.md.
+    An existing export is replaced once the new one is complete.
 
-    Arguments:
-      facts: (name, value) of what the model card is to say of the weights.
-    Raises InputError if TensorFlow Lite's converter refuses the model.
+    Args:
+        facts: (name, value) pairs about the weights, for the model card.
+        lite: also write model.tflite, the model in TensorFlow Lite.
+
+    Raises:
+        InputError: TensorFlow Lite's converter refuses the model.
     """
+    check_literal(export_dir)
     segmenter = ExportedModel(model, experiment)
     categories = [category._asdict() for category in experiment.dataset.categories]
     texts: dict[str, str | bytes] = {
@@ -225,22 +269,35 @@ def export(
     if lite:
         texts[tflite.FILE_NAME] = tflite.convert(segmenter)
     temporary = export_dir.rstrip("/") + ".unfinished"
-    if tf.io.gfile.exists(temporary):
-        tf.io.gfile.rmtree(temporary)
-    tf.saved_model.save(segmenter, temporary, signatures=segmenter.signatures())
-    for name, content in texts.items():
-        write_atomic(os.path.join(temporary, name), content)
-    if tf.io.gfile.exists(export_dir):
-        tf.io.gfile.rmtree(export_dir)
+    _remove(temporary)
+    try:
+        tf.saved_model.save(segmenter, temporary, signatures=segmenter.signatures())
+        for name, content in texts.items():
+            write_atomic(os.path.join(temporary, name), content)
+    except (tf.errors.OpError, InputError):  # such as a full disk
+        _remove(temporary)
+        raise
+    _remove(export_dir)
     tf.io.gfile.rename(temporary, export_dir)
 
 
-def load_predictor(export_dir: str) -> Callable:
-    """A function as `predictor.build_predictor` makes it, of an export; without assignments."""
+def _remove(folder):
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)
+
+
+def load_predictor(export_dir: str, at_image_size: bool = False) -> Callable:
+    """Loads an export as a function like that of `build_predictor`, without assignments.
+
+    `at_image_size` is that of the experiment's `PostProcess`.
+    """
+    check_literal(export_dir)
     loaded = tf.saved_model.load(export_dir)
 
     def predict(image):
-        panoptic, *_ = loaded.predict(image)
+        panoptic, _, final, _ = loaded.predict(image)
+        if at_image_size:
+            return Prediction(*final)._replace(pixel_features=()), []
         return postprocess.Panoptic(*panoptic), []
 
     return predict

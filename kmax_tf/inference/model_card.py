@@ -1,4 +1,4 @@
-"""What an export says of itself, in Markdown."""
+"""Writes the model card of an export, in Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ Panoptic segmentation by the k-means Mask Transformer (arXiv 2207.04044), export
 |---|---|
 {facts}
 
-It knows the classes below and what the images of {dataset} look like; on other images measure
-before you rely on it. Scores are not calibrated: they rank segments of a class.
+It was trained on images of {dataset} with the classes below. Measure it on other images before you
+rely on it. Scores are not calibrated: they only rank segments of a class.
 
 ## Use
 
@@ -27,7 +27,7 @@ segmenter = predict.load("FOLDER OF THIS FILE")
 result = segmenter("photo.jpg")
 ```
 
-or `scripts/predict.py FOLDER photos/ --out DIR`, or, with TensorFlow alone,
+or `scripts/predict.py FOLDER photos/ --out DIR`, or with TensorFlow alone:
 
 ```python
 model = tf.saved_model.load(FOLDER)
@@ -39,7 +39,7 @@ result = model.signatures["serving_default"](images=tf.constant([open("photo.jpg
 | `serving_default`, `serving_details` | string [batch]: JPEG, PNG, GIF or BMP files, as stored |
 | `uint8`, `uint8_details` | uint8 [batch, height, width, 3], of any size |
 
-As stored: a rotation that EXIF asks for is not done. `kmax_tf.predict` does it.
+Files are decoded as stored, without EXIF rotation. `kmax_tf.predict` applies it.
 
 | output | |
 |---|---|
@@ -66,20 +66,20 @@ def text(
     segments: dict[str, str],
     details: dict[str, str],
 ) -> str:
-    """The model card of an export.
+    """Returns the model card of an export.
 
-    Arguments:
-      facts: (name, value) of what is known of the weights.
-      segments, details: {output: what it is} of the signatures.
+    Args:
+        facts: (name, value) pairs about the weights.
+        segments, details: {output: description} of the signatures.
     """
     dataset, merging = experiment.dataset, experiment.postprocess
     height, width = experiment.evaluation_size
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     rows = [
         *facts,
-        ("input", f"{height} x {width} pixels, into which images are fitted"),
+        ("input", f"{height} x {width} pixels; images are resized to fit"),
         ("precision", experiment.precision),
-        ("trainable parameters", f"{parameters:,}, of training's semantic branch too"),
+        ("trainable parameters", f"{parameters:,}, including the semantic branch of training"),
         (
             "merging",
             f"things above {merging.thing_threshold}, stuff {merging.stuff_threshold},"
@@ -95,6 +95,16 @@ def text(
         things=", ".join(names[1]) or "none",
         stuff=", ".join(names[0]) or "none",
     )
+
+
+def weights_facts(path: str, metrics: dict | None) -> list[tuple[str, str]]:
+    """Returns the facts about a checkpoint: its name and its metrics, None if there are none."""
+    facts = [("weights", "/".join(path.split("/")[-2:]))]
+    if metrics:
+        names = ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU")
+        figures = ", ".join(f"{n} {metrics[n]:.1f}" for n in names if metrics.get(n) is not None)
+        facts.append(("metrics", f"{figures} on {metrics['num_images']} images"))
+    return facts
 
 
 def _rows(pairs):

@@ -1,4 +1,4 @@
-"""Images -> panoptic segmentations: on the device, and streamed from the records of a split."""
+"""Predicts panoptic segmentations: of batches on the device, and of a split's records."""
 
 import collections
 import itertools
@@ -14,55 +14,57 @@ import tf_keras
 from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.data.records import reader
 from kmax_tf.experiment import Experiment
-from kmax_tf.model import postprocess
 from kmax_tf.model.kmax import Outputs
+from kmax_tf.model.postprocess import Panoptic, to_original_size
 
 
 class ImagePrediction(NamedTuple):
-    """The prediction of one image at its original size, and what its pictures need."""
+    """The prediction of one image at its original size, and the data of its pictures."""
 
     image_id: str
     name: str  # of the image file
     segment_map: np.ndarray  # int32 [height, width], 0 void, k the k-th segment
     semantic_map: np.ndarray  # int32 [height, width], class index, without void
-    segment_class: np.ndarray  # int32 [segments], class index, -1 where there is none
+    segment_class: np.ndarray  # int32 [segments], class index, -1 for none
     segment_score: np.ndarray  # float32 [segments]
-    canvas: Callable  # () -> uint8 [height, width, 3], the image fitted and padded
+    canvas: Callable  # () -> uint8 [height, width, 3], the fitted and padded image
     fitted_size: np.ndarray  # int32 [2], without the padding
-    assignments: tuple  # of every decoder in order, int32 [height, width] at its stride
+    assignments: tuple  # int32 [height, width] of each decoder, at its stride
 
 
 def build_predictor(model: tf_keras.Model, experiment: Experiment) -> Callable:
-    """A compiled function image [batch, height, width, 3] -> (`Panoptic`, assignments).
+    """Compiles a function: image float32 [batch, height, width, 3] -> (`Panoptic`, assignments).
 
-    The assignments are those of each decoder in order, int32 [batch, height, width] at its stride.
+    The assignments are a list, int32 [batch, height, width] of each decoder at its stride. If the
+    experiment merges at the image's size, the final `Prediction` stands for the `Panoptic`.
     """
 
     @tf.function(reduce_retracing=True)
     def predict(image):
         outputs = model(image, training=False)
-        panoptic = experiment.postprocess(
-            outputs.final, experiment.evaluation_size, experiment.dataset.num_things
-        )
-        return panoptic, assignments(outputs)
+        if experiment.postprocess.at_image_size:
+            return outputs.final._replace(pixel_features=()), assignments(outputs)
+        return experiment.segment(outputs.final), assignments(outputs)
 
     return predict
 
 
 def assignments(outputs: Outputs) -> list[tf.Tensor]:
-    """Each pixel's cluster in every decoder: a list of int32 [batch, height, width]."""
+    """Returns each pixel's cluster in every decoder: a list of int32 [batch, height, width]."""
     return [tf.argmax(p.mask_logits, axis=-1, output_type=tf.int32) for p in outputs.auxiliary]
 
 
 def on_all_replicas(predict: Callable, image: tf.Tensor, batch_size: int) -> list:
-    """Calls `predict` with the images dealt out to the replicas of the strategy in scope.
+    """Calls `predict` on all replicas of the strategy in scope, each with its share of the images.
 
-    Arguments:
-      image: float32 [n, height, width, 3], n at most `batch_size` times the replicas. Fewer are
-        filled up, so that the device sees one shape.
-      batch_size: images a replica.
-    Returns a list with what predict gives on each replica; image i is row i % batch_size of entry
-    i // batch_size.
+    Args:
+        image: float32 [n, height, width, 3], n at most `batch_size` times the replicas. Fewer
+            images are padded, so that the device sees one shape.
+        batch_size: images a replica.
+
+    Returns:
+        A list with the output of each replica. Image i is row i % batch_size of entry
+        i // batch_size.
     """
     strategy = tf.distribute.get_strategy()
     missing = batch_size * strategy.num_replicas_in_sync - image.shape[0]
@@ -76,7 +78,7 @@ def on_all_replicas(predict: Callable, image: tf.Tensor, batch_size: int) -> lis
 
 
 def evaluation_records(experiment: Experiment) -> reader.Records:
-    """The `Records` of the evaluation split; InputError as of `reader.find`."""
+    """Finds the `Records` of the evaluation split; raises InputError as `reader.find` does."""
     return reader.find(experiment.data_dir, experiment.evaluation_split, experiment.dataset)
 
 
@@ -85,12 +87,12 @@ def predict_split(
 ) -> Iterator:
     """Predicts the evaluation split and yields work(number, `ImagePrediction`, ...) in order.
 
-    Worker threads call `work`, while the device predicts what comes after; a batch and a bit of
-    images are under way, however many there are.
+    Worker threads call `work` while the device predicts the next images. The number of images in
+    memory is bounded.
 
-    Arguments:
-      predict: what `build_predictor` returns.
-      extra: iterables with one more argument of `work` for each image.
+    Args:
+        predict: a function of `build_predictor`.
+        extra: iterables, each with one more argument of `work` for every image.
     """
     records = evaluation_records(experiment)
     each, workers = experiment.evaluation_batch_size, os.cpu_count()
@@ -98,17 +100,18 @@ def predict_split(
     arguments = zip(itertools.count(), *extra)
     waiting = collections.deque()
 
-    def segment_and_work(batch, i, output, row, number, *more):
-        return work(number, _segmented(batch, i, output.result(), row), *more)
+    def predict_and_work(batch, i, output, row, number, *more):
+        prediction = _image_prediction(experiment, batch, i, output.result(), row)
+        return work(number, prediction, *more)
 
     with ThreadPoolExecutor(workers) as pool:
         for batch in evaluation_input(records, experiment.evaluation_size, together):
             outputs = on_all_replicas(predict, batch.image, each)
-            # First in the queue, so that those who wait for it do not wait in its way.
+            # Queued first: the tasks below wait for these results.
             outputs = [pool.submit(_to_host, output) for output in outputs]
             for i in range(batch.image.shape[0]):
                 place = batch, i, outputs[i // each], i % each
-                waiting.append(pool.submit(segment_and_work, *place, *next(arguments)))
+                waiting.append(pool.submit(predict_and_work, *place, *next(arguments)))
             while len(waiting) > together + 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -119,23 +122,33 @@ def _to_host(output):
     return tf.nest.map_structure(lambda tensor: tensor.numpy(), output)
 
 
-def _segmented(batch, i, output, row):
-    """Image i of the batch, whose prediction is row `row` of what a replica gave."""
-    panoptic, assignments = output
-    fitted_size = batch.fitted_size[i].numpy()
+def _image_prediction(experiment, batch, i, output, row):
+    """Returns the prediction of image i of the batch: row `row` of a replica's output."""
+    merged, assignments = tf.nest.map_structure(lambda value: value[row], output)
+    sizes = fitted_size, _ = batch.fitted_size[i].numpy(), batch.original_size[i].numpy()
     with tf.device("/cpu:0"):
-        segment_map, semantic_map = (
-            postprocess.to_original_size(values[row], fitted_size, batch.original_size[i]).numpy()
-            for values in (panoptic.segment_map, panoptic.semantic_map)
-        )
+        panoptic = _at_original_size(experiment, merged, *sizes)
     return ImagePrediction(
         image_id=batch.image_id[i].numpy().decode(),
         name=batch.filename[i].numpy().decode(),
-        segment_map=segment_map,
-        semantic_map=semantic_map,
-        segment_class=panoptic.segment_class[row],
-        segment_score=panoptic.segment_score[row],
+        segment_map=panoptic.segment_map.numpy(),
+        semantic_map=panoptic.semantic_map.numpy(),
+        segment_class=np.asarray(panoptic.segment_class),
+        segment_score=np.asarray(panoptic.segment_score),
         canvas=lambda: tf.cast(tf.round(batch.image[i]), tf.uint8).numpy(),
         fitted_size=fitted_size,
-        assignments=tuple(assignment[row] for assignment in assignments),
+        assignments=tuple(assignments),
     )
+
+
+def _at_original_size(experiment, merged, fitted_size, original_size):
+    """Returns the `Panoptic` of one image at its original size, without a batch axis."""
+    if isinstance(merged, Panoptic):
+        maps = merged.segment_map, merged.semantic_map
+        segment_map, semantic_map = (to_original_size(m, fitted_size, original_size) for m in maps)
+        return merged._replace(segment_map=segment_map, semantic_map=semantic_map)
+    prediction = tf.nest.map_structure(lambda value: value[None], merged)
+    size, num_things = experiment.evaluation_size, experiment.dataset.num_things
+    merge = experiment.postprocess.merge_image
+    panoptic, _ = merge(prediction, size, fitted_size, original_size, num_things)
+    return tf.nest.map_structure(lambda value: value[0], panoptic)

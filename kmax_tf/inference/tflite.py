@@ -1,7 +1,7 @@
-"""The model in TensorFlow Lite: weights in 8 bits, arithmetic as the device has it.
+"""Converts a model to TensorFlow Lite, with 8-bit weights.
 
-The image comes fitted and padded (`host.fit_and_pad`), and the segments are at that size: shapes
-that depend on the image are what devices without TensorFlow run worst.
+Its input is a fitted and padded image (`host.fit_and_pad`), and its segments have that size.
+Devices without TensorFlow are slow at shapes that depend on the image.
 """
 
 import re
@@ -18,10 +18,10 @@ FILE_NAME = "model.tflite"
 
 
 def convert(segmenter: Any) -> bytes:
-    """The content of a .tflite file: float32 [1, height, width, 3] in 0..255 -> `Panoptic`.
+    """Returns the content of a .tflite file: float32 [1, height, width, 3] in 0..255 -> `Panoptic`.
 
-    Weights are quantised with a range each (dynamic range quantisation).
-    Raises InputError with what the converter says if it refuses.
+    Weights are quantized with dynamic range quantization.
+    Raises InputError with the converter's reason if it refuses.
     """
 
     @tf.function(input_signature=[tf.TensorSpec([1, *segmenter.size, 3], name="image")])
@@ -34,8 +34,8 @@ def convert(segmenter: Any) -> bytes:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     try:
         return converter.convert()
-    except Exception as error:  # the converter's errors are of no kind of their own
-        # One line an operation, of hundreds of characters; the reasons repeat.
+    except Exception as error:  # the converter has no error class of its own
+        # Each operation has a long line, and the reasons repeat.
         reasons = dict.fromkeys(re.findall(r"error: (.*)", str(error))) or [first_line(error)]
         raise InputError(
             f"TensorFlow Lite's converter refuses the model: {'; '.join(reasons):.400};"
@@ -44,7 +44,7 @@ def convert(segmenter: Any) -> bytes:
 
 
 def load_predictor(content: bytes) -> Callable:
-    """A function as `predictor.build_predictor` makes it, of the content of a .tflite file."""
+    """Loads the content of a .tflite file as a function like that of `build_predictor`."""
     interpreter = tf.lite.Interpreter(model_content=content)
     run = interpreter.get_signature_runner()
 

@@ -1,4 +1,4 @@
-"""The objective: match once on the final prediction, then every term on every output."""
+"""The training objective: match on the final prediction, then apply every term to every output."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -14,45 +14,49 @@ from kmax_tf.model.layers.ops import look_up, resize_bilinear
 
 
 class Losses(NamedTuple):
-    """Weighted loss terms, float32; output 0 is the final prediction, 1, 2, ... the decoders.
-
-    And one number to watch, which no gradient comes from: `found`.
-    """
+    """Weighted loss terms, float32; output 0 is the final prediction, 1, 2, ... the decoders."""
 
     pq_mask: tf.Tensor  # [outputs, batch]
     pq_class: tf.Tensor  # [outputs, batch]
     mask_id: tf.Tensor  # [outputs, batch]
     contrast: tf.Tensor  # [outputs, batch]
     semantic: tf.Tensor  # [batch]
-    recall: tf.Tensor  # [batch], see `recall`
+    recall: tf.Tensor  # [batch], a number to watch without gradient, see `matching.recall`
 
     @property
     def total(self) -> tf.Tensor:
-        """The sum of all terms over the outputs [outputs, batch]: float32 [batch]."""
+        """The sum of all terms over all outputs: float32 [batch]."""
         deep = self.pq_mask + self.pq_class + self.mask_id + self.contrast
         return tf.reduce_sum(deep, axis=0) + self.semantic
 
 
-class _Truth(NamedTuple):
-    """Ground truth at the resolution of a comparison, int32 [batch, height, width]; -1 is none."""
+class _GroundTruth(NamedTuple):
+    """Ground truth at the resolution of one output: int32 [batch, height, width], -1 for none."""
 
     segment: tf.Tensor
     semantic: tf.Tensor
-    cluster: tf.Tensor  # the one matched to the segment
+    cluster: tf.Tensor  # the cluster that is matched to the segment
 
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """The training objective; the paper's weights, the rest from the official configurations.
+    """The training objective, with the paper's weights and the official configurations' numbers.
 
-    Fields that the paper does not have:
-      unmatched_class_weight: weight of an unmatched cluster's class loss. "void_share" is the
-        fraction of its mask on void pixels (official code), "nonvoid_share" the rest. On images
-        without void the first is nearly 0, and instances separate slowly.
-      native_resolution_supervision: supervise each decoder at its native resolution, without
-        resizing it to that of the final prediction.
-      relaxation: eta of ReMaX (arXiv 2306.17319), there 0.1; 0 is off.
-    Raises InputError for another value of `unmatched_class_weight`.
+    Args:
+        pq_weight, mask_id_weight, contrast_weight, semantic_weight: weights of the terms.
+        contrast_pixels: pixels drawn from each image for the contrast term.
+        contrast_temperature: how strongly small segments are preferred among them, see
+            `terms.sample_pixels`.
+        semantic_top_fraction: fraction of the pixels, the hardest, in the semantic term.
+        unmatched_class_weight: weight of an unmatched cluster's class loss. "void_share" is the
+            fraction of its mask on void pixels (official code), "nonvoid_share" the rest. On images
+            without void the first is nearly 0, and instances separate slowly.
+        native_resolution_supervision: supervise each decoder at its native resolution instead of
+            resizing it to the final one.
+        relaxation: eta of ReMaX (arXiv 2306.17319), 0.1 in that paper; 0 is off.
+
+    Raises:
+        InputError: another value of `unmatched_class_weight`.
     """
 
     pq_weight: float = 3.0
@@ -70,32 +74,29 @@ class Criterion:
         if self.unmatched_class_weight not in ("void_share", "nonvoid_share"):
             raise InputError(
                 f"Criterion.unmatched_class_weight {self.unmatched_class_weight!r} is neither"
-                " void_share nor nonvoid_share"
+                ' "void_share" nor "nonvoid_share"; bind one of them'
             )
 
     def __call__(self, outputs: Any, targets: Targets, noise: tf.Tensor) -> Losses:
-        """Losses of a batch.
+        """Computes the losses of a batch.
 
-        Arguments:
-          outputs: the model's `Outputs`.
-          targets: `Targets` at the resolution of the final prediction.
-          noise: float32 [outputs, batch, pixels], uniform in [0, 1), for the contrast's samples.
-        Returns `Losses`.
+        Args:
+            outputs: the model's `Outputs`.
+            targets: `Targets` at the resolution of the final prediction.
+            noise: float32 [outputs, batch, pixels], uniform in [0, 1); draws the contrast's pixels.
         """
         predictions = [outputs.final, *outputs.auxiliary]
         if self.relaxation:
             predictions = [relax_masks(p, outputs.semantic_logits) for p in predictions]
         matching = match_segments(predictions[0], targets, self.unmatched_class_weight)
-        full = _Truth(targets.segment, targets.semantic, matching.cluster_of_pixel)
+        full = _GroundTruth(targets.segment, targets.semantic, matching.cluster_of_pixel)
         rows = []
         for prediction, uniform in zip(predictions, tf.unstack(noise), strict=True):
-            own = (
-                prediction.mask_logits.shape[1]
-                if self.native_resolution_supervision
-                else full.segment.shape[1]
+            supervised = (
+                prediction.mask_logits if self.native_resolution_supervision else full.segment
             )
-            stride = (full.segment.shape[1] - 1) // (own - 1)
-            truth = _Truth(*(v[:, ::stride, ::stride] for v in full))
+            stride = (full.segment.shape[1] - 1) // (supervised.shape[1] - 1)
+            truth = _GroundTruth(*(v[:, ::stride, ::stride] for v in full))
             rows.append(
                 (
                     *self._mask_terms(prediction, truth, matching),

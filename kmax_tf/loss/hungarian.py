@@ -1,4 +1,4 @@
-"""Exact assignment of segments to clusters on the device: shortest augmenting paths."""
+"""Hungarian matching on the device: exact, by shortest augmenting paths, compiled with XLA."""
 
 from typing import NamedTuple
 
@@ -6,33 +6,39 @@ import tensorflow as tf
 
 
 class _Search(NamedTuple):
-    """The state of every image's search; each image is at its own row."""
+    """The state of the search in every image; images may be at different rows."""
 
     done: tf.Tensor  # int32 [batch], rows assigned so far
     price: tf.Tensor  # float32 [batch, columns], dual variables, 0 for free columns
-    row_of: tf.Tensor  # int32 [batch, columns], the row of each column or -1
-    length: tf.Tensor  # float32 [batch, columns], shortest path to each column
-    previous: tf.Tensor  # int32 [batch, columns], the column before it on that path or -1
+    row_of: tf.Tensor  # int32 [batch, columns], row assigned to each column, or -1
+    length: tf.Tensor  # float32 [batch, columns], length of the shortest path to each column
+    previous: tf.Tensor  # int32 [batch, columns], column before it on that path, or -1
     scanned: tf.Tensor  # bool [batch, columns]
-    column: tf.Tensor  # int32 [batch], the column scanned last, -1 at the start of a row
+    column: tf.Tensor  # int32 [batch], column scanned last, -1 at the start of a row
 
 
 def match(cost: tf.Tensor, exists: tf.Tensor) -> tf.Tensor:
-    """Assigns each existing row to a column of its own with the least total cost.
+    """Assigns each existing row to a distinct column with the least total cost.
 
-    Successive shortest augmenting paths (Jonker and Volgenant, 1987) over the existing rows alone;
-    each step is one vector operation over the columns of all images, so it compiles with XLA.
+    Adds rows along shortest augmenting paths (Jonker and Volgenant, 1987). Each step is one vector
+    operation over the columns of all images.
 
-    Arguments:
-      cost: float32 [batch, rows, columns]. Numbers that are not finite count as 0: the search would
-        not end with them, and the step that made them, which is skipped for it, neither.
-      exists: bool [batch, rows], which rows are to be assigned.
-    Returns int32 [batch, rows]: the column of each row, -1 where the row does not exist.
-    Raises ValueError if there are more rows than columns.
+    Args:
+        cost: float32 [batch, rows, columns]. Non-finite costs are treated as 0, or the search would
+            not terminate. The training step is skipped in that case anyway.
+        exists: bool [batch, rows], the rows to assign.
+
+    Returns:
+        int32 [batch, rows], the column of each row, -1 for rows that do not exist.
+
+    Raises:
+        ValueError: there are more rows than columns.
     """
     rows, columns = cost.shape[1:]
     if rows > columns:
-        raise ValueError(f"{rows} rows cannot be assigned to {columns} columns, one to one")
+        raise ValueError(
+            f"{rows} segments for {columns} clusters; bind TrainingInput.max_segments to {columns}"
+        )
     cost = tf.where(tf.math.is_finite(cost), cost, 0.0)
     order = tf.argsort(tf.cast(exists, tf.int32), direction="DESCENDING", stable=True)
     todo = tf.reduce_sum(tf.cast(exists, tf.int32), axis=1)
@@ -47,7 +53,7 @@ def match(cost: tf.Tensor, exists: tf.Tensor) -> tf.Tensor:
 
 
 def _start(cost):
-    """The `_Search` before the first row of every image."""
+    """Returns the `_Search` before the first row of every image."""
     batch = cost.shape[0] or tf.shape(cost)[0]
     columns = [batch, cost.shape[2]]
     return _Search(
@@ -62,13 +68,10 @@ def _start(cost):
 
 
 def _step(state, cost, order, todo):
-    """Scans one more column of every image, and where that is free assigns the row.
+    """Scans one more column of every image, and assigns the row if that column is free.
 
-    Arguments:
-      state: a `_Search`.
-      cost: float32 [batch, rows, columns].
-      order: int32 [batch, rows], the rows with those that exist first; todo: int32 [batch], these.
-    Returns the next `_Search`.
+    `order` is int32 [batch, rows], the rows with existing ones first; `todo` int32 [batch], the
+    number of these.
     """
     active = state.done < todo
     start = state.column < 0
@@ -76,7 +79,7 @@ def _step(state, cost, order, todo):
     row = tf.where(start, current_row, _at(state.row_of, state.column))
     row = tf.maximum(row, 0)
     reduced = tf.gather(cost, row, batch_dims=1) - state.price
-    # The dual of a matched row makes its own edge cost nothing; the first row needs none.
+    # The dual of a matched row makes its own edge free; the first row has none yet.
     offset = tf.where(start, 0.0, _at(state.length, state.column) - _at(reduced, state.column))
     length = reduced + offset[:, None]
     better = ~state.scanned & (length < state.length)
@@ -101,17 +104,17 @@ def _step(state, cost, order, todo):
 
 
 def _at(values, column):
-    """values [batch, columns] at int32 [batch]: [batch]; column 0 stands for -1."""
+    """Looks up values [batch, columns] at column, int32 [batch]; column 0 stands for -1."""
     return tf.gather(values, tf.maximum(column, 0), batch_dims=1)
 
 
 def _is_column(column, values):
-    """bool [batch, columns], the shape of `values`: where int32 [batch] `column` is."""
+    """Marks `column`, int32 [batch]: bool [batch, columns], the shape of `values`."""
     return tf.range(values.shape[1])[None] == column[:, None]
 
 
 def _augment(row_of, previous, column, first_row):
-    """Moves every row on the path that ends in `column` (int32 [batch], -1 for none) one back."""
+    """Shifts the rows along the path that ends in `column`, int32 [batch], -1 for no path."""
 
     def body(row_of, column):
         before = _at(previous, column)

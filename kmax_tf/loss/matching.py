@@ -1,4 +1,4 @@
-"""The assignment of segments to clusters, and how many segments it recalls."""
+"""The Hungarian assignment of segments to clusters, and its recall."""
 
 from typing import Any, NamedTuple
 
@@ -10,15 +10,15 @@ from kmax_tf.model.layers.ops import look_up
 
 
 class Matching(NamedTuple):
-    """The assignment of segments to clusters, and what it weighs; no gradient passes through."""
+    """The assignment of segments to clusters, with its loss weights; it has no gradient."""
 
-    cluster_of_segment: tf.Tensor  # int32 [batch, segments], -1 where the segment does not exist
-    dice: tf.Tensor  # float32 [batch, segments, clusters]
-    cost: tf.Tensor  # float32 [batch, segments, clusters]
+    cluster_of_segment: tf.Tensor  # int32 [batch, segments], -1 if the segment does not exist
+    dice: tf.Tensor  # float32 [batch, segments, clusters], 0 to 1
+    cost: tf.Tensor  # float32 [batch, segments, clusters], -1 to 0
     cluster_of_pixel: tf.Tensor  # int32 [batch, height, width], -1 for void and crowd
-    class_of_cluster: tf.Tensor  # int32 [batch, clusters], the number of classes for void
-    mask_weight: tf.Tensor  # float32 [batch, clusters]
-    class_weight: tf.Tensor  # float32 [batch, clusters]
+    class_of_cluster: tf.Tensor  # int32 [batch, clusters], num_classes for void
+    mask_weight: tf.Tensor  # float32 [batch, clusters], 0 to 1, 0 for unmatched clusters
+    class_weight: tf.Tensor  # float32 [batch, clusters], 0 to 1
 
 
 def match_segments(
@@ -26,10 +26,10 @@ def match_segments(
 ) -> Matching:
     """Matches segments to clusters by mask dice times class probability (MaX-DeepLab, section 3.3).
 
-    Arguments:
-      final: the final `Prediction`.
-      targets: `Targets` at its resolution.
-      unmatched_class_weight: as in `Criterion`.
+    Args:
+        final: the final `Prediction`.
+        targets: `Targets` at its resolution.
+        unmatched_class_weight: as in `Criterion`.
     """
     segment, classes = targets.segment, targets.segment_class
     exists = classes >= 0
@@ -51,7 +51,7 @@ def match_segments(
     cost = tf.stop_gradient(-dice * probability)
     cluster_of_segment = hungarian.match(cost, exists)
 
-    # [batch, segments, clusters]: 1 at each match; at most one a row and a column.
+    # [batch, segments, clusters], 1 for each match: at most one per row and per column.
     matched = tf.one_hot(cluster_of_segment, num_clusters)
     is_matched = tf.reduce_any(matched > 0, axis=1)
     class_of_cluster = tf.einsum("bgn,bg->bn", matched, tf.cast(classes, tf.float32))
@@ -76,20 +76,23 @@ def match_segments(
 
 
 def recall(class_logits: tf.Tensor, segment_class: tf.Tensor, matching: Any) -> tf.Tensor:
-    """The share of the segments that their cluster finds, [batch]; 1 where there is none.
+    """Computes the recall, a number to watch: the share of the segments that are recalled.
 
-    Found is as PQ has it, without hard masks: the cluster's most probable class is the segment's,
-    and their dice is over 2/3, which is an intersection over union of a half.
+    A segment is recalled if its cluster predicts its class and their dice is over 2/3. That is an
+    IoU over 1/2, as in PQ, but with soft masks.
 
-    Arguments:
-      class_logits: float32 [batch, clusters, classes + 1], of the final prediction.
-      segment_class: int32 [batch, segments], of the `Targets`.
-      matching: the `Matching` of both.
+    Args:
+        class_logits: float32 [batch, clusters, classes + 1], of the final prediction.
+        segment_class: int32 [batch, segments], of the `Targets`.
+        matching: the `Matching` of both.
+
+    Returns:
+        float32 [batch], 0 to 1; 1 for an image without segments.
     """
     predicted = tf.argmax(class_logits, axis=-1, output_type=tf.int32)
     matched = tf.one_hot(matching.cluster_of_segment, class_logits.shape[1], True, False)
-    right = predicted[:, None, :] == segment_class[:, :, None]
-    found = tf.reduce_any(matched & right & (matching.dice > 2 / 3), axis=2)
-    missed = tf.cast((segment_class >= 0) & ~found, tf.float32)
+    correct = predicted[:, None, :] == segment_class[:, :, None]
+    recalled = tf.reduce_any(matched & correct & (matching.dice > 2 / 3), axis=2)
+    missed = tf.cast((segment_class >= 0) & ~recalled, tf.float32)
     exists = tf.cast(segment_class >= 0, tf.float32)
     return 1 - tf.math.divide_no_nan(tf.reduce_sum(missed, axis=1), tf.reduce_sum(exists, axis=1))

@@ -1,4 +1,4 @@
-"""Relaxed masks and class targets in training (ReMaX, arXiv 2306.17319); inference has neither."""
+"""ReMaX (arXiv 2306.17319): relaxed masks and class targets, in training only."""
 
 from typing import Any
 
@@ -8,14 +8,17 @@ from kmax_tf.model.layers.ops import resize_bilinear
 
 
 def relax_masks(prediction: Any, semantic_logits: tf.Tensor) -> Any:
-    """ReMask: strengthens the masks where the semantic branch sees the class of their cluster.
+    """Strengthens masks where the semantic branch agrees with their cluster's class (ReMask).
 
-    Arguments:
-      prediction: a `Prediction`.
-      semantic_logits: [batch, height, width, channels], channels in the order of the classes; the
-        branch learns nothing from this.
-    Returns the prediction with logits m + m * (class probability x semantic probability). Softmaxes
-    stand where ReMaX has sigmoids, for they are what the two heads are trained with.
+    Softmax replaces ReMaX's sigmoid, because both heads are trained with softmax.
+
+    Args:
+        prediction: a `Prediction`.
+        semantic_logits: float32 [batch, height, width, channels], channels in the order of the
+            classes. They get no gradient.
+
+    Returns:
+        The prediction with mask logits m + m * (class probability x semantic probability).
     """
     classes = tf.nn.softmax(prediction.class_logits)[..., :-1]
     semantic = tf.nn.softmax(semantic_logits)[..., : classes.shape[-1]]
@@ -25,12 +28,14 @@ def relax_masks(prediction: Any, semantic_logits: tf.Tensor) -> Any:
 
 
 def reclass_targets(mask_logits: tf.Tensor, semantic_map: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """ReClass: of each class in the image, the share that lies in each cluster's mask.
+    """Computes the share of each class's pixels that lies in each cluster's mask (ReClass).
 
-    Arguments:
-      mask_logits: [batch, height, width, clusters].
-      semantic_map: int32 [batch, height, width], -1 for void.
-    Returns float32 [batch, clusters, num_classes + 1], 0 for void and absent classes; no gradient.
+    Args:
+        mask_logits: float32 [batch, height, width, clusters].
+        semantic_map: int32 [batch, height, width], class index, -1 for void.
+
+    Returns:
+        float32 [batch, clusters, num_classes + 1], 0 for void and absent classes; no gradient.
     """
     mask = tf.nn.softmax(mask_logits)
     truth = tf.one_hot(semantic_map, num_classes + 1)

@@ -1,31 +1,31 @@
-"""The loss terms: pure functions of float32 tensors, one number an image, unweighted.
+"""The loss terms: pure functions of float32 tensors to float32 [batch], unweighted.
 
-Ground truth is an id map in *cluster space*: for each pixel the cluster that was matched to its
-segment, so that no [pixels, segments] one-hot tensor and no permuted logits exist. Sums over the
-pixels are written as products with comparisons, which XLA computes in one pass over the logits.
-Where the paper is silent the arithmetic is that of the official code.
+Ground truth is an id map in *cluster space*: the matched cluster of each pixel's segment. So no
+one-hot tensor [pixels, segments] and no permuted logits exist. Sums over the pixels are written as
+products with comparisons, which XLA computes in one pass over the logits. Details that the paper
+does not give are those of the official code.
 """
 
 import tensorflow as tf
 
 PROBABILITY_FLOOR = 1e-5  # the least weight of a cluster
-MATCHED, UNMATCHED = 0.75, 0.25  # the focal loss's alpha, its gamma being 0
+MATCHED, UNMATCHED = 0.75, 0.25  # alpha of the focal loss, whose gamma is 0
 CONTRAST_TEMPERATURE = 0.3
 VOID_SCORE = -99999.0
 
 
 def mean_nonzero(loss: tf.Tensor) -> tf.Tensor:
-    """Mean over the numbers of each image that are not 0: [batch, ...] -> [batch]."""
+    """Averages the nonzero numbers of each image, [batch, ...] to [batch]; 0 if all are 0."""
     axes = list(range(1, loss.shape.rank))
     count = tf.math.count_nonzero(loss, axis=axes, dtype=tf.float32)
     return tf.math.divide_no_nan(tf.reduce_sum(loss, axis=axes), count)
 
 
 def _cross_entropy(logits, index):
-    """Softmax cross entropy [...] of logits [..., n] against int32 [...], -1 for no target.
+    """Computes the softmax cross entropy [...] of logits [..., n] to int32 [...], -1 for no target.
 
-    Without a target the loss is 0 and its gradient the softmax, as of TensorFlow's cross entropy
-    against zeros: it pushes every logit down.
+    Without a target the loss is 0 and its gradient is the softmax, which lowers every logit. So is
+    TensorFlow's cross entropy to a target of zeros.
     """
     total = tf.reduce_logsumexp(logits, axis=-1)
     chosen = tf.reduce_sum(logits * tf.one_hot(index, logits.shape[-1]), axis=-1)
@@ -35,13 +35,13 @@ def _cross_entropy(logits, index):
 def pq_mask(mask_logits: tf.Tensor, cluster_of_pixel: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Dice term of the PQ-style loss (MaX-DeepLab, equation 12).
 
-    Arguments:
-      mask_logits: [batch, height, width, clusters].
-      cluster_of_pixel: int32 [batch, height, width], -1 for void and crowd.
-      weight: [batch, clusters], 0 for unmatched clusters.
+    Args:
+        mask_logits: float32 [batch, height, width, clusters].
+        cluster_of_pixel: int32 [batch, height, width], -1 for void and crowd.
+        weight: float32 [batch, clusters], 0 for unmatched clusters.
     """
     clusters = mask_logits.shape[-1]
-    # From the sum that `mask_id` needs too.
+    # A softmax by the log-sum-exp that `mask_id` needs too.
     mask = tf.exp(mask_logits - tf.reduce_logsumexp(mask_logits, axis=-1, keepdims=True))
     truth = tf.one_hot(cluster_of_pixel, clusters)
     valid = tf.cast(cluster_of_pixel >= 0, tf.float32)
@@ -59,11 +59,11 @@ def pq_class(
 ) -> tf.Tensor:
     """Cross entropy term of the PQ-style loss.
 
-    Arguments:
-      class_logits: [batch, clusters, classes + 1], void last.
-      class_of_cluster: int32 [batch, clusters], the number of classes for void.
-      weight: [batch, clusters].
-      relaxation: of the targets, [batch, clusters, classes + 1]; 0 leaves them one-hot.
+    Args:
+        class_logits: float32 [batch, clusters, classes + 1], void last.
+        class_of_cluster: int32 [batch, clusters], num_classes for void.
+        weight: float32 [batch, clusters].
+        relaxation: float32 [batch, clusters, classes + 1], mixed into one-hot targets; 0 is off.
     """
     void = class_logits.shape[-1] - 1
     target = relaxation + (1 - relaxation) * tf.one_hot(class_of_cluster, void + 1)
@@ -76,12 +76,12 @@ def pq_class(
 def mask_id(mask_logits: tf.Tensor, cluster_of_pixel: tf.Tensor, nonvoid: tf.Tensor) -> tf.Tensor:
     """Cross entropy of each pixel's cluster (MaX-DeepLab, section 3.4).
 
-    Void has no part in it; crowd pushes every logit down, as in the official code.
+    Void pixels do not count. Crowd pixels lower every logit, as in the official code.
 
-    Arguments:
-      mask_logits: [batch, height, width, clusters].
-      cluster_of_pixel: int32 [batch, height, width], -1 for void and crowd.
-      nonvoid: bool [batch, height, width].
+    Args:
+        mask_logits: float32 [batch, height, width, clusters].
+        cluster_of_pixel: int32 [batch, height, width], -1 for void and crowd.
+        nonvoid: bool [batch, height, width].
     """
     loss = _cross_entropy(mask_logits, cluster_of_pixel)
     return mean_nonzero(tf.where(nonvoid, loss, 0.0))
@@ -90,15 +90,18 @@ def mask_id(mask_logits: tf.Tensor, cluster_of_pixel: tf.Tensor, nonvoid: tf.Ten
 def sample_pixels(
     nonvoid: tf.Tensor, area: tf.Tensor, noise: tf.Tensor, count: int, temperature: float
 ) -> tf.Tensor:
-    """Draws `count` pixels an image without replacement, small segments more often.
+    """Draws pixels without replacement, by Gumbel top-k (CMT-DeepLab).
 
-    Gumbel top-k with probability in proportion to (1 / area) ** temperature (CMT-DeepLab).
+    Probabilities are proportional to (1 / area) ** temperature, so small segments are preferred.
 
-    Arguments:
-      nonvoid: bool [batch, pixels]; void is drawn last of all.
-      area: float32 [batch, pixels], pixels of each pixel's segment, 1 for void and crowd.
-      noise: float32 [batch, pixels], uniform in [0, 1).
-    Returns int32 [batch, count].
+    Args:
+        nonvoid: bool [batch, pixels]; void pixels are drawn last.
+        area: float32 [batch, pixels], area of each pixel's segment in pixels, 1 for void and crowd.
+        noise: float32 [batch, pixels], uniform in [0, 1).
+        count: pixels to draw from each image.
+
+    Returns:
+        int32 [batch, count], positions in [0, pixels).
     """
     score = -temperature * tf.math.log(area) - tf.math.log(-tf.math.log(noise))
     score += tf.where(nonvoid, 0.0, VOID_SCORE)
@@ -106,12 +109,15 @@ def sample_pixels(
 
 
 def gather_features(features: tf.Tensor, pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """The features that a bilinear resize to `size` would have at `pixels`, corners aligned.
+    """Gathers features as from a bilinear resize to `size`, corners aligned.
 
-    Arguments:
-      features: [batch, height, width, depth].
-      pixels: int32 [batch, count], positions in `size` (height, width), row by row.
-    Returns [batch, count, depth].
+    Args:
+        features: float32 [batch, height, width, depth].
+        pixels: int32 [batch, count], positions in `size`, row by row.
+        size: height and width.
+
+    Returns:
+        float32 [batch, count, depth].
     """
     batch, count = pixels.shape[0] or tf.shape(pixels)[0], pixels.shape[1]
     height, width = features.shape[1:3]
@@ -119,13 +125,13 @@ def gather_features(features: tf.Tensor, pixels: tf.Tensor, size: tuple[int, int
     if (height, width) == tuple(size):
         return tf.gather(flat, pixels, batch_dims=1)
     corners, shares = [], []
-    for position, own, full in (
+    for position, side, full in (
         (pixels // size[1], height, size[0]),
         (pixels % size[1], width, size[1]),
     ):
-        scaled = position * (own - 1)
+        scaled = position * (side - 1)
         before = scaled // (full - 1)
-        corners.append(tf.stack([before, tf.minimum(before + 1, own - 1)], axis=-1))
+        corners.append(tf.stack([before, tf.minimum(before + 1, side - 1)], axis=-1))
         shares.append(tf.cast(scaled % (full - 1), tf.float32) / (full - 1))
     index = corners[0][:, :, :, None] * width + corners[1][:, :, None, :]
     values = tf.gather(flat, tf.reshape(index, [batch, 4 * count]), batch_dims=1)
@@ -138,16 +144,16 @@ def gather_features(features: tf.Tensor, pixels: tf.Tensor, size: tuple[int, int
 
 @tf.custom_gradient
 def _log_total_similarity(features):
-    """log of the sum over j of exp(f_i . f_j / temperature): [batch, i, depth] -> [batch, i].
+    """Log of the sum over j of exp(f_i . f_j / temperature): [batch, i, depth] to [batch, i].
 
-    The table of pairs is symmetric, so that one product with it gives what both factors get. It is
-    made again for the gradient: kept, the tables of all outputs would be a gigabyte.
+    The table of pairs is symmetric, so one product with it gives the gradients of both factors.
+    The gradient computes it again, because the tables of all outputs would take a gigabyte.
     """
     products = tf.einsum("bid,bjd->bij", features, features)
     total = tf.reduce_sum(tf.exp(products / CONTRAST_TEMPERATURE), axis=2)
 
     def gradient(upstream):
-        # Not by the product above, which XLA would keep.
+        # Another form than the product above, or XLA would keep that one.
         table = tf.exp(tf.einsum("bid,bjd->bij", features / CONTRAST_TEMPERATURE, features))
         weight = (upstream / total / CONTRAST_TEMPERATURE)[..., None]
         both = tf.einsum("bij,bjd->bid", table, tf.concat([features, weight * features], axis=2))
@@ -158,15 +164,15 @@ def _log_total_similarity(features):
 
 
 def contrast(features: tf.Tensor, segment: tf.Tensor, segments: int) -> tf.Tensor:
-    """Instance discrimination: pixels of one segment attract each other, others repel.
+    """Instance discrimination: pixels of one segment attract each other, other pixels repel.
 
-    Arguments:
-      features: [batch, count, depth], of at most unit length, so that no exponential overflows.
-      segment: int32 [batch, count], -1 for void and crowd, which repel all (official code).
-      segments: the number of segments.
+    Args:
+        features: float32 [batch, count, depth], at most of unit length, or exponentials overflow.
+        segment: int32 [batch, count], -1 for void and crowd, which repel all (official code).
+        segments: the number of segments.
     """
     total = _log_total_similarity(features)
-    # The mean similarity to the segment's pixels is that to their mean feature.
+    # The mean similarity to a segment's pixels equals the similarity to their mean feature.
     member = tf.one_hot(segment, segments)
     size = tf.reduce_sum(member, axis=1)[:, :, None]
     mean = tf.math.divide_no_nan(tf.einsum("big,bid->bgd", member, features), size)
@@ -180,11 +186,11 @@ def semantic(
 ) -> tf.Tensor:
     """Cross entropy of the auxiliary semantic branch.
 
-    Arguments:
-      logits: [batch, height, width, channels].
-      semantic_map: int32 [batch, height, width], -1 for void.
-      weight: [batch, height, width].
-      top_fraction: share of the pixels, the hardest, that count.
+    Args:
+        logits: float32 [batch, height, width, channels].
+        semantic_map: int32 [batch, height, width], class index, -1 for void.
+        weight: float32 [batch, height, width].
+        top_fraction: fraction of the pixels, the hardest, that count.
     """
     loss = _cross_entropy(logits, tf.maximum(semantic_map, 0))
     loss = tf.where(semantic_map >= 0, weight * loss, 0.0)

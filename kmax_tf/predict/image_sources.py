@@ -1,12 +1,12 @@
-"""The images that a user names: files, folders, globs, videos, here or on gs://."""
+"""Finds and reads the images that a user names: files, folders, globs, videos, also on gs://."""
 
+import glob
 import io
 import math
 import os
-import re
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,53 +17,58 @@ from kmax_tf.files import read_bytes
 
 IMAGES = (".jpg", ".jpeg", ".png")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
-LARGEST = 100_000_000  # pixels: what is made of more would not fit into memory
+LARGEST = 100_000_000  # pixels; the results of a larger image would not fit into memory
 ORIENTATION = 0x0112  # EXIF
 
 
 class Source(NamedTuple):
-    """One image, not read yet."""
+    """An image that is not read yet."""
 
-    name: str  # of the file, below the folder that all of them share
-    stem: str  # of the files that are made of it; no other source has it
-    image_id: int | str  # no other source has it; as COCO numbers its images, where it can be
+    name: str  # file name below the folder that all sources share
+    stem: str  # unique; the stem of the output files
+    image_id: str  # unique; the file name without folder and extension if possible
     read: Callable  # () -> uint8 [height, width, 3]; InputError if it cannot be decoded
 
 
 def find(paths: list[str]) -> tuple[str, list[Source]]:
-    """The images that `paths` name, each once: files, videos, globs, and folders of images.
+    """Finds the images that `paths` name, each once: files, videos, globs, folders of images.
 
-    A folder without an image of its own stands for all that are in folders below it.
-    Frames of a video follow each other and are to be read in that order.
-    Returns the folder that all of them are below of, and the sources.
-    Raises InputError for a path that is not there or holds no image.
+    For a folder without images it takes all images in the folders below. The frames of a video are
+    consecutive; read them in that order. A video that cannot be decoded is a source that cannot be
+    read. For one whose end is missing, this prints a line.
+
+    Returns:
+        The deepest folder that contains all of them, and the sources.
+
+    Raises:
+        InputError: a path is missing or has no image.
     """
     files = list(dict.fromkeys(file for path in paths for file in _files(path)))
     root, names = _shared(files)
-    reads = {}  # name -> how the image is read
+    reads = {}  # name -> function that reads the image
     for file, name in zip(files, names, strict=True):
         if name.lower().endswith(VIDEOS):
-            reads |= {f"{name}/{k:06}.png": read for k, read in enumerate(_frames(file), 1)}
+            reads |= _frames(file, name)
         else:
             reads[name] = lambda file=file: read_image(file)
     stems = _unique([os.path.splitext(name)[0] for name in reads], list(reads))
-    numbers = [os.path.basename(stem) for stem in stems]
-    numbers = [int(n) if re.fullmatch("[0-9]{1,18}", n) else n for n in numbers]
-    return root, list(map(Source, reads, stems, _unique(numbers, stems), reads.values()))
+    ids = _unique([os.path.basename(stem) for stem in stems], stems)
+    return root, list(map(Source, reads, stems, ids, reads.values()))
 
 
 def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
-    """An image file of at most so many pixels as uint8 [height, width, 3], upright.
+    """Reads an image file of at most `largest` pixels as uint8 [height, width, 3], upright.
 
-    Alpha is dropped, 16 bits become 8, CMYK and palettes RGB; an animation is its first frame.
-    Raises InputError if it cannot be decoded or is too large.
+    It drops alpha, reduces 16 bits to 8, turns CMYK and palettes into RGB, and takes the first
+    frame of an animation. Raises InputError if the file cannot be decoded or is too large.
     """
+    _check_name(path)
     content = read_bytes(path)
     orientation, pixels = _header(content)
     if pixels > largest:
         raise InputError(f"{path}: more than {largest // 10**6} million pixels; scale it down")
     try:
-        # As the records of a training are decoded, to the last bit.
+        # The decoder of the training records, for equal bits.
         image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError as error:
         raise InputError(f"{path}: not a JPEG or PNG that can be decoded; convert it") from error
@@ -75,62 +80,124 @@ def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
 
 
 def _header(content):
-    """EXIF orientation and number of pixels; 1 and 0 where there is no header to read."""
+    """Returns EXIF orientation and number of pixels; 1 and 0 without a readable header."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(content))
-            # Else Pillow looks for EXIF behind the pixels, and decodes them all.
+            # Otherwise Pillow searches EXIF after the pixels, and decodes them all.
             exif = picture.getexif() if "exif" in picture.info else {}
         return exif.get(ORIENTATION, 1), math.prod(picture.size)
     except Image.DecompressionBombError:  # much more than LARGEST
         return 1, math.inf
-    except Exception:  # Pillow has no one kind of error for files that are not in order
+    except Exception:  # Pillow raises many classes for broken files
         return 1, 0
 
 
+def to_pixels(image: Any) -> np.ndarray:
+    """Turns an image in any usual form into uint8 [height, width, 3].
+
+    Args:
+        image: path of a file, an image of Pillow, or uint8 [height, width] or [height, width, 1, 3
+            or 4]. Files and images of Pillow are read as by `read_image`; arrays have values 0 to
+            255, in the order red, green, blue, alpha. Alpha is dropped.
+
+    Raises:
+        InputError: the file cannot be decoded, or the image has another form.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(os.fsdecode(image))
+    if isinstance(image, Image.Image):
+        image = _from_pillow(image)
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        numeric = array.size and array.dtype.kind in "iuf"
+        values = f" with values {array.min():.3g} to {array.max():.3g}" if numeric else ""
+        raise InputError(
+            f"image: is {array.dtype}{values}; give a path, an image of Pillow, or uint8 with"
+            " values 0 to 255"
+        )
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise InputError(
+            f"image: has shape {list(np.shape(image))}; give [height, width] or [height, width,"
+            " channels] with 1, 3 or 4 channels"
+        )
+    return array.repeat(3, axis=2) if array.shape[2] == 1 else array[..., :3]
+
+
+def _from_pillow(picture):
+    """Turns an image of Pillow into an array: uint8 as `read_image` does, else as it is."""
+    try:
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16"):
+            return (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.asarray(picture if picture.mode in ("I", "F") else picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # it is decoded only now
+        raise InputError(f"image: cannot be decoded ({error}); save it again") from error
+
+
+def _check_name(path):
+    """Raises InputError for a name that TensorFlow cannot open."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{ascii(path)[1:-1]}: the name is not UTF-8; rename it") from error
+
+
 def _files(path):
-    """The files that one path names."""
-    if tf.io.gfile.isdir(path):
-        for names in (tf.io.gfile.listdir(path), _below(path)):
+    """Returns the files that one path names."""
+    # TensorFlow lists no folder in which one name is not UTF-8.
+    remote = "://" in path
+    isdir = tf.io.gfile.isdir if remote else os.path.isdir
+    if isdir(path):
+        listdir, walk = (tf.io.gfile.listdir, tf.io.gfile.walk) if remote else (os.listdir, _walk)
+        for names in (listdir(path), _below(path, walk)):
             found = sorted(name for name in names if name.lower().endswith(IMAGES))
             if found:
                 return [os.path.join(path, name) for name in found]
-        raise InputError(f"{path}: holds no {', '.join(IMAGES)} file; give a glob of others")
+        raise InputError(f"{path}: has no {', '.join(IMAGES)} file; give a glob for other names")
     if tf.io.gfile.exists(path):
         return [path]
-    found = sorted(tf.io.gfile.glob(path)) if re.search(r"[*?[]", path) else []
+    found = sorted(tf.io.gfile.glob(path) if remote else _glob(path))
     if not found:
         raise InputError(f"{path}: no such image")
-    return [file for file in found if not tf.io.gfile.isdir(file)]
+    return [file for file in found if not isdir(file)]
 
 
-def _below(folder):
-    """Yields the files of the folders in a folder, named from there."""
-    for inner, _, names in tf.io.gfile.walk(folder):
+def _walk(folder):
+    return os.walk(folder, followlinks=True)
+
+
+def _below(folder, walk):
+    """Yields the files in all folders below a folder, named from there."""
+    for inner, _, names in walk(folder):
         yield from (os.path.relpath(os.path.join(inner, name), folder) for name in names)
 
 
+def _glob(path):
+    """Returns the local files that match; signs such as [ in a folder that exists are literal."""
+    parts = path.split("/")
+    depth = max(k for k in range(len(parts)) if k == 0 or os.path.isdir("/".join(parts[:k]) + "/"))
+    return glob.glob("/".join([*map(glob.escape, parts[:depth]), *parts[depth:]]))
+
+
 def _shared(files):
-    """The deepest folder that holds all files, and their names below it."""
+    """Returns the deepest folder that contains all files, and their names below it."""
     parts = [(f if "://" in f else os.path.abspath(f)).split("/") for f in files]
     depth = len(os.path.commonprefix([p[:-1] for p in parts]))
     return "/".join(parts[0][:depth]), ["/".join(p[depth:]).replace("://", "/") for p in parts]
 
 
 def _unique(values, otherwise):
-    """The values, or if one is there twice the others."""
+    """Returns the values if they are unique, otherwise the other list."""
     return values if len(set(values)) == len(values) else otherwise
 
 
-def _frames(path):
-    """How each frame of a video is read, in order."""
+def _frames(path, name):
+    """Returns {name of a frame: function that reads it} of a video, in order."""
     import cv2  # slow to import
-
-    capture = cv2.VideoCapture(path)
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if count < 1:
-        raise InputError(f"{path}: no video that can be decoded; it must be a file of this machine")
 
     def read():
         ok, frame = capture.read()
@@ -138,4 +205,18 @@ def _frames(path):
             raise InputError(f"{path}: a frame cannot be decoded; convert the video")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
-    return [read] * count
+    def refuse():
+        _check_name(path)
+        raise InputError(f"{path}: not a video that can be decoded; give a local video file")
+
+    # A header may give no number of frames, or that of frames which are not there.
+    count, capture = 0, cv2.VideoCapture(os.fsencode(path).decode(errors="replace"))
+    while capture.grab():
+        count += 1
+    if not count:
+        return {name: refuse}
+    given = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    if given > count:
+        print(f"{path}: has {count} of the {given:.0f} frames that its header gives", flush=True)
+    capture = cv2.VideoCapture(path)
+    return {f"{name}/{k:06}.png": read for k in range(1, count + 1)}

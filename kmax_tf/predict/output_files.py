@@ -1,7 +1,7 @@
-"""What a prediction leaves in a folder: COCO panoptic format, pseudo labels and pictures.
+"""Writes predictions into a folder: COCO panoptic format, pseudo labels and pictures.
 
 predictions.json, predictions/       COCO panoptic format
-pseudo_labels.json, pseudo_labels/   the same of what is sure, the rest void
+pseudo_labels.json, pseudo_labels/   the same for confident segments; the rest is void
 overlays/, contact_sheet.png         the segments over the image
 cluster_assignments/                 image, clusters of each decoder, prediction, label
 """
@@ -10,17 +10,21 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
+from scipy import ndimage
 
 from kmax_tf import visualize
-from kmax_tf.data import coco_panoptic
+from kmax_tf.data import coco_panoptic, label_png
 from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.data.datasets import Category
+from kmax_tf.errors import InputError
 from kmax_tf.files import read_bytes, write_atomic
 from kmax_tf.predict.image_sources import Source
-from kmax_tf.predict.pseudo_labels import confident
 from kmax_tf.predict.segmenter import Segmentation
 
-SHEET, COLUMNS, THUMBNAIL = 24, 4, 384  # images and columns of the contact sheet; pixels of a side
+KINDS = ("predictions", "overlays", "cluster_assignments", "pseudo_labels")  # folders
+SHEET_NAME = "contact_sheet.png"
+SHEET, COLUMNS, THUMBNAIL = 24, 4, 384  # contact sheet: images, columns, pixels a side
 
 
 class Labels:
@@ -35,23 +39,25 @@ class Labels:
         self._annotations = {annotation.image_name: annotation for annotation in annotations}
 
     def of(self, name: str) -> tuple[np.ndarray, tuple] | None:
-        """The map and the segments of an image, None if it has no label."""
+        """Returns the map and the segments of an image, None if it has no label."""
         annotation = self._annotations.get(name) or self._annotations.get(os.path.basename(name))
         if annotation is None:
             return None
         path = os.path.join(self._folder, annotation.png_name)
-        return coco_panoptic.decode_ids(read_bytes(path), path), annotation.segments
+        return label_png.decode_ids(read_bytes(path), path), annotation.segments
 
 
 class OutputFiles:
-    """Writes the files of each image that it is given, and at the end those of all of them.
+    """Writes the files of each image, and at the end those of all images.
+
+    The folder is that of one run: files of an earlier run are removed first, and counted in a line.
 
     Args:
-        folder: to write into.
-        categories: sequence of `Category`.
-        cluster_assignments: draw them.
-        confidence: from which a segment, and a pixel of it, is a pseudo label; None: write none.
-        labels: `Labels` to show beside the cluster assignments, or None.
+        folder: output folder.
+        categories: the classes.
+        cluster_assignments: also draw the cluster assignments.
+        confidence: least confidence of a pseudo label's segments and pixels; None: write none.
+        labels: `Labels` to show next to the cluster assignments, or None.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class OutputFiles:
         confidence: float | None = None,
         labels: Labels | None = None,
     ):
+        _remove_earlier(folder)
         self._folder = folder
         self._by_id = {category.id: category for category in categories}
         self._predictions = self._writer("predictions", categories)
@@ -76,7 +83,7 @@ class OutputFiles:
 
     @property
     def needs_details(self) -> bool:
-        """Whether `add` wants the details of a prediction."""
+        """Whether `add` needs the details of a prediction."""
         return self._cluster_assignments or self._confidence is not None
 
     def _writer(self, name, categories):
@@ -87,13 +94,10 @@ class OutputFiles:
         """Writes the files of one image; several threads may call it.
 
         Args:
-            source: its `images.Source`.
+            source: the `Source` of the image.
             image: uint8 [height, width, 3].
-            result: its `predict.Segmentation`.
+            result: the image's `Segmentation`.
         """
-        _add(self._predictions, source, result.panoptic_map, result.segments)
-        if self._pseudo_labels:
-            _add(self._pseudo_labels, source, *confident(result, self._confidence))
         overlay = self._overlay(image, result.panoptic_map, result.segments)
         self._write_picture("overlays", source, overlay)
         if len(self._thumbnails) < SHEET:
@@ -101,6 +105,9 @@ class OutputFiles:
         if self._cluster_assignments:
             sheet = self._assignments(source, image, result, overlay)
             self._write_picture("cluster_assignments", source, sheet)
+        if self._pseudo_labels:
+            _add(self._pseudo_labels, source, *confident_part(result, self._confidence))
+        _add(self._predictions, source, result.panoptic_map, result.segments)
 
     def finish(self) -> None:
         """Writes the JSON files and the contact sheet."""
@@ -109,7 +116,7 @@ class OutputFiles:
             self._pseudo_labels.finish()
         if self._thumbnails:
             sheet = _sheet(sorted(self._thumbnails.items()), COLUMNS)
-            write_atomic(os.path.join(self._folder, "contact_sheet.png"), visualize.png(sheet))
+            write_atomic(os.path.join(self._folder, SHEET_NAME), visualize.png(sheet))
 
     def _write_picture(self, kind, source, picture):
         path = os.path.join(self._folder, kind, f"{source.stem}.png")
@@ -120,7 +127,7 @@ class OutputFiles:
         return visualize.overlay(image, panoptic_map, [(i, c.name, c.color) for i, c in named])
 
     def _assignments(self, source, image, result, overlay):
-        """The paper's figures 4 to 9: image, each decoder's clusters, prediction, label."""
+        """Draws image, each decoder's clusters, prediction and label (paper, figures 4 to 9)."""
         pictures = [("image", image)]
         for number, assignment in enumerate(result.assignments, start=1):
             picture = visualize.assignment_picture(assignment, image)
@@ -130,6 +137,47 @@ class OutputFiles:
         if label:
             pictures.append(("label", self._overlay(image, *label)))
         return _sheet(pictures, 3)
+
+
+def _remove_earlier(folder):
+    """Removes the files of an earlier run, which its predictions.json lists, and says so."""
+    listed = os.path.join(folder, "predictions.json")
+    try:
+        found = coco_panoptic.read_panoptic(listed, report=lambda problem: None).annotations
+    except InputError:
+        return
+    names = [a.png_name for a in found if ".." not in a.png_name.split("/")]
+    # Every run draws overlays; a list without them is not from here.
+    names = [n for n in names if tf.io.gfile.exists(os.path.join(folder, "overlays", n))]
+    if not names:
+        return
+    paths = [os.path.join(folder, kind, name) for kind in KINDS for name in names]
+    paths += [listed, *(os.path.join(folder, n) for n in ("pseudo_labels.json", SHEET_NAME))]
+    existing = [path for path in paths if tf.io.gfile.exists(path)]
+    for path in existing:
+        tf.io.gfile.remove(path)
+    print(f"removed {len(existing)} files of an earlier run from {folder}", flush=True)
+
+
+def confident_part(result: Segmentation, confidence: float) -> tuple[np.ndarray, list]:
+    """Returns the confident part of a `Segmentation`: its map, int32 [height, width], and segments.
+
+    Segments with a lower score than `confidence` become void (0), and so do pixels whose likeliest
+    mask is less probable. Areas and boxes are those of the remaining pixels.
+    """
+    confident = [s for s in result.segments if s.score >= confidence]
+    kept = np.isin(result.panoptic_map, [s.id for s in confident])
+    panoptic_map = np.where(kept & (result.confidence >= confidence), result.panoptic_map, 0)
+    places = ndimage.find_objects(panoptic_map)
+    areas = np.bincount(panoptic_map.ravel())
+    segments = []
+    for segment in confident:
+        if segment.id < len(areas) and areas[segment.id]:
+            rows, columns = places[segment.id - 1]
+            size = columns.stop - columns.start, rows.stop - rows.start
+            box = [columns.start, rows.start, *size]
+            segments.append(segment._replace(area=int(areas[segment.id]), box=box))
+    return panoptic_map, segments
 
 
 def _add(writer, source, panoptic_map, segments):

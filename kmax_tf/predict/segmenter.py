@@ -1,9 +1,4 @@
-"""Prediction with an exported model, without any of the model's code.
-
-from kmax_tf import predict
-segmenter = predict.load("runs/demo/export")
-result = segmenter("photo.jpg")
-"""
+"""Runs an exported model on images, one by one or as a stream."""
 
 import collections
 import os
@@ -15,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from kmax_tf import visualize
 from kmax_tf.data.datasets import Category, parse_categories
 from kmax_tf.errors import InputError, first_line
-from kmax_tf.files import read_json
+from kmax_tf.files import check_literal, read_json
 from kmax_tf.predict import image_sources
 
 CATEGORIES = "categories.json"  # in an export, beside the SavedModel
-AHEAD = 8  # images read before the device needs them, and batches that wait for their pictures
+AHEAD = 8  # images read ahead, and batches whose files are being written
 
 
 class Segment(NamedTuple):
@@ -36,33 +32,48 @@ class Segment(NamedTuple):
 
 
 class Segmentation(NamedTuple):
-    """The prediction of one image, at its size; the last two only where details are asked for."""
+    """The prediction of one image, at its size; the last two fields need details=True."""
 
     panoptic_map: np.ndarray  # int32 [height, width], 0 void, else the id of a segment
-    segments: list  # of `Segment`
+    segments: list[Segment]
     confidence: np.ndarray | None = None  # float32 [height, width], of the pixel's likeliest mask
     assignments: np.ndarray | None = None  # int32 [decoders, height, width], the pixel's cluster
 
 
 class Segmenter:
-    """An exported model: images in, `Segmentation`s out; it knows its `categories`."""
+    """An exported model that maps images to `Segmentation`s; `categories` are its classes."""
 
     def __init__(self, signatures: Any, categories: Sequence[Category]):
         self._signatures = signatures
         self.categories = categories
 
-    def __call__(self, image: str | np.ndarray, details: bool = False) -> Segmentation:
-        """The `Segmentation` of a path, or of uint8 [height, width, 3].
+    def __call__(self, image: Any, details: bool = False) -> Segmentation:
+        """Predicts an image in any form that `image_sources.to_pixels` takes.
 
-        Raises InputError for a file that cannot be decoded.
+        Raises InputError if the file cannot be decoded or the image has another form.
         """
-        image = image_sources.read_image(image) if isinstance(image, str) else image
-        return self.batch(image[None], details)[0]
+        return self.batch([image], details)[0]
 
-    def batch(self, stacked: np.ndarray, details: bool = False) -> list[Segmentation]:
-        """The `Segmentation`s of images of one size, uint8 [batch, height, width, 3]."""
+    def batch(self, images: Sequence, details: bool = False) -> list[Segmentation]:
+        """Predicts images of one size.
+
+        Args:
+            images: a sequence of images as `__call__` takes them, or uint8 [batch, height, width,
+                1, 3 or 4].
+            details: predict the optional fields of `Segmentation`.
+
+        Raises:
+            InputError: `images` have other forms or different sizes, or there is none.
+        """
+        if not isinstance(images, (list, tuple)) and np.ndim(images) != 4:
+            raise InputError("images: give a list of images, or [batch, height, width, channels]")
+        pixels = [image_sources.to_pixels(image) for image in images]
+        sizes = {image.shape for image in pixels}
+        if len(sizes) != 1:
+            raise InputError(f"images: {len(pixels)} of {len(sizes)} sizes; give images of one")
         signature = self._signatures["uint8_details" if details else "uint8"]
-        result = {k: v.numpy() for k, v in signature(images=tf.constant(stacked, tf.uint8)).items()}
+        output = signature(images=tf.constant(np.stack(pixels)))
+        result = {name: value.numpy() for name, value in output.items()}
         columns = [result[name].tolist() for name in ("segment_id", *Segment._fields[1:])]
         more = [result[name] for name in ("confidence", "assignments")] if details else []
         return [
@@ -72,20 +83,21 @@ class Segmenter:
 
 
 def load(export_dir: str) -> Segmenter:
-    """The `Segmenter` of an export; InputError if there is none, or a corrupt or older one."""
+    """Loads an export; raises InputError if it is missing, corrupt or of an older version."""
+    check_literal(export_dir)
     path = os.path.join(export_dir, CATEGORIES)
     categories = parse_categories(read_json(path), path)
     try:
         signatures = tf.saved_model.load(export_dir).signatures
     except (OSError, tf.errors.OpError) as error:
         reason = first_line(error)
-        raise InputError(f"{export_dir}: cannot be read ({reason}); export again") from error
+        raise InputError(f"{export_dir}: cannot be read ({reason}); export it again") from error
     if "uint8_details" not in signatures:
-        raise InputError(f"{export_dir}: of an older version; export again")
+        raise InputError(f"{export_dir}: is from an older version; export it again")
     return Segmenter(signatures, categories)
 
 
-def predict(
+def predict_sources(
     segmenter: Segmenter,
     sources: Sequence[image_sources.Source],
     finish: Callable,
@@ -93,24 +105,28 @@ def predict(
     batch_size: int | None = None,
     details: bool = False,
 ) -> list:
-    """Predicts images and hands each to finish(source, image uint8, `Segmentation`).
+    """Predicts images and passes each to finish(source, image uint8, `Segmentation`).
 
-    While the device predicts, one thread reads what comes after, and others call `finish`. Images
-    of one size make a batch, of 8 on a GPU and of 1 without if `batch_size` is not given. A
-    progress bar shows where it is.
-    Returns (source, reason) of the images that were skipped.
+    While the device predicts, one thread reads ahead and others call `finish`.
+
+    Args:
+        batch_size: images of one size that make a batch; by default 8 on a GPU, else 1.
+        details: predict the optional fields of `Segmentation`.
+
+    Returns:
+        A list of (source, reason) of the skipped images.
     """
     batch_size = batch_size or (8 if tf.config.list_physical_devices("GPU") else 1)
     skipped = []
     with (
-        ThreadPoolExecutor(1) as reader,  # one, so that frames of a video are read in their order
+        ThreadPoolExecutor(1) as reader,  # one thread reads the frames of a video in order
         ThreadPoolExecutor(os.cpu_count()) as workers,
         tqdm(total=len(sources), desc="predicting", unit="image") as bar,
     ):
 
         def skip(source, error):
             skipped.append((source, error))
-            tqdm.write(f"skipped: {error}")
+            tqdm.write(f"skipped: {visualize.printable(str(error))}")
             bar.update()
 
         waiting = collections.deque()
@@ -129,10 +145,10 @@ def predict(
 
 
 def _predict_batch(segmenter, batch, details, skip):
-    """(source, image, `Segmentation`) of a batch of (source, image), or none, and all skipped."""
+    """Returns (source, image, `Segmentation`) of a batch; if it fails, skips all of its images."""
     try:
-        results = segmenter.batch(np.stack([image for _, image in batch]), details)
-    except tf.errors.OpError as error:  # such as of memory
+        results = segmenter.batch([image for _, image in batch], details)
+    except tf.errors.OpError as error:  # for example out of memory
         for source, _ in batch:
             skip(source, InputError(f"{source.name}: {first_line(error)}"))
         return []
@@ -140,7 +156,7 @@ def _predict_batch(segmenter, batch, details, skip):
 
 
 def _read_ahead(reader, sources, skip):
-    """Yields (source, image), in order; calls skip(source, error) for those that are no image."""
+    """Yields (source, image) in order; calls skip(source, error) for unreadable images."""
     reading = collections.deque()
     remaining = iter(sources)
     while True:
@@ -158,7 +174,7 @@ def _read_ahead(reader, sources, skip):
 
 
 def _batches(read, batch_size):
-    """Lists of (source, image) of one size; images of rare sizes do not wait for long."""
+    """Yields lists of (source, image) of one size; images of rare sizes do not wait long."""
     sizes = collections.defaultdict(list)
     for source, image in read:
         same = sizes[image.shape]

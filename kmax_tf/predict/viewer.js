@@ -1,4 +1,4 @@
-// The viewer of page.py: `props.value` is what its `look` returns.
+// The viewer of web_demo.py: `props.value` is the result of `views_of`.
 const root = element.querySelector(".viewer");
 let chosen = -1; // the view that is shown, at first the last one; the next image begins with it too
 

@@ -1,11 +1,12 @@
-"""A local web page that shows what an exported model sees in an image, step by step.
+"""A local web page that shows an exported model's clusters and segments of an image.
 
-The server keeps nothing of an image: all of its pictures go to the browser at once, where
-viewer.js switches segments and steps.
+The server keeps no image: it sends all pictures to the browser at once, and viewer.js switches
+between them.
 """
 
 import base64
 import contextlib
+import importlib
 import os
 import socket
 import tempfile
@@ -22,20 +23,22 @@ from kmax_tf.predict import image_sources
 from kmax_tf.predict.segmenter import Segmenter
 
 LARGEST_FILE = 64 * 2**20  # bytes
-LARGEST_IMAGE = 25_000_000  # pixels: details of more would take many gigabytes
-LONGEST_SIDE = 2048  # pixels of what the browser shows; the model sees the whole image
-MOST_WAITING = 100  # requests in the queue, each with its uploaded file
-KEPT = 600  # seconds that an uploaded file stays
+LARGEST_IMAGE = 25_000_000  # pixels; the details of a larger image take many gigabytes
+LONGEST_SIDE = 2048  # pixels of the pictures in the browser; the model gets the whole image
+MOST_WAITING = 100  # requests in the queue, each with an uploaded file
+KEPT = 600  # seconds until an uploaded file is deleted
 
 
-def look(segmenter: Segmenter, path: str) -> dict[str, Any]:
-    """What the viewer shows of an image file: its views, the last of them the prediction.
+def views_of(segmenter: Segmenter, path: str) -> dict[str, Any]:
+    """Returns the views of an image file for the viewer; the last one is the prediction.
 
     Returns:
-        {"caption", "width", "height", "views"}, or {"refusal"}, a text, for what cannot be shown.
-        A view has a "title", a "picture" and "ids_picture", data URLs of that width and height,
-        and its "items", largest first: id, name, score (or None), share of the image, color
-        (r, g, b) 0..255. Red and 256 times green of "ids_picture" is the pixel's item.
+        {"caption", "width", "height", "views"}, or {"refusal": reason}. A view has:
+          - "title";
+          - "picture" and "ids_picture", data URLs of that width and height; a pixel's item is red
+            + 256 * green of "ids_picture";
+          - "items", largest first: id, name, score or None, share of the image, color (r, g, b) in
+            0..255.
     """
     name = os.path.basename(path)
     try:
@@ -55,7 +58,7 @@ def look(segmenter: Segmenter, path: str) -> dict[str, Any]:
 
 
 def _resize(picture, resampling):
-    """A picture or a map with its longer side as it is shown, the proportions kept."""
+    """Resizes a picture or a map to the size in the browser, with the same proportions."""
     longer = max(picture.shape[:2])
     scale = np.clip(longer, visualize.SMALLEST_SIDE, LONGEST_SIDE) / longer
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
@@ -105,16 +108,11 @@ def _url(kind, content):
 
 
 def serve(segmenter: Segmenter, name: str, host: str, port: int) -> None:
-    """Serves the page until it is interrupted; `name` is that of the model.
+    """Serves the page until it is interrupted; `name` is the model's name.
 
-    Raises InputError if Gradio is not installed or the address cannot be had.
+    Raises InputError if Gradio is not installed or the address is not available.
     """
-    try:
-        import fastapi
-        import gradio
-        import uvicorn
-    except ImportError as error:
-        raise InputError(f"{error.name} is not installed; pip install -e .[page]") from error
+    fastapi, gradio, uvicorn = _packages()
     try:
         listener = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
@@ -127,7 +125,7 @@ def serve(segmenter: Segmenter, name: str, host: str, port: int) -> None:
             path="/",
             max_file_size=LARGEST_FILE,
             show_error=False,
-            css_paths=_beside("viewer.css"),
+            css_paths=_path_of("viewer.css"),
             footer_links=[],
             run_history=False,
             enable_monitoring=False,
@@ -136,9 +134,23 @@ def serve(segmenter: Segmenter, name: str, host: str, port: int) -> None:
             pwa=False,
         )
         print(f"http://{host}:{listener.getsockname()[1]}", flush=True)
-        # Every open page keeps a connection, for which the end would wait.
+        # Every open page keeps a connection, and the shutdown would wait for it.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run([listener])
+
+
+def _packages():
+    """Imports fastapi, gradio and uvicorn; InputError that names all packages that are missing."""
+    found, missing = [], []
+    for name in ("fastapi", "gradio", "uvicorn"):
+        try:
+            found.append(importlib.import_module(name))
+        except ImportError as error:
+            missing.append(error.name or name)
+    if missing:
+        names = ", ".join(dict.fromkeys(missing))
+        raise InputError(f"{names}: not installed; pip install -e .[page]")
+    return found
 
 
 def _blocks(gradio, segmenter, name):
@@ -149,11 +161,11 @@ def _blocks(gradio, segmenter, name):
         image = gradio.File(label=f"image for {name}", height=120, elem_classes="field")
         viewer = gradio.HTML(
             html_template=f"<div class='viewer'><p>JPEG, PNG, GIF or BMP, {size}</p></div>",
-            js_on_load=read_bytes(_beside("viewer.js")).decode(),
+            js_on_load=read_bytes(_path_of("viewer.js")).decode(),
         )
-        # The field is empty again for the next image.
+        # The second output empties the field for the next image.
         image.upload(
-            lambda path: (look(segmenter, path), None),
+            lambda path: (views_of(segmenter, path), None),
             image,
             [viewer, image],
             show_progress_on=viewer,
@@ -163,5 +175,5 @@ def _blocks(gradio, segmenter, name):
     return blocks.queue(max_size=MOST_WAITING)
 
 
-def _beside(name):
+def _path_of(name):
     return os.path.join(os.path.dirname(__file__), name)

@@ -1,34 +1,34 @@
-"""A chart of curves over steps, as HTML with an SVG in it."""
+"""A chart of curves over training steps, as HTML with an SVG."""
 
 import html
 import json
 import math
 from collections.abc import Sequence
 
-# Legible on white and on black.
+# Visible on white and on black.
 COLORS = (
     "#3b82f6", "#f97316", "#10b981", "#ef4444", "#a855f7", "#eab308", "#06b6d4", "#ec4899",
 )  # fmt: skip
-POINTS = 400  # a curve is drawn with at most this many
-LEFT, RIGHT, TOP, BOTTOM = 44, 348, 10, 172  # of the plot in its 360 x 196 box
+POINTS = 400  # of a curve, at most
+LEFT, RIGHT, TOP, BOTTOM = 44, 348, 10, 172  # edges of the plot in its 360 x 196 box
 
 
-def chart(
+def draw_chart(
     title: str,
     steps: Sequence[int],
     curves: dict[str, Sequence[float | None]],
     bands: dict[str, Sequence[tuple[float, float] | None]] | None = None,
 ) -> str:
-    """A figure with one line a curve over the steps; its caption tells the values pointed at.
+    """Draws curves over the steps; the caption shows the values under the pointer.
 
     Args:
-        title: str.
-        steps: ints, ascending.
-        curves: {name: values}, as many values as steps; gaps where they are not finite.
-        bands: {name: (low, high) of each step}, drawn behind the curve of that name.
+        title: of the figure.
+        steps: ascending.
+        curves: {name: values}, one for each step; a curve has gaps at non-finite values.
+        bands: {name: (low, high) for each step}, drawn behind the curve of that name.
 
     Returns:
-        HTML, empty where there is nothing to draw.
+        HTML, empty if there is nothing to draw.
     """
     every = -(-len(steps) // POINTS) or 1
     kept = sorted({*range(0, len(steps), every), len(steps) - 1} - {-1})
@@ -39,12 +39,16 @@ def chart(
     heights += [high for values in bands.values() for _, high in filter(None, values)]
     if not heights:
         return ""
-    x = _scale(steps[0], max(steps[-1], steps[0] + 5), LEFT, RIGHT)  # its ticks are whole steps
+    if len(steps) == 1:  # in the middle
+        x = _scale(steps[0] - 1, steps[0] + 1, LEFT, RIGHT)
+        x.ticks = steps
+    else:  # so wide that ticks are whole steps
+        x = _scale(steps[0], max(steps[-1], steps[0] + 5), LEFT, RIGHT)
     y = _scale(min(0, *heights), max(*heights, 0) or 1, BOTTOM, TOP)
     notes = [
         f"step {step:,}"
         + "".join(
-            f' <b style="color:{color}">{html.escape(name)} {number(values[i])}</b>'
+            f' <b style="color:{color}">{html.escape(name)} {format_number(values[i])}</b>'
             for color, (name, values) in zip(COLORS, curves.items())
         )
         for i, step in enumerate(steps)
@@ -66,7 +70,7 @@ def chart(
 
 
 def _scale(low, high, start, end):
-    """A function value -> place in the box; its `ticks` are round values."""
+    """A function that maps a value to its place in the box; its `ticks` are round values."""
 
     def place(value):
         return round(start + (end - start) * (value - low) / (high - low), 1)
@@ -86,17 +90,20 @@ def _rules(x, y):
     marks = ""
     for tick in y.ticks:
         marks += f'<path class="rule" d="M{LEFT} {y(tick)}H{RIGHT}"/>'
-        marks += f'<text x="{LEFT - 6}" y="{y(tick) + 4}" text-anchor="end">{number(tick)}</text>'
+        marks += (
+            f'<text x="{LEFT - 6}" y="{y(tick) + 4}" text-anchor="end">{format_number(tick)}</text>'
+        )
     for tick in x.ticks:
-        marks += f'<text x="{x(tick)}" y="190" text-anchor="middle">{number(tick)}</text>'
+        marks += f'<text x="{x(tick)}" y="190" text-anchor="middle">{format_number(tick)}</text>'
     return marks
 
 
 def _line(color, points):
     line = " ".join(f"{a},{b}" for a, b in points)
     dots = points if len(points) <= 30 else []
+    radius = 4 if len(points) == 1 else 2.5
     return f'<polyline points="{line}" stroke="{color}"/>' + "".join(
-        f'<circle cx="{a}" cy="{b}" r="2.5" fill="{color}"/>' for a, b in dots
+        f'<circle cx="{a}" cy="{b}" r="{radius}" fill="{color}"/>' for a, b in dots
     )
 
 
@@ -110,8 +117,8 @@ def _finite(value):
     return value if value is not None and math.isfinite(value) else None
 
 
-def number(value: float) -> str:
-    """At most two decimal digits, or two significant ones where those would all be 0."""
+def format_number(value: float) -> str:
+    """Formats with at most two decimals, or two significant digits below 0.1."""
     if _finite(value) is None:
         return "–"
     if value == int(value) and abs(value) < 1e15:
@@ -119,6 +126,6 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
-def percent(value: float | None) -> str:
-    """Two decimal digits, or a dash."""
+def format_percent(value: float | None) -> str:
+    """Formats with two decimals; None becomes a dash."""
     return "–" if _finite(value) is None else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""A run folder's metrics, loss curves and pictures -> one self-contained HTML page."""
+"""The report of a run: metrics, loss curves and pictures on one self-contained HTML page."""
 
 import base64
 import html
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from kmax_tf.errors import InputError
-from kmax_tf.files import field, read_bytes, read_json, write_atomic
-from kmax_tf.report.chart import chart, percent
+from kmax_tf.files import field, matching, read_bytes, read_json, write_atomic
+from kmax_tf.report.chart import draw_chart, format_percent
 from kmax_tf.run_folder import layout
 
 PAGE = os.path.join(os.path.dirname(__file__), "page.html")
@@ -18,22 +18,26 @@ GROUPS = (("All", ""), ("Things", "_things"), ("Stuff", "_stuff"))
 ROLES = {
     "first": (
         "Pictures",
-        "The first images of the split, the same at every step. Where a prediction is dark, no "
-        "segment was found. Of each decoder: which cluster centre every pixel is assigned to.",
+        "The first images of the split, the same at every step. Dark areas of a prediction have "
+        "no segment. For each decoder: the cluster centre that each pixel is assigned to.",
     ),
     "worst": (
         "Failure cases",
-        "Of all other images those with the lowest PQ of their own. Missed: segments of the label "
-        "that no prediction matches; false: predicted ones that match nothing.",
+        "The other images with the lowest PQ of a single image. Missed: segments of the label "
+        "without a matching prediction. False: predicted segments without a match.",
     ),
-    "best": ("Best images", "The images with the highest PQ of their own."),
+    "best": ("Best images", "The other images with the highest PQ of a single image."),
+}
+TITLES = {
+    "recall": "recall: share of segments found",
+    "loss/total": "loss: total, with all decoders",
 }
 NOTES = {
-    "Classes": "A segment is found if its class is right and its overlap with the label is more "
-    "than half of their union. Press a heading to sort.",
+    "Classes": "A segment is found if a prediction has its class and an IoU above 0.5 with it. "
+    "Click a heading to sort.",
     "Sizes": "Mask AP of the things by their area in the image.",
-    "Confusion": "Which class is taken for which: the pairs that cost most pixels, with the share "
-    "of the true class that they take.",
+    "Confusion": "The pairs of classes that cost most pixels, with the share of the true class "
+    "that is predicted as the other.",
 }
 
 
@@ -41,11 +45,11 @@ def write_report(run_dir: str) -> str:
     """Writes `report.html` into a run folder, from the files there and nothing else.
 
     Args:
-        run_dir: folder with metrics.json (required; percent), eval/metrics-XXXXXXXX.json (one an
-            evaluated checkpoint), TensorBoard files in train/, eval/pictures/ and config.gin.
+        run_dir: folder with metrics.json. Its eval/metrics-XXXXXXXX.json, eval/pictures/, train/
+            (TensorBoard files) and config.gin are shown too, if they exist.
 
     Returns:
-        The path of the page, which fetches nothing.
+        The path of the page, which loads no other file.
 
     Raises:
         InputError: metrics.json is missing or lacks a field.
@@ -58,7 +62,7 @@ def write_report(run_dir: str) -> str:
         field(metrics, key, kind, path)
 
     evaluations = read_evaluations(run_dir)
-    charts = _quality_charts(evaluations) + _loss_charts(_read_losses(layout.training(run_dir)))
+    charts = _quality_charts(evaluations) + _training_charts(layout.training(run_dir))
     config = layout.config(run_dir)
     sections = [
         _headline(run_name(run_dir), metrics),
@@ -71,11 +75,11 @@ def write_report(run_dir: str) -> str:
     if tf.io.gfile.exists(config):
         text = html.escape(read_bytes(config).decode())
         sections.append(f"<details><summary>config.gin</summary><pre>{text}</pre></details>")
-    return write_page(os.path.join(run_dir, "report.html"), run_name(run_dir), sections)
+    return write_page(layout.report(run_dir), run_name(run_dir), sections)
 
 
 def write_page(path: str, title: str, sections: Sequence[str]) -> str:
-    """Writes a page of sections; returns its path."""
+    """Writes a page of HTML sections and returns its path."""
     page = read_bytes(PAGE).decode().replace("{title}", html.escape(title))
     write_atomic(path, page.replace("{body}", "\n".join(sections)))
     return path
@@ -92,13 +96,13 @@ def read_evaluations(run_dir: str) -> list[dict]:
 
 
 def section(title: str, content: str) -> str:
-    """A titled part of the page, empty where there is no content."""
+    """A titled section of the page; empty without content."""
     note = f'<p class="note">{NOTES[title]}</p>' if title in NOTES else ""
     return f"<section><h2>{title}</h2>{note}{content}</section>" if content else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence], kind: str = "sortable") -> str:
-    """A table: `head` of texts, `rows` of cells, each HTML, the first of them a row's heading."""
+    """A table; `head` and `rows` hold cells of HTML, the first cell of a row is its heading."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     lines = "".join(
         f"<tr><th>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -112,30 +116,34 @@ def table(head: Sequence[str], rows: Sequence[Sequence], kind: str = "sortable")
 
 def _headline(name, metrics):
     rows = [
-        (title, *(percent(metrics.get(key + suffix)) for key in ("PQ", "SQ", "RQ")))
+        (title, *(format_percent(metrics.get(key + suffix)) for key in ("PQ", "SQ", "RQ")))
         for title, suffix in GROUPS
     ]
-    others = " · ".join(f"{key} {percent(metrics.get(key))}" for key in ("AP", "mIoU"))
+    figures = "".join(
+        f'<p class="pq">{format_percent(metrics.get("PQ" + suffix))}<small>{title}</small></p>'
+        for title, suffix in (("PQ", ""), *((name.lower(), suffix) for name, suffix in GROUPS[1:]))
+    )
+    others = " · ".join(f"{key} {format_percent(metrics.get(key))}" for key in ("AP", "mIoU"))
     return (
         f'<header><div><p class="run">{html.escape(name)}</p>'
-        f'<p class="pq">{percent(metrics["PQ"])}<small>PQ</small></p>'
+        f'<div class="figures">{figures}</div>'
         f"<p>{others}</p>"
         f"<p>step {metrics['step']:,} · {metrics['num_images']:,} images</p></div>"
         f"<div>{table(('percent', 'PQ', 'SQ', 'RQ'), rows, kind='')}"
-        '<p class="note">Panoptic quality PQ = SQ × RQ, of the official COCO metric: how well the '
+        '<p class="note">Panoptic quality PQ = SQ × RQ, by the official COCO metric: how well '
         "found segments fit, times how many are found. AP: masks of things. mIoU: pixels.</p>"
         "</div></header>"
     )
 
 
 def _class_table(classes):
-    """Things first, best class first."""
+    """The classes, things first, then by PQ."""
     ordered = sorted(classes, key=lambda c: (not c["isthing"], -(c["PQ"] or 0)))
     rows = [
         (
             f'{html.escape(c["name"])}<i style="width:{c["PQ"] or 0:.1f}%"></i>',
             "thing" if c["isthing"] else "stuff",
-            *(percent(c.get(key)) for key in ("PQ", "SQ", "RQ", "AP", "IoU")),
+            *(format_percent(c.get(key)) for key in ("PQ", "SQ", "RQ", "AP", "IoU")),
             *(c.get(key, "–") for key in ("tp", "fn", "fp")),
         )
         for c in ordered
@@ -146,15 +154,14 @@ def _class_table(classes):
 
 def _size_table(metrics):
     sizes = {"small (under 32 × 32)": "APs", "medium": "APm", "large (from 96 × 96)": "APl"}
-    rows = [(name, percent(metrics.get(key))) for name, key in sizes.items()]
-    return (
-        table(("pixels", "AP"), rows, kind="") if any(k in metrics for k in sizes.values()) else ""
-    )
+    rows = [(name, format_percent(metrics.get(key))) for name, key in sizes.items()]
+    known = any(key in metrics for key in sizes.values())
+    return table(("pixels", "AP"), rows, kind="") if known else ""
 
 
 def _confusion_table(pairs):
     rows = [
-        (html.escape(p["true"]), html.escape(p["predicted"]), f"{percent(p['share'])} %")
+        (html.escape(p["true"]), html.escape(p["predicted"]), f"{format_percent(p['share'])} %")
         for p in pairs or []
     ]
     return table(("is", "taken for", "share"), rows, kind="") if rows else ""
@@ -168,31 +175,33 @@ def _quality_charts(evaluations):
         ("AP and mIoU", {"AP": "AP", "mIoU": "mIoU"}),
     ):
         curves = {name: [e.get(key) for e in evaluations] for name, key in names.items()}
-        charts += chart(title, steps, curves)
+        charts += draw_chart(title, steps, curves)
     return charts
 
 
-def _loss_charts(losses):
-    """One chart for every loss, the total first, which is of all outputs."""
+def _training_charts(folder):
+    """One chart for the recall, then one for each loss, the total first."""
+    scalars = _read_scalars(folder)
     charts = ""
-    for tag in sorted(losses, key=lambda tag: (tag != "loss/total", tag)):
-        steps = sorted(losses[tag])
-        name = tag.removeprefix("loss/")
-        title = "loss: total, with all decoders" if name == "total" else f"loss: {name}"
-        charts += chart(title, steps, {"": [losses[tag][step] for step in steps]})
+    for tag in sorted(scalars, key=lambda tag: (tag != "recall", tag != "loss/total", tag)):
+        steps = sorted(scalars[tag])
+        title = TITLES.get(tag) or f"loss: {tag.removeprefix('loss/')}"
+        charts += draw_chart(title, steps, {"": [scalars[tag][step] for step in steps]})
     return charts
 
 
-def _read_losses(folder):
-    """{tag: {step: value}} of TensorBoard files; of a step written twice the newer file counts."""
-    losses = {}
-    paths = sorted(tf.io.gfile.glob(tf.io.gfile.join(folder, "*tfevents*")))
-    for event in (event for path in paths for event in _events(path)):
+def _read_scalars(folder):
+    """{tag: {step: value}} of TensorBoard files, for the recall and the losses.
+
+    For a step in two files, the newer one counts.
+    """
+    scalars = {}
+    for event in (event for path in matching(folder, "*tfevents*") for event in _events(path)):
         for value in event.summary.value:
-            if value.tag.startswith("loss/"):
+            if value.tag == "recall" or value.tag.startswith("loss/"):
                 number = float(tf.make_ndarray(value.tensor))
-                losses.setdefault(value.tag, {})[event.step] = number
-    return losses
+                scalars.setdefault(value.tag, {})[event.step] = number
+    return scalars
 
 
 def _events(path):
@@ -200,7 +209,7 @@ def _events(path):
         for record in tf.data.TFRecordDataset(path):
             yield tf.compat.v1.Event.FromString(record.numpy())
     except tf.errors.DataLossError:
-        pass  # a run that was cut off ends in half a record
+        pass  # the file of an interrupted run ends with a partial record
 
 
 def _picture_sections(folder, entries):
@@ -210,10 +219,10 @@ def _picture_sections(folder, entries):
 
 
 def _strip(folder, entry):
-    """One image: itself, label, prediction, then the clusters of every decoder in order."""
+    """One image with its label, its prediction and the clusters of every decoder in order."""
     place = tf.io.gfile.join(folder, entry["folder"])
     titles = {"image": "image", "label": "label", "prediction": "prediction"}
-    facts = [f"PQ {percent(entry['PQ'])}"]
+    facts = [f"PQ {format_percent(entry['PQ'])}"]
     for kind in ("missed", "false"):
         if entry[kind]:
             facts.append(f"{kind}: " + ", ".join(f"{n} {name}" for name, n in entry[kind].items()))
@@ -222,22 +231,21 @@ def _strip(folder, entry):
 
 
 def cluster_titles(place: str) -> dict[str, str]:
-    """The cluster pictures in the folder of an image, {name: title}, a decoder each, in order."""
+    """The cluster pictures in the folder of an image, {name: title}, in decoder order."""
     numbers = sorted(
-        int(re.findall(r"_(\d+)\.webp$", path)[0])
-        for path in tf.io.gfile.glob(f"{place}/assignment_*.webp")
+        int(re.findall(r"_(\d+)\.webp$", path)[0]) for path in matching(place, "assignment_*.webp")
     )
     return {f"assignment_{i}": f"clusters, decoder {i}" for i in numbers}
 
 
 def strip(place: str, titles: dict[str, str]) -> str:
-    """Pictures of a folder side by side, {name: title}."""
+    """Pictures of a folder side by side; `titles` is {name: title}."""
     figures = "".join(picture(f"{place}/{name}.webp", title) for name, title in titles.items())
     return f'<div class="strip">{figures}</div>'
 
 
 def picture(path: str, title: str) -> str:
-    """A picture file as a figure of the page, empty if it is gone."""
+    """A picture file as a figure of the page; empty if the file is missing."""
     if not tf.io.gfile.exists(path):
         return ""
     data = base64.b64encode(read_bytes(path)).decode()

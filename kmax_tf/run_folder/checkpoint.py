@@ -1,12 +1,14 @@
-"""Checkpoints: save, resume, and read the weights alone.
+"""Saves checkpoints, resumes from them, and restores weights alone.
 
-A checkpoint is written under another name and then renamed, its index last: where ckpt-STEP.index
-and all data files of that name are, a save was finished. tf.train.CheckpointManager goes by a list
-beside the files instead: a training whose list is corrupt starts anew without a word, and what a
-killed save left stays for good. That a file is whole, and of this very checkpoint, is seen when it
-is read: the index holds a checksum of every tensor and of each of its own blocks.
+A checkpoint is written under another name and then renamed, its index last. So a save is finished
+if ckpt-STEP.index and all its data files exist. tf.train.CheckpointManager keeps a list of
+checkpoints instead: with a corrupt list it silently starts from step 0, and it never removes what a
+killed save left. Reading detects damaged files: the index has a checksum of each tensor and block.
 """
 
+import glob
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -15,49 +17,88 @@ import tensorflow as tf
 import tf_keras
 from absl import logging
 
+from kmax_tf.data import datasets
+from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError, first_line
-from kmax_tf.files import make_folder
+from kmax_tf.files import check_literal, make_folder, matching, read_bytes, read_json
+from kmax_tf.run_folder import layout
 
-FOLDER = "checkpoints"
-UNREADABLE = (tf.errors.OpError, IndexError)  # the latter from a truncated file
+UNREADABLE = (tf.errors.OpError, IndexError)  # IndexError: a truncated file
 _WRITING = "writing-"
 
 
-def save(saver: tf.train.Checkpoint, run_dir: str, step: int, keep: int) -> None:
-    """Saves a tf.train.Checkpoint as RUN_DIR/checkpoints/ckpt-STEP; keeps it and `keep` - 1 before.
+class Classes(tf.train.experimental.PythonState):
+    """The classes of a model; the item `classes` of each checkpoint that has its heads."""
 
-    Checkpoints of later steps go too: they could not be read, or `resume` would have chosen them.
+    def __init__(self, dataset: Dataset):
+        categories = [category._asdict() for category in dataset.categories]
+        self._text = json.dumps({"name": dataset.name, "categories": categories})
+
+    def serialize(self) -> str:
+        return self._text
+
+    def deserialize(self, string_value: str) -> None:
+        """Keeps the classes of this run; `provenance.check` compares them."""
+
+
+def read_classes(path: str) -> Dataset | None:
+    """Returns the classes of a checkpoint's model, None if it does not say them."""
+    check_literal(path)
+    key = "classes/.ATTRIBUTES/py_state"
+    try:
+        reader = tf.train.load_checkpoint(path)
+        content = json.loads(reader.get_tensor(key)) if reader.has_tensor(key) else None
+    except UNREADABLE as error:
+        raise InputError(_unreadable(path, error)) from error
+    return content and Dataset(content["name"], datasets.parse_categories(content, path))
+
+
+def save(saver: tf.train.Checkpoint, run_dir: str, step: int, keep: int) -> None:
+    """Saves RUN_DIR/checkpoints/ckpt-STEP, and keeps the `keep` newest checkpoints up to it.
+
+    It also removes checkpoints of later steps: `resume` found them unreadable.
     """
-    folder = os.path.join(run_dir, FOLDER)
-    write(saver, folder, step)
+    folder = layout.checkpoints(run_dir)
+    write(saver, path_of(folder, step))
     prune(folder, [path for path in complete(folder) if step_of(path) <= step][-keep:])
 
 
-def write(saver: tf.train.Checkpoint, folder: str, step: int) -> str:
-    """Writes a tf.train.Checkpoint as FOLDER/ckpt-STEP, whole or not at all; returns that path."""
+def write(saver: tf.train.Checkpoint, path: str) -> None:
+    """Writes a checkpoint with the prefix `path`, whole or not at all."""
+    check_literal(path)
+    folder, name = os.path.split(path)
+    folder, written = folder or ".", _WRITING + name
     make_folder(folder)
-    path = path_of(folder, step)
-    written = saver.write(os.path.join(folder, _WRITING + os.path.basename(path)))
-    for file in sorted(tf.io.gfile.glob(f"{written}.*")):  # .data-... before .index
-        tf.io.gfile.rename(file, path + file.removeprefix(written), overwrite=True)
-    return path
+    try:
+        saver.write(os.path.join(folder, written))
+        for file in matching(folder, f"{glob.escape(written)}.*"):  # .data-... before .index
+            ending = os.path.basename(file).removeprefix(written)
+            tf.io.gfile.rename(file, path + ending, overwrite=True)
+    except tf.errors.OpError:  # such as a full disk
+        _remove_unfinished(folder)
+        raise
 
 
 def prune(folder: str, kept: Iterable[str]) -> None:
-    """Removes the checkpoints of a folder that are not `kept`, and what killed saves left."""
+    """Removes the checkpoints of a folder except `kept`, and the remains of killed saves."""
+    _remove_unfinished(folder)
     names = {os.path.basename(path) for path in kept}
-    for name in sorted(tf.io.gfile.listdir(folder), reverse=True):  # .index before .data-...
-        name, path = name.rstrip("/"), os.path.join(folder, name)
-        if name.startswith(_WRITING) and tf.io.gfile.isdir(path):
-            tf.io.gfile.rmtree(path)
-        elif name.startswith((_WRITING, "ckpt-")) and name.split(".")[0] not in names:
+    for path in matching(folder, "ckpt-*")[::-1]:  # .index before .data-...
+        if os.path.basename(path).split(".")[0] not in names:
             tf.io.gfile.remove(path)
 
 
+def _remove_unfinished(folder):
+    for path in matching(folder, f"{_WRITING}*"):
+        remove = tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove
+        remove(path)
+
+
 def complete(folder: str) -> list[str]:
-    """Paths of the checkpoints of a folder of which every file is there, in the order of steps."""
+    """Returns the paths of a folder's complete checkpoints, in the order of steps."""
+    check_literal(folder)
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    shards = {}  # name of a checkpoint -> of each data file, how many belong together
+    shards = {}  # name of a checkpoint -> for each data file, how many it should have
     for name in names:
         match = re.fullmatch(r"(ckpt-\d+)\.data-\d{5}-of-(\d{5})", name)
         if match:
@@ -71,9 +112,9 @@ def complete(folder: str) -> list[str]:
 
 
 def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
-    """Restores the newest checkpoint of a run that can be read; its path, None if there is none.
+    """Restores the newest readable checkpoint of a run; returns its path, or None without any.
 
-    Raises InputError if there are checkpoints and none of them can be read.
+    Raises InputError if the run has checkpoints and none is readable.
     """
     paths = completed(run_dir)[::-1]
     for path in paths:
@@ -82,72 +123,117 @@ def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
             return path
         except UNREADABLE as error:
             reason = first_line(error)
-            logging.warning("%s cannot be read (%s); trying the one before", path, reason)
+            logging.warning("%s cannot be read (%s); trying the previous one", path, reason)
         except (AssertionError, ValueError) as error:
-            raise InputError(_foreign(path, error)) from error
+            raise InputError(_other_model(path, error)) from error
     if paths:
         folder = os.path.dirname(paths[0])
-        raise InputError(f"{folder}: no checkpoint can be read; delete the folder to start anew")
+        raise InputError(
+            f"{folder}: no checkpoint can be read; delete the folder to start from step 0"
+        )
     return None
 
 
 def restore_model(model: tf_keras.Model, path: str) -> None:
-    """Restores the weights alone, all of them: their EMA where it is kept.
+    """Restores all weights and nothing else: their EMA if the checkpoint has one.
 
-    A checkpoint keeps the EMA as an item `ema` of the same structure as `model`.
+    The EMA is an item `ema` of the same structure as `model`.
     Raises InputError if the checkpoint is missing, corrupt or of another model.
     """
     _read_first({"ema": model, "model": model}, path)
 
 
 def restore_initial(model: tf_keras.Model, path: str) -> None:
-    """The same of weights to start from, which may be those of a pixel encoder alone.
+    """Restores weights to start from: of a whole model, or of a pixel encoder alone.
 
-    Such a checkpoint has no item but `pixel_encoder`.
+    A checkpoint of an encoder has the one item `pixel_encoder`.
     """
     _read_first({"pixel_encoder": model.pixel_encoder, "ema": model, "model": model}, path)
 
 
+def has_heads(path: str) -> bool:
+    """Returns whether a checkpoint holds a whole model, not only an encoder."""
+    return not _items(path).isdisjoint({"ema", "model"})
+
+
+def _items(path):
+    return {name.partition("/")[0] for name, _ in tf.train.list_variables(path)}
+
+
 def _read_first(items, path):
-    """Restores the first of the items that the checkpoint holds, all of it."""
+    """Restores the first item that the checkpoint holds, completely."""
+    check_literal(path)
     try:
-        names = {name.partition("/")[0] for name, _ in tf.train.list_variables(path)}
+        names = _items(path)
         item = next((item for item in items if item in names), "model")
         status = tf.train.Checkpoint(**{item: items[item]}).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
-        reason = first_line(error)
-        raise InputError(f"{path}: cannot be read ({reason}); use another checkpoint") from error
+        raise InputError(_unreadable(path, error)) from error
     except (AssertionError, ValueError) as error:
-        raise InputError(_foreign(path, error)) from error
+        raise InputError(_other_model(path, error)) from error
 
 
-def _foreign(path, error):
+def _unreadable(path, error):
+    return f"{path}: cannot be read ({first_line(error)}); use another checkpoint"
+
+
+def _other_model(path, error):
     reason = first_line(error)
-    return f"{path}: is of another model ({reason}); use the gin file it was trained with"
+    return f"{path}: belongs to another model ({reason}); use the gin file it was trained with"
 
 
 def completed(run_dir: str) -> list[str]:
-    """Paths of the checkpoints of a run that are complete, in the order of steps."""
-    return complete(os.path.join(run_dir, FOLDER))
+    """Returns the paths of a run's complete checkpoints, in the order of steps."""
+    return complete(layout.checkpoints(run_dir))
 
 
 def newest(run_dir: str) -> str:
-    """The path of the newest complete checkpoint of a run; InputError if it has none."""
+    """Returns the path of a run's newest complete checkpoint; InputError if it has none."""
     paths = completed(run_dir)
     if not paths:
-        raise InputError(f"{run_dir}: holds no checkpoint yet; train first")
+        raise InputError(f"{run_dir}: has no checkpoint yet; train first")
     return paths[-1]
 
 
+def fingerprint(path: str) -> str | None:
+    """Returns a digest of a checkpoint's numbers, None if the checkpoint is missing."""
+    try:
+        content = read_bytes(f"{path}.index")  # it has a checksum of each tensor
+    except InputError:
+        return None
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def read_metrics(run_dir: str, path: str) -> dict | None:
+    """Returns the metrics of a checkpoint.
+
+    They are None if there are none, if they are of another checkpoint of this step, or if they are
+    older than the checkpoint. Those of older versions do not name their checkpoint.
+    """
+    place, index = layout.metrics(run_dir, step_of(path)), f"{path}.index"
+    if not tf.io.gfile.exists(place):
+        return None
+    metrics = read_json(place)
+    if metrics.get("checkpoint") not in (None, fingerprint(path)):
+        return None
+    try:
+        is_older = tf.io.gfile.stat(place).mtime_nsec < tf.io.gfile.stat(index).mtime_nsec
+    except tf.errors.NotFoundError:  # the checkpoint is pruned
+        return metrics
+    return None if is_older else metrics
+
+
 def path_of(folder: str, step: int) -> str:
-    """The path of the checkpoint of a step in a folder."""
+    """Returns the path of a step's checkpoint in a folder."""
     return os.path.join(folder, f"ckpt-{step}")
 
 
 def step_of(path: str) -> int:
-    """The training step of a checkpoint, from its name; InputError if that does not end in one."""
+    """Returns the training step in a checkpoint's name; InputError if the name has none."""
     match = re.search(r"-(\d+)$", path)
     if not match:
-        raise InputError(f"{path}: no checkpoint's name; give its prefix, such as .../ckpt-1000")
+        raise InputError(
+            f"{path}: not the name of a checkpoint; give its prefix, such as .../ckpt-1000"
+        )
     return int(match[1])

@@ -1,18 +1,23 @@
-"""What lies where in the folder of a run: training writes it, the evaluator writes into eval/."""
+"""Paths in a run folder. Training writes the folder, the evaluator writes eval/ and best/."""
 
 import os
 
-import tensorflow as tf
+from kmax_tf.files import matching
 
 
 def config(run_dir: str) -> str:
-    """The configuration that training resolved; the other programs read it."""
+    """The resolved configuration, which the other programs read."""
     return os.path.join(run_dir, "config.gin")
 
 
 def provenance(run_dir: str) -> str:
-    """What the run is made with."""
+    """The code, packages and data of the run."""
     return os.path.join(run_dir, "run.json")
+
+
+def checkpoints(run_dir: str) -> str:
+    """The folder of the training's checkpoints."""
+    return os.path.join(run_dir, "checkpoints")
 
 
 def training(run_dir: str) -> str:
@@ -21,7 +26,7 @@ def training(run_dir: str) -> str:
 
 
 def evaluation(run_dir: str) -> str:
-    """The TensorBoard summaries of the evaluator, and beside them what follows."""
+    """The TensorBoard summaries of the evaluator; it also holds the metrics and pictures."""
     return os.path.join(run_dir, "eval")
 
 
@@ -30,21 +35,41 @@ def pictures(run_dir: str) -> str:
     return os.path.join(evaluation(run_dir), "pictures")
 
 
-def statistics(run_dir: str, step: int) -> str:
-    """The `Statistics` of a step."""
+def image_counts(run_dir: str, step: int) -> str:
+    """The counts of each image at a step, for the bootstrap."""
     return os.path.join(evaluation(run_dir), f"images-{step:08d}.npz")
 
 
 def metrics(run_dir: str, step: int) -> str:
-    """The metrics of a step; the step is done once they are there."""
+    """The metrics of a step; the step is done once they exist."""
     return os.path.join(evaluation(run_dir), f"metrics-{step:08d}.json")
 
 
 def all_metrics(run_dir: str) -> list[str]:
     """The metrics of all evaluated steps, ascending."""
-    return sorted(tf.io.gfile.glob(os.path.join(evaluation(run_dir), "metrics-*.json")))
+    return matching(evaluation(run_dir), "metrics-*.json")
 
 
 def latest_metrics(run_dir: str) -> str:
     """A copy of the metrics of the latest evaluated step."""
     return os.path.join(run_dir, "metrics.json")
+
+
+def report(run_dir: str) -> str:
+    """The report page."""
+    return os.path.join(run_dir, "report.html")
+
+
+def best(run_dir: str) -> str:
+    """The folder of the best checkpoint by PQ."""
+    return os.path.join(run_dir, "best")
+
+
+def best_export(run_dir: str) -> str:
+    """The export of the best checkpoint."""
+    return os.path.join(best(run_dir), "export")
+
+
+def best_note(folder: str) -> str:
+    """The step and PQ of the best checkpoint, in `best` and in its export."""
+    return os.path.join(folder, "best.json")

@@ -1,4 +1,4 @@
-"""What a run is made with: its code, packages and data, in run.json beside its config.gin."""
+"""Records the code, packages and data of a run in run.json, and compares them at a restart."""
 
 import hashlib
 import importlib.metadata
@@ -16,23 +16,26 @@ from kmax_tf import config
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.records.reader import Records
 from kmax_tf.errors import InputError
-from kmax_tf.files import read_bytes, read_json, write_atomic
+from kmax_tf.files import ROOT, read_bytes, read_json, write_atomic
 from kmax_tf.run_folder import checkpoint, layout
 
-# What may differ when a run goes on: where the same records are now, how often the host looks, and
-# the code and packages, which another machine brings along. The training is meant to be the same.
+# These may differ at a restart, since the training stays the same: the place of the records, how
+# often the host acts, and the code and packages of another machine.
 _FREE = {"data_dir", "steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
 
 
 def describe(dataset: Dataset, records: Records) -> dict:
-    """What a run is made with, as JSON takes it.
+    """Describes the code, packages and data of a run, as a dict for JSON.
 
-    Arguments:
-      dataset: the `Dataset`; records: the `Records` that it trains on.
-    Returns the git "revision" (with "-dirty" where files differ from it; None outside a checkout),
-    the versions of Python and of the packages, and of the "dataset" the number of files, their
-    bytes, and a fingerprint of its classes and of the files' names and sizes.
+    Args:
+        dataset: the `Dataset`.
+        records: the `Records` of its training split.
+
+    Returns:
+        The git "revision" ("-dirty" with uncommitted changes, None outside a checkout); the
+        versions of Python and the packages; and of the "dataset" the number of files, their bytes,
+        and a fingerprint of the classes and of the files' names and sizes.
     """
     with ThreadPoolExecutor(32) as pool:  # on gs:// each answer takes its time
         sizes = list(pool.map(lambda path: tf.io.gfile.stat(path).length, records.paths))
@@ -55,16 +58,16 @@ def describe(dataset: Dataset, records: Records) -> dict:
 
 
 def write(run_dir: str, description: dict) -> None:
-    """Writes config.gin, the configuration loaded last, and run.json."""
+    """Writes run.json, and the configuration loaded last as config.gin."""
     write_atomic(layout.config(run_dir), config.resolved())
     write_atomic(layout.provenance(run_dir), json.dumps(description, indent=1))
 
 
 def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
-    """Compares with what the checkpoints of a run were made with; prints a line a difference.
+    """Compares a run's stored description with a new one, and prints each difference.
 
-    Raises InputError where the training would not be the same any more (see `_FREE`), unless
-    changes are allowed.
+    Raises InputError if a difference changes the training (see `_FREE`) and `allow_changes` is
+    False. A run without a checkpoint is not compared.
     """
     if not checkpoint.completed(run_dir):
         return
@@ -77,18 +80,20 @@ def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
         print(f"changed: {name}: {old.get(name, 'default')} -> {new.get(name, 'default')}")
     if not allow_changes and not _FREE.issuperset(name.split(".")[-1] for name in changed):
         raise InputError(
-            f"{run_dir}: was trained otherwise so far (see the lines above); undo that, give"
-            " another --run_dir, or go on all the same with --allow_changes"
+            f"{run_dir}: was trained with other settings (see the lines above); undo the change,"
+            " give another --run_dir, or accept it with --allow_changes"
         )
 
 
 def _revision():
-    """The git revision of the checkout that this runs from, None outside of one."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if not os.path.exists(os.path.join(root, ".git")):
+    """Returns the git revision of the checkout of this code, None outside a checkout."""
+    if not os.path.exists(os.path.join(ROOT, ".git")):
         return None
-    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git here, or the checkout is another's
+    except (
+        OSError,
+        subprocess.CalledProcessError,
+    ):  # no git, or the checkout belongs to another user
         return None

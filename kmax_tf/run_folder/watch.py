@@ -1,5 +1,7 @@
-"""Waits for what training writes: the run's configuration, then one checkpoint after the other."""
+"""Waits for the configuration and the checkpoints that a training writes."""
 
+import glob
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,25 +9,26 @@ from typing import Any
 import tensorflow as tf
 
 from kmax_tf.errors import InputError
+from kmax_tf.files import matching
 from kmax_tf.run_folder import checkpoint, layout
 
-SECONDS = 1.0  # between two looks
+SECONDS = 1.0  # between two probes
 
 
-def poll(look: Callable[[], Any], seconds: float) -> Any:
-    """Calls `look` until it returns anything but None; returns that, or None after `seconds`."""
+def poll(probe: Callable[[], Any], seconds: float) -> Any:
+    """Calls `probe` until it returns anything but None; returns that, or None after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
-        found = look()
-        if found is not None or time.monotonic() >= deadline:
-            return found
+        result = probe()
+        if result is not None or time.monotonic() >= deadline:
+            return result
         time.sleep(SECONDS)
 
 
 def wait_for_config(run_dir: str, seconds: float) -> str:
-    """The path of the run's config.gin, once training has written it.
+    """Waits for the run's config.gin and returns its path.
 
-    Raises InputError if it is not there after `seconds`.
+    Raises InputError if it is missing after `seconds`.
     """
     path = layout.config(run_dir)
     if not poll(lambda: tf.io.gfile.exists(path) or None, seconds):
@@ -33,42 +36,47 @@ def wait_for_config(run_dir: str, seconds: float) -> str:
     return path
 
 
-def checkpoints(
+def watch_checkpoints(
     run_dir: str,
-    is_done: Callable[[int], bool],
+    is_done: Callable[[str], bool],
     last_step: int,
     *,
     seconds: float,
     newest_first: bool = False,
 ) -> Iterator[str]:
-    """Yields the complete checkpoints of a run, until the last step's is done.
+    """Yields the complete checkpoints of a run until that of the last step is done.
 
-    One whose files change after it was tried, and which is still not done, is yielded again: it
-    was being written or repaired.
+    A checkpoint that is not done is yielded again if its files change: it was being written or
+    repaired.
 
-    Arguments:
-      is_done: step -> whether its checkpoint needs no visit.
-      seconds: how long to wait for the next one; 0 takes what is there.
+    Args:
+        is_done: whether the checkpoint of this path needs no visit; called once for each state of
+            its files.
+        seconds: how long to wait for the next one; 0 takes only what exists.
     """
-    tried = {}  # path -> what its files were like
+    tried = {}  # path -> state of its files when `is_done` was asked
+    last = checkpoint.path_of(layout.checkpoints(run_dir), last_step)
 
     def fresh():
         paths = checkpoint.completed(run_dir)
         for path in reversed(paths) if newest_first else paths:
-            state = None if is_done(checkpoint.step_of(path)) else _state(path)
+            state = _state(path)
             if state and tried.get(path) != state:
                 tried[path] = state
-                return path
-        return "" if is_done(last_step) else None
+                if not is_done(path):
+                    return path
+        return "" if is_done(last) else None
 
     while path := poll(fresh, seconds):
         yield path
 
 
 def _state(path):
-    """Sizes and times of the files of a checkpoint, None if one vanishes."""
+    """Returns sizes and times of a checkpoint's files, None if one vanishes."""
+    folder, name = os.path.split(path)
+    files = matching(folder, f"{glob.escape(name)}.*")
     try:
-        stats = [(name, tf.io.gfile.stat(name)) for name in tf.io.gfile.glob(f"{path}.*")]
+        stats = [(file, tf.io.gfile.stat(file)) for file in files]
     except tf.errors.OpError:
         return None
-    return [(name, stat.length, stat.mtime_nsec) for name, stat in sorted(stats)]
+    return [(file, stat.length, stat.mtime_nsec) for file, stat in stats]

@@ -1,4 +1,4 @@
-"""What a study found: a table, PQ over the steps with bands, and pictures of every variant."""
+"""The report of a study: a table, PQ over the steps with bands, and pictures of every variant."""
 
 import html
 import os
@@ -10,7 +10,7 @@ from scipy import stats
 
 from kmax_tf.files import read_json
 from kmax_tf.report import report
-from kmax_tf.report.chart import chart, percent
+from kmax_tf.report.chart import draw_chart, format_percent
 from kmax_tf.run_folder import layout
 from kmax_tf.studies import study
 from kmax_tf.studies.study import Study
@@ -28,11 +28,11 @@ HEAD = (
 
 
 class Figures(NamedTuple):
-    """One figure of a variant, in percent, and how it differs from the first variant's."""
+    """One measure of a variant, in percent, and its difference to the first variant."""
 
-    values: list[float]  # a value a seed
-    difference: float | None  # mean over the seeds that both have
-    interval: tuple[float, float] | None  # of it, by Student's t over these seeds
+    values: list[float]  # one for each seed
+    difference: float | None  # mean over the common seeds
+    interval: tuple[float, float] | None  # of the difference, by Student's t over these seeds
 
 
 class Row(NamedTuple):
@@ -40,12 +40,12 @@ class Row(NamedTuple):
 
     name: str
     learning_rate: float
-    end: Figures  # PQ of the last step
-    mean_over_schedule: Figures  # mean PQ of all evaluated steps
+    end: Figures  # PQ at the last step
+    mean_over_schedule: Figures  # mean PQ over the evaluated steps
 
 
 def plan(chosen: Study, out: str, seeds: int) -> str:
-    """What a study would run, a line each, and what of it is finished."""
+    """Lists the runs of a study, one a line, and says which are finished."""
     known = study.finished(out)
     lines = [
         f"{'finished' if job.digest in known else 'to run  '}  learning rate {job.learning_rate:g}"
@@ -53,20 +53,20 @@ def plan(chosen: Study, out: str, seeds: int) -> str:
         for job in study.search(chosen)
     ]
     if chosen.encoder:
-        lines.insert(0, "first of all, unless it is there, the pixel encoder that all start from")
+        lines.insert(0, "first, unless it exists, the pixel encoder that all runs start from")
     more = len(chosen.variants) * (seeds - 1)
     return "\n".join([*lines, f"then {more} more: seeds 1 to {seeds - 1}, each at its best rate"])
 
 
 def chosen_runs(variant: dict) -> list[dict]:
-    """The runs of a variant at its best learning rate, by seed."""
+    """The runs of a variant at its best learning rate, sorted by seed."""
     rate = study.best_rate(variant["runs"])
     runs = (run for run in variant["runs"] if run["learning_rate"] == rate)
     return sorted(runs, key=lambda run: run["seed"])
 
 
 def rows(result: dict) -> list[Row]:
-    """The table of what study.json holds."""
+    """The rows of the table, from the content of study.json."""
     runs = {variant["name"]: chosen_runs(variant) for variant in result["variants"]}
     first = next(iter(runs.values()))
     return [
@@ -83,7 +83,7 @@ def rows(result: dict) -> list[Row]:
 
 
 def _compare(values, first):
-    """`Figures` of values; `first` are those of the first variant, False where these are they."""
+    """The `Figures` of values; `first` are the first variant's, False for the first itself."""
     if first is False:
         return Figures(values, None, None)
     pairs = np.array([value - other for value, other in zip(values, first)])
@@ -110,7 +110,7 @@ def _cells(row):
 
 
 def write(result: dict, out: str) -> str:
-    """Writes OUT/NAME/report.html, which fetches nothing; returns its path."""
+    """Writes OUT/NAME/report.html, which loads no other file, and returns its path."""
     runs = {variant["name"]: chosen_runs(variant) for variant in result["variants"]}
     cells = [[html.escape(cell) for cell in _cells(row)] for row in rows(result)]
     title = html.escape(result["name"])
@@ -118,55 +118,55 @@ def write(result: dict, out: str) -> str:
         f'<header><div><p class="run">study {title}</p>'
         f"<h2>{html.escape(result['question'])}</h2><p>{html.escape(result['paper'])}</p>"
         '<p class="note">Mean ± standard deviation over the seeds. PQ over the schedule is the mean'
-        f" of all evaluated steps. Differences are of the same seeds, with the {CONFIDENCE} %"
-        " interval by Student's t.</p></div></header>",
+        " over the evaluated steps. Differences compare the same seeds, with their"
+        f" {CONFIDENCE} % interval by Student's t.</p></div></header>",
         report.section("Result", report.table(HEAD, cells, kind="")),
-        report.section("Search of the learning rate", _search_table(result)),
+        report.section("Learning rate search", _search_table(result)),
         report.section("Training", _charts(runs)),
         report.section("Pictures", _pictures(runs, out)),
     ]
-    path = os.path.join(out, result["name"], "report.html")
+    path = layout.report(os.path.join(out, result["name"]))
     return report.write_page(path, f"Study {result['name']}", sections)
 
 
 def _search_table(result):
-    """PQ over the schedule of the first seed at each learning rate."""
+    """PQ of the first seed over the schedule, at each learning rate."""
     searched = [
         {r["learning_rate"]: study.mean_over_schedule(r) for r in v["runs"] if r["seed"] == 0}
         for v in result["variants"]
     ]
     rates = sorted(set().union(*searched))
     lines = [
-        (html.escape(variant["name"]), *(percent(found.get(rate)) for rate in rates))
-        for variant, found in zip(result["variants"], searched, strict=True)
+        (html.escape(variant["name"]), *(format_percent(qualities.get(rate)) for rate in rates))
+        for variant, qualities in zip(result["variants"], searched, strict=True)
     ]
     return report.table(("PQ over the schedule", *(f"{rate:g}" for rate in rates)), lines, kind="")
 
 
 def _charts(runs):
-    """The mean over the seeds, and from the least to the largest of them."""
+    """Curves of the mean over the seeds, with bands from the smallest to the largest."""
     steps = sorted({step for members in runs.values() for run in members for step in run["steps"]})
     charts = ""
     for key, title in (("PQ", "PQ"), ("PQ_things", "PQ of things"), ("PQ_stuff", "PQ of stuff")):
         curves, bands = {}, {}
         for name, members in runs.items():
-            seen = [dict(zip(run["steps"], run[key], strict=True)) for run in members]
-            values = [[s[step] for s in seen if step in s] for step in steps]
+            by_step = [dict(zip(run["steps"], run[key], strict=True)) for run in members]
+            values = [[b[step] for b in by_step if step in b] for step in steps]
             curves[name] = [np.mean(v) if v else None for v in values]
             bands[name] = [(min(v), max(v)) if v else None for v in values]
-        charts += chart(title, steps, curves, bands)
+        charts += draw_chart(title, steps, curves, bands)
     return f'<div class="grid">{charts}</div>'
 
 
 def _pictures(runs, out):
-    """Of each variant's first seed: the same images, predicted and assigned to clusters."""
+    """The predictions and clusters of each variant's first seed, for the same images."""
     folders = {name: study.run_dir_of(out, members[0]["digest"]) for name, members in runs.items()}
-    kept = [layout.latest_metrics(folder) for folder in folders.values()]
-    kept = [path for path in kept if tf.io.gfile.exists(path)]
-    entries = read_json(kept[0])["pictures"] if kept else []
+    metrics = [layout.latest_metrics(folder) for folder in folders.values()]
+    metrics = [path for path in metrics if tf.io.gfile.exists(path)]
+    entries = read_json(metrics[0])["pictures"] if metrics else []
     strips = ""
     for entry in (entry for entry in entries if entry["role"] == "first"):
-        place = os.path.join(layout.pictures(os.path.dirname(kept[0])), entry["folder"])
+        place = os.path.join(layout.pictures(os.path.dirname(metrics[0])), entry["folder"])
         strips += f"<h3>{html.escape(entry['name'])}</h3>"
         strips += report.strip(place, {"image": "image", "label": "label"})
         for name, folder in folders.items():

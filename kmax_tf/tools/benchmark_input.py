@@ -1,4 +1,4 @@
-"""How fast the training input of an experiment is on this host, stage by stage."""
+"""Measures the speed of an experiment's training input on this host, stage by stage."""
 
 import io
 import os
@@ -16,33 +16,32 @@ from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.records import reader, serialize, shards
 from kmax_tf.experiment import Experiment
 
-IMAGES, SHARDS, SIZE = 64, 4, (480, 640)  # of the made records; height, width
-THINGS, STUFF = 8, 4  # segments of a made image, about as many as COCO's images have
-STRIDE = 4  # of the targets, as most models have it
-TPU_V3_HOST = 22.0  # images/s: 8 cores, each 2 images in 0.72 s (official COCO step, compiled)
+IMAGES, SHARDS, SIZE = 64, 4, (480, 640)  # synthetic records; height, width
+THINGS, STUFF = 8, 4  # segments of a synthetic image, about as many as in a COCO image
+STRIDE = 4  # of the targets, as in most models
 
 
 class Stage(NamedTuple):
-    """The input up to one stage."""
+    """The speed of the input up to one stage."""
 
-    images_per_second: float  # by the clock
-    cpu_seconds: float  # an image, of all threads together
+    images_per_second: float  # wall time
+    cpu_seconds: float  # per image, all threads together
 
 
 class Benchmark(NamedTuple):
-    """What was measured."""
+    """The measurements."""
 
-    stages: dict[str, Stage]  # read, decode, augment, batch: each with all before it
-    peak_memory_mb: float  # of the whole process
+    stages: dict[str, Stage]  # read, decode, augment, batch: each includes the earlier ones
+    peak_memory_mb: float  # of the process
     threads: int
     placement: str
 
     def host_cores(self, images_per_second: float) -> float:
-        """Cores that such an accelerator keeps busy."""
+        """Returns the number of cores that feed an accelerator of this speed."""
         return self.stages["batch"].cpu_seconds * images_per_second
 
     def as_json(self) -> dict:
-        """What json.dumps takes."""
+        """Returns the measurements for json.dumps."""
         whole = self.stages["batch"]
         return {
             "images_per_second": whole.images_per_second,
@@ -57,13 +56,13 @@ class Benchmark(NamedTuple):
 def run(experiment: Experiment, threads: int, batch_size: int, seconds: float) -> Benchmark:
     """Measures each stage for `seconds`, with batches of `batch_size` images.
 
-    Where the experiment's folder of records does not exist, records are made: JPEGs of
-    480 x 640 pixels with as many segments as COCO's.
+    Without the experiment's folder of records it measures synthetic ones: JPEGs of 480 x 640
+    pixels with as many segments as in COCO.
     """
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = experiment.data_dir
         if not tf.io.gfile.isdir(folder):
-            folder = made
+            folder = temporary
             make_records(folder, experiment.dataset, experiment.train_split)
         stages = {
             name: _measure(dataset, images, threads, seconds)
@@ -74,7 +73,7 @@ def run(experiment: Experiment, threads: int, batch_size: int, seconds: float) -
 
 
 def _stages(experiment, folder, batch_size):
-    """Datasets of the input up to each stage, and how many images an element is."""
+    """Returns the input up to each stage, and the number of images per element."""
     records = reader.find(folder, experiment.train_split, experiment.dataset)
     options = experiment.training_input
     ordered = training_input.ordered_records(records, options, seed=experiment.seed)
@@ -113,7 +112,7 @@ def _measure(dataset, images, threads, seconds):
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     elements = iter(dataset.with_options(options))
-    for _ in range(8):  # until the buffers are full, and what is traced is traced
+    for _ in range(8):  # fills the buffers and traces the functions
         next(elements)
     count, wall, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < seconds:
@@ -124,7 +123,7 @@ def _measure(dataset, images, threads, seconds):
 
 
 def make_records(folder: str, dataset: Dataset, split: str) -> None:
-    """Writes records of images that cost as much as photographs, and their dataset.json."""
+    """Writes synthetic records, as expensive as photographs, and their dataset.json."""
     random = np.random.default_rng(0)
     size = datasets.Split(IMAGES, SHARDS)
     content = datasets.with_split(folder, dataset, split, size)
@@ -143,7 +142,7 @@ def _record(random, dataset):
     count = len(classes)
     return serialize.record(
         image=jpeg.getvalue(),
-        filename="made.jpg",
+        filename="synthetic.jpg",
         image_id="0",
         segment_map=segment_map,
         segment_id=list(range(1, count + 1)),
@@ -153,23 +152,23 @@ def _record(random, dataset):
 
 
 def _segments(random, dataset):
-    """Stuff in wavy bands, ellipses of things upon it; map int32, and the classes."""
+    """Draws ellipses of things over wavy bands of stuff; returns an int32 map and the classes."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     things = random.integers(0, dataset.num_things, THINGS)
     stuff = random.choice(np.arange(dataset.num_things, dataset.num_classes), STUFF, replace=False)
     waves = 20 * np.sin(x / 30 + random.uniform(0, 6)) + 10 * np.sin(x / 7)
     segment_map = np.clip((y + waves) * STUFF // SIZE[0], 0, STUFF - 1).astype(np.int32) + 1
     for k in range(THINGS):
-        centre, axes = random.uniform([0, 0], SIZE), random.uniform(10, 120, 2)
-        angle = np.arctan2(y - centre[0], x - centre[1])
-        distance = np.hypot((y - centre[0]) / axes[0], (x - centre[1]) / axes[1])
+        center, axes = random.uniform([0, 0], SIZE), random.uniform(10, 120, 2)
+        angle = np.arctan2(y - center[0], x - center[1])
+        distance = np.hypot((y - center[0]) / axes[0], (x - center[1]) / axes[1])
         segment_map[distance < 1 + 0.1 * np.sin(9 * angle)] = STUFF + 1 + k
     present = np.unique(segment_map)
     return np.searchsorted(present, segment_map) + 1, np.append(stuff, things)[present - 1]
 
 
 def _picture(random, segment_map):
-    """Texture of all scales, each segment of its own color: about 150 kB as a JPEG."""
+    """Draws segments of different colors with texture of all scales: about 150 kB as a JPEG."""
     picture = random.uniform(60, 200, [segment_map.max() + 1, 3])[segment_map]
     for cell in (64, 16, 4, 2, 1):
         shape = [-(-side // cell) for side in segment_map.shape]
@@ -180,7 +179,7 @@ def _picture(random, segment_map):
 
 
 def text(benchmark: Benchmark, accelerator: float) -> str:
-    """The measurement as lines to read."""
+    """Returns the measurements as text; `accelerator` is its images/s per host."""
     lines = [f"placement {benchmark.placement}, {benchmark.threads} threads"]
     lines += [f"{'up to':10}{'images/s':>10}{'CPU ms/image':>15}"]
     lines += [

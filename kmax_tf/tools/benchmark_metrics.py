@@ -1,6 +1,6 @@
 """Times the metrics on synthetic predictions: python -m kmax_tf.tools.benchmark_metrics
 
-500 images of 640 x 480 with 15 segments, of which most are found; COCO's classes.
+The 500 images have 640 x 480 pixels, COCO's classes and 15 segments, most of them predicted.
 """
 
 import collections
@@ -20,7 +20,7 @@ IMAGES, DISTINCT, SEGMENTS, SIZE = 500, 50, 15, (480, 640)
 
 
 def make_image(rng: np.random.Generator, num_classes: int) -> tuple[GroundTruth, ImagePrediction]:
-    """A label of the cells around random points, with void above; its prediction is shifted."""
+    """Draws cells around random points under a void strip; the prediction is shifted."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     points = rng.integers(0, SIZE, [SEGMENTS, 2])
     distance = [(rows - y) ** 2 + (columns - x) ** 2 for y, x in points]
@@ -38,7 +38,7 @@ def make_image(rng: np.random.Generator, num_classes: int) -> tuple[GroundTruth,
 def run(
     categories: Sequence[datasets.Category], images: Sequence[tuple[GroundTruth, ImagePrediction]]
 ) -> tuple[float, float, dict]:
-    """All metrics of the images, as the evaluator computes them."""
+    """Computes all metrics of the images as the evaluator does; returns PQ, AP and mean IoU."""
     metrics, waiting, workers = Metrics(categories), collections.deque(), os.cpu_count()
     with ThreadPoolExecutor(workers) as pool:
         for number in range(IMAGES + 4 * workers):
@@ -60,8 +60,8 @@ def main() -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"{1000 * wall / IMAGES:.2f} ms an image on {os.cpu_count()} cores "
-            f"({1000 * cpu / IMAGES:.2f} ms of one core), {memory:.0f} MB at most"
+            f"{1000 * wall / IMAGES:.2f} ms per image on {os.cpu_count()} cores "
+            f"({1000 * cpu / IMAGES:.2f} ms of CPU time), peak memory {memory:.0f} MB"
         )
 
 

@@ -1,7 +1,7 @@
-"""How fast a model predicts on the device at hand: canvas in, merged panoptic map out.
+"""Measures the inference speed of a model, from the padded image to the panoptic map.
 
-The image is on the device already and the map is fetched, as it is in an evaluation; decoding and
-drawing, which run beside the device, are not counted.
+The image is already on the device, and the map is fetched, as in an evaluation. Decoding and
+drawing are not counted; they overlap with the device's work.
 """
 
 import os
@@ -20,27 +20,27 @@ from kmax_tf.inference import predictor
 from kmax_tf.tools import tpu_compile
 
 WARM_UP = 3  # runs that are not counted
-FEWEST = 10  # runs that are, however long they take
-TPU = "v3-8"  # of which one core predicts
+FEWEST = 10  # counted runs, however long they take
+TPU = "v3-8"  # one of its cores predicts
 
 
 class Benchmark(NamedTuple):
-    """What was measured."""
+    """The measurements."""
 
     device: str
     input_size: tuple[int, int]  # height, width
     batch_size: int  # images
     compile_seconds: float  # the first run, with tracing and compilation
-    run_seconds: np.ndarray  # float64 [runs], of each run after the warm-up
-    peak_memory_bytes: int  # of the device's memory; on a CPU of the process
+    run_seconds: np.ndarray  # float64 [runs], each run after the warm-up
+    peak_memory_bytes: int  # of the GPU, or of the process on a CPU
 
     @property
     def images_per_second(self) -> float:
-        """By the median of the runs."""
+        """The speed of the median run."""
         return self.batch_size / float(np.median(self.run_seconds))
 
     def as_json(self) -> dict:
-        """What json.dumps takes."""
+        """Returns the measurements for json.dumps."""
         p50, p90, p99 = (1e3 * float(np.percentile(self.run_seconds, p)) for p in (50, 90, 99))
         return {
             **self._asdict(),
@@ -52,24 +52,24 @@ class Benchmark(NamedTuple):
 
 
 def of_experiment(experiment: Experiment) -> tuple[Callable, tuple[int, int]]:
-    """The prediction of an experiment with random weights: a function of a batch, and its size."""
+    """Returns the prediction function of an experiment with random weights, and its input size."""
     predict = predictor.build_predictor(experiment.build_evaluation_model(), experiment)
     return lambda image: predict(image)[0].segment_map, experiment.evaluation_size
 
 
 def of_export(export_dir: str) -> tuple[Callable, tuple[int, int]]:
-    """The same of an export; InputError if there is none."""
+    """Returns the prediction function of an export, and its input size; raises InputError."""
     try:
         loaded = tf.saved_model.load(export_dir)
         [function] = loaded.predict.concrete_functions
     except (AttributeError, OSError, ValueError) as error:
-        raise InputError(f"{export_dir}: no export that can be read; export again") from error
+        raise InputError(f"{export_dir}: not a readable export; run scripts/export.py") from error
     size = function.structured_input_signature[0][0].shape[1:3]
     return lambda image: loaded.predict(image)[0].segment_map, tuple(size)
 
 
 def run(predict: Callable, size: tuple[int, int], batch_size: int, seconds: float) -> Benchmark:
-    """Runs `predict`, float32 [batch, *size, 3] -> a tensor, for so long; returns a `Benchmark`."""
+    """Runs `predict`, float32 [batch, *size, 3] -> tensor, repeatedly for `seconds`."""
     rng = np.random.default_rng(0)
     image = tf.constant(rng.uniform(0, 255, (batch_size, *size, 3)), tf.float32)
     gpus = tf.config.list_physical_devices("GPU")
@@ -95,25 +95,19 @@ def run(predict: Callable, size: tuple[int, int], batch_size: int, seconds: floa
 
 
 def tpu_estimate(experiment: Experiment, batch_size: int) -> tpu_compile.Compiled:
-    """What the TPU compiler says of the prediction on one core: `tpu_compile.Compiled`.
-
-    Raises InputError as `tpu_compile` does.
-    """
+    """Compiles the prediction for one TPU core; raises InputError as `tpu_compile` does."""
     model = experiment.build_evaluation_model()
 
     @tf.function(jit_compile=True)
     def predict(image):
-        outputs = model(image, training=False)
-        return experiment.postprocess(
-            outputs.final, experiment.evaluation_size, experiment.dataset.num_things
-        )
+        return experiment.segment(model(image, training=False).final)
 
     spec = tf.TensorSpec([batch_size, *experiment.evaluation_size, 3])
     return tpu_compile.compile_for_tpu(tpu_compile.lower(predict, [spec]), TPU, 1)
 
 
 def text(benchmark: Benchmark, estimate: tpu_compile.Compiled | None = None) -> str:
-    """The measurement as lines to read."""
+    """Returns the measurements as text."""
     latency, runs = benchmark.as_json()["latency_ms"], len(benchmark.run_seconds)
     height, width = benchmark.input_size
     lines = [
@@ -126,7 +120,7 @@ def text(benchmark: Benchmark, estimate: tpu_compile.Compiled | None = None) -> 
     ]
     if estimate:
         lines.append(
-            f"one core of a {TPU}, by its compiler: {estimate.estimated_seconds:.3f} s,"
+            f"one core of a {TPU}, estimated by its compiler: {estimate.estimated_seconds:.3f} s,"
             f" {estimate.flops / 1e12:.2f} TFLOP, {estimate.bytes_accessed / 1e9:.1f} GB accessed,"
             f" {estimate.needed / 1e9:.2f} GB needed"
         )

@@ -1,4 +1,4 @@
-"""What a model is made of: parameters by part, multiply-adds, output shapes, memory of weights."""
+"""Counts a model's parameters, multiply-adds and memory, and lists its output shapes."""
 
 import math
 import re
@@ -11,12 +11,17 @@ from kmax_tf.experiment import Experiment
 
 
 def describe(experiment: Experiment, height: int, width: int) -> dict:
-    """Builds the graph of an experiment's model for images of [height, width], and counts.
+    """Describes an experiment's model for images of [height, width].
 
-    Returns a dictionary: "input_size" [2]; "parameters", the trainable ones, "total",
-    "without_semantic_branch" and "by_part"; "multiply_adds" of one image's inference, without the
-    semantic branch; "outputs", the shape of each; "weight_bytes", of all variables in float32.
-    The model is traced and not run, so images may be large.
+    The model is traced but not run, so images may be large.
+
+    Returns:
+        A dictionary of
+        - "input_size": [height, width]
+        - "parameters": see `parameters`
+        - "multiply_adds": of one image's inference, without the semantic branch
+        - "outputs": the shape of each output, by name
+        - "weight_bytes": of all variables in float32
     """
     model = experiment.model(experiment.dataset.num_classes)
     image = tf.TensorSpec([1, height, width, 3], tf.uint8)
@@ -39,7 +44,7 @@ def describe(experiment: Experiment, height: int, width: int) -> dict:
 
 
 def parameters(model: tf_keras.Model) -> dict:
-    """Trainable parameters of a built model: "total", "without_semantic_branch", "by_part"."""
+    """Counts trainable parameters: "total", "without_semantic_branch" and "by_part"."""
     path = model.cluster_path
     by_part = {
         "encoder": _size(model.pixel_encoder),
@@ -58,7 +63,7 @@ def _size(layer):
 
 
 def multiply_adds(outputs: Iterable[tf.Tensor]) -> int:
-    """Multiplications of convolutions and matrix products that graph tensors are computed with.
+    """Counts the multiplications of convolutions and matrix products behind graph tensors.
 
     All shapes must be static.
     """
@@ -91,7 +96,7 @@ def _elements(tensor):
 
 
 def text(description: dict) -> str:
-    """The description as lines to read."""
+    """Returns the description as text."""
     parameters = description["parameters"]
     rows = [*parameters["by_part"].items()]
     rows += [(name, parameters[name]) for name in ("without_semantic_branch", "total")]

@@ -1,8 +1,7 @@
 """Compiles the training step for a TPU slice with the real TPU compiler, on a machine without TPU.
 
-The program is what each core of the slice runs: augmentation where the device does it, forward
-pass, losses, matching, gradients, their sum over all cores, optimizer. It needs the extra
-`tpu_compile`.
+The program is the part of one core: augmentation on the device, forward pass, matching, losses,
+gradients, their sum over all cores, optimizer. It needs the extra `tpu_compile`.
 """
 
 import dataclasses
@@ -25,9 +24,9 @@ from kmax_tf.training.train import make_trainer
 
 
 class Topology(NamedTuple):
-    """A slice, and what one of its cores can do (cloud.google.com/tpu/docs/v3)."""
+    """A slice, and the memory and speed of one core (cloud.google.com/tpu/docs/v3)."""
 
-    name: str  # libtpu's
+    name: str  # in libtpu
     cores: int
     memory: float = 16 * 2**30  # bytes
     bytes_per_second: float = 450e9
@@ -41,12 +40,12 @@ DOUBLES = (tf.float64, tf.complex128)
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of the program of one core."""
+    """The compiler's figures for the program of one core."""
 
     arguments: int  # bytes
-    outputs: int  # bytes, of which those that take an argument's place need none
+    outputs: int  # bytes, including those that take an argument's place
     temporaries: int  # bytes
-    needed: int  # bytes, of all together at the fullest moment
+    needed: int  # bytes, at the fullest moment
     flops: float
     bytes_accessed: float
     estimated_seconds: float
@@ -56,11 +55,21 @@ class OutOfMemory(InputError):
     """The program does not fit into a core's memory."""
 
 
-def training_step(experiment: Experiment, cores: int) -> tuple[Callable, list[tf.TensorSpec]]:
-    """The step that each of `cores` runs, and the TensorSpecs of its arguments.
+def topology(accelerator: str) -> Topology:
+    """Returns the slice of a name such as "v3-32"; raises InputError if it is unknown."""
+    if accelerator not in TOPOLOGIES:
+        raise InputError(f"topology {accelerator!r} is none of {', '.join(TOPOLOGIES)}")
+    return TOPOLOGIES[accelerator]
 
-    The step is a tf.function with jit_compile=True that takes a core's part of a batch and updates
-    weights, moments and metrics. Raises InputError where the batch has no equal parts.
+
+def training_step(experiment: Experiment, cores: int) -> tuple[Callable, list[tf.TensorSpec]]:
+    """Returns the step that each of `cores` runs, and the TensorSpecs of its arguments.
+
+    The step is a tf.function with jit_compile=True. It takes one core's part of a batch and updates
+    weights, moments and metrics.
+
+    Raises:
+        InputError: The batch cannot be divided among the cores.
     """
     images = batch_size.per_replica_batch_size(experiment, cores) * experiment.accumulation
     trainer = make_trainer(experiment, _Slice(cores))
@@ -88,7 +97,7 @@ def training_step(experiment: Experiment, cores: int) -> tuple[Callable, list[tf
 
 
 class _Slice(tf.distribute.Strategy):
-    """Traces what one replica of a slice runs, with the collective operations of XLA."""
+    """Traces the program of one replica in a slice, with the collective operations of XLA."""
 
     def __init__(self, cores):
         super().__init__(_SliceExtended(self, cores))
@@ -120,10 +129,11 @@ class _SliceExtended(one_device_strategy.OneDeviceExtended):
 
 
 def lower(step: Any, specs: Sequence[tf.TensorSpec]) -> bytes:
-    """The step as a serialized HLO module.
+    """Returns the step as a serialized HLO module.
 
-    Raises InputError for what a TPU refuses (an operation in Python, double precision, a shape
-    that depends on values), named with the line of the source that asks for it.
+    Raises:
+        InputError: A TPU does not support an operation: Python code, double precision, or a shape
+            that depends on values. The message names the line of the source.
     """
     operations = _operations(step.get_concrete_function(*specs).graph)
     for operation in operations:
@@ -139,36 +149,37 @@ def lower(step: Any, specs: Sequence[tf.TensorSpec]) -> bytes:
 
 
 def _operations(graph):
-    """All operations of the functions in a graph, then of the graph itself."""
+    """Returns all operations of the functions in a graph, then of the graph itself."""
     functions = (graph._get_function(name) for name in graph._functions)
     inner = [f.graph for f in functions if getattr(f, "graph", None)]
     return [o for g in inner for o in _operations(g)] + graph.get_operations()
 
 
 def _refusal(operation):
-    """Why a TPU does not run an operation, None if it does."""
+    """Returns why a TPU does not support an operation, or None."""
     if operation.type in PYTHON_OPS:
-        return "calls Python, which a TPU has not; use TensorFlow operations"
+        return "calls Python, which a TPU cannot run; use TensorFlow operations"
     if operation.type in DYNAMIC_OPS:
         return "makes a shape that depends on values; use a mask of static shape"
     if any(output.dtype in DOUBLES for output in operation.outputs):
-        return "computes in double precision, which a TPU has not; cast to float32"
+        return "computes in double precision, which a TPU lacks; cast to float32"
     return None
 
 
 def _line(operation):
-    """FILE:LINE of the innermost line of ours that made an operation."""
+    """Returns FILE:LINE of the innermost line of ours that made an operation."""
     ours = [frame for frame in operation.traceback if "site-packages" not in frame.filename]
     return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else operation.name
 
 
 def compile_for_tpu(hlo: bytes, accelerator: str, replicas: int) -> Compiled:
-    """Compiles a serialized HLO module for `replicas` cores of an accelerator; -> `Compiled`.
+    """Compiles a serialized HLO module for `replicas` cores of an accelerator.
 
-    Raises InputError for an unknown accelerator or without jax and libtpu, and `OutOfMemory`.
+    Raises:
+        InputError: The accelerator is unknown, or jax and libtpu are not installed.
+        OutOfMemory: The program does not fit into a core's memory.
     """
-    if accelerator not in TOPOLOGIES:
-        raise InputError(f"topology {accelerator!r} is none of {', '.join(TOPOLOGIES)}")
+    name = topology(accelerator).name
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "JAX_PLATFORMS": "cpu",
@@ -183,9 +194,8 @@ def compile_for_tpu(hlo: bytes, accelerator: str, replicas: int) -> Compiled:
         from jaxlib import _jax
     except ImportError as error:
         raise InputError(f"{error}: pip install -e .[tpu_compile]") from error
-    name = TOPOLOGIES[accelerator].name
-    topology: Any = topologies.get_topology_desc(topology_name=name, platform="tpu")
-    devices = topology.devices[:replicas]
+    description: Any = topologies.get_topology_desc(topology_name=name, platform="tpu")
+    devices = description.devices[:replicas]
     options = _jax.CompileOptions()
     options.num_replicas, options.num_partitions = replicas, 1
     options.device_assignment = _jax.DeviceAssignment.create(np.arange(replicas)[:, None])
@@ -211,20 +221,20 @@ def compile_for_tpu(hlo: bytes, accelerator: str, replicas: int) -> Compiled:
 
 
 def stablehlo(hlo: bytes) -> Any:
-    """An HLO proto as a StableHLO module that the TPU compiler takes."""
+    """Converts an HLO proto to a StableHLO module for the TPU compiler."""
     from jax.extend import mlir
     from jax.interpreters.mlir import make_ir_context
     from jaxlib.mlir import ir
 
     module = ir.Module.parse(mlir.hlo_to_stablehlo(hlo), make_ir_context())
-    for operation in _named(module, "mhlo.copy"):  # left over, and unknown to the TPU compiler
+    for operation in _named(module, "mhlo.copy"):  # unknown to the TPU compiler
         operation.results[0].replace_all_uses_with(operation.operands[0])
         operation.erase()
     return module
 
 
 def _named(module, name):
-    """All operations of a name in a module."""
+    """Returns all operations of a name in a module."""
     from jaxlib.mlir import ir
 
     found = []
@@ -239,13 +249,13 @@ def _named(module, name):
 
 
 def portable(experiment: Experiment, cores: int) -> bytes:
-    """One core's step, without the sums over the cores, as bytes for scripts/time_stablehlo.py."""
+    """Returns one core's step, without sums over cores, for scripts/time_stablehlo.py."""
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo as dialect
 
     share = dataclasses.replace(experiment, batch_size=experiment.batch_size // cores)
     module = stablehlo(lower(*training_step(share, 1)))
-    for operation in _named(module, "mhlo.erf"):  # StableHLO has none; XLA knows it by this call
+    for operation in _named(module, "mhlo.erf"):  # absent from StableHLO; XLA has it as this call
         with module.context, operation.location, ir.InsertionPoint(operation):
             call = ir.Operation.create(
                 "stablehlo.custom_call",

@@ -1,4 +1,4 @@
-"""What the TPU compiler says of an experiment, as people ask it: does it fit, and how long."""
+"""Reports whether an experiment fits into a TPU slice, and how long it takes."""
 
 import json
 import subprocess
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from kmax_tf.errors import first_line
 from kmax_tf.experiment import Experiment
 from kmax_tf.tools import tpu_compile
-from kmax_tf.tools.tpu_compile import TOPOLOGIES
 
 COLUMNS = (
     "experiment",
@@ -25,15 +24,24 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def report(experiment: Experiment, accelerator: str) -> dict:
-    """Compiles the whole step; returns a dictionary.
+    """Compiles the whole training step of an experiment for an accelerator.
 
-    "fits"; "hbm_bytes" of a core: "arguments", "outputs", "temporaries", "needed" (outputs that
-    take an argument's place counted once), "available"; "flops"; "bytes_accessed";
-    "estimated_seconds", the compiler's, None where it has none; "roofline_seconds", the longer of
-    the arithmetic and the traffic at the core's full speed; "images_per_second" and "hours" of the
-    schedule by the longer of both. If it does not fit there is but "fits" and "message".
+    Returns:
+        A dictionary of
+        - "fits"
+        - "hbm_bytes" of one core: "arguments", "outputs", "temporaries", "needed" (an output that
+          takes an argument's place counts once) and "available"
+        - "flops", "bytes_accessed"
+        - "estimated_seconds": the compiler's estimate of a step, or None
+        - "roofline_seconds": the longer of arithmetic and memory traffic at the core's full speed
+        - "images_per_second", "hours" of the schedule: by the longer of the two times
+        - "images_a_core"
+        If the step does not fit, the dictionary may hold only "fits" and "message".
+
+    Raises:
+        InputError: The accelerator is unknown, or a TPU does not support the step.
     """
-    topology = TOPOLOGIES[accelerator]
+    topology = tpu_compile.topology(accelerator)
     step, specs = tpu_compile.training_step(experiment, topology.cores)
     try:
         compiled = tpu_compile.compile_for_tpu(
@@ -43,7 +51,7 @@ def report(experiment: Experiment, accelerator: str) -> dict:
         return {"fits": False, "message": str(error)}
     traffic = compiled.bytes_accessed / topology.bytes_per_second
     arithmetic = compiled.flops / topology.flops_per_second
-    # Seen below 0 for whole steps: it has no estimate for some part of them.
+    # The compiler returns negative numbers for steps that it cannot estimate.
     estimate = compiled.estimated_seconds if compiled.estimated_seconds > 0 else None
     seconds = max(estimate or 0, traffic, arithmetic)
     return {
@@ -66,7 +74,7 @@ def report(experiment: Experiment, accelerator: str) -> dict:
 
 
 def text(compiled: dict) -> str:
-    """The report as lines to read."""
+    """Returns the report as text."""
     if "hbm_bytes" not in compiled:
         return f"does not fit: {compiled['message']}"
     memory = compiled["hbm_bytes"]
@@ -75,7 +83,7 @@ def text(compiled: dict) -> str:
     lines += [
         f"  {'arithmetic':<22}{compiled['flops'] / 1e12:>8.2f} TFLOP",
         f"  {'memory traffic':<22}{compiled['bytes_accessed'] / 1e9:>8.1f} GB",
-        f"a step takes {_seconds(compiled)} by the compiler's estimate,"
+        f"step time: {_seconds(compiled)} by the compiler's estimate,"
         f" {compiled['roofline_seconds']:.3f} s at the core's full speed:",
         f"  {compiled['images_per_second']:.0f} images/s, {compiled['hours']:.1f} hours"
         " for the whole schedule",
@@ -84,15 +92,15 @@ def text(compiled: dict) -> str:
 
 
 def _seconds(compiled):
-    """The compiler's estimate as text."""
+    """Returns the compiler's estimate as text."""
     estimate = compiled["estimated_seconds"]
     return f"{estimate:.3f} s" if estimate else "unknown"
 
 
 def table_row(script: str, path: str, bindings: Sequence[str], accelerator: str) -> str:
-    """One row of the table under `HEAD`; the compiler runs in a process of its own.
+    """Returns one row of the table under `HEAD`, with the error of an experiment that fails.
 
-    Its memory is free again for the next. What is wrong with an experiment stands in its row.
+    The compiler runs in its own process, which frees its memory for the next row.
     """
     command = [sys.executable, script, f"--gin_file={path}", f"--topology={accelerator}", "--json"]
     command += [f"--gin={binding}" for binding in bindings]

@@ -1,21 +1,21 @@
-"""The global batch: how it is dealt out, and the rule by which the schedule follows its size."""
+"""The batch size: its division among replicas, and the schedule that follows from it."""
 
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 
 
 def linear_scaling(experiment: Experiment, batch_size: int) -> list[str]:
-    """gin bindings that train the recipe `experiment` with `batch_size` images a step.
+    """Returns gin bindings that train `experiment` with `batch_size` images a step.
 
-    The linear scaling rule (Goyal et al., arXiv 1706.02677): with k times the images the learning
-    rate is k times as large, and warm-up and schedule have 1 / k of the steps, so that they last
-    as many epochs. The average of the weights goes back as many images too: its decay is raised to
-    the power of k (Busbridge et al., arXiv 2307.13813).
+    This is the linear scaling rule (Goyal et al., arXiv 1706.02677). With k times the images:
+      - the learning rate is multiplied by k;
+      - warm-up and schedule take 1 / k of the steps, so as many epochs as before;
+      - the decay of the EMA is raised to the power of k (Busbridge et al., arXiv 2307.13813).
 
     Raises InputError if `batch_size` is not positive.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} is below 1; give the images of a step")
+        raise InputError(f"batch_size {batch_size} is below 1; give the number of images a step")
     k = batch_size / experiment.batch_size
     schedule = experiment.optimizer(experiment.steps).schedule
     return [
@@ -28,23 +28,23 @@ def linear_scaling(experiment: Experiment, batch_size: int) -> list[str]:
 
 
 def per_replica_batch_size(experiment: Experiment, replicas: int) -> int:
-    """How many images each replica has in a micro-batch.
+    """Returns the number of images in a replica's micro-batch.
 
-    Raises InputError if the replicas cannot have equally many.
+    Raises InputError if the batch cannot be divided equally.
     """
     parts = replicas * experiment.accumulation
     if experiment.batch_size % parts:
         fitting = max(parts, experiment.batch_size // parts * parts)
         raise InputError(
-            f"Experiment.batch_size {experiment.batch_size} cannot be dealt to {replicas} replicas"
-            f" in {experiment.accumulation} micro-batches each; give a multiple of {parts},"
-            f" such as --batch_size={fitting}, by which the schedule follows"
+            f"Experiment.batch_size {experiment.batch_size} cannot be divided among {replicas}"
+            f" replicas in {experiment.accumulation} micro-batches each; give a multiple of"
+            f" {parts}, such as --batch_size={fitting}, which also scales the schedule"
         )
     return experiment.batch_size // parts
 
 
 def describe(experiment: Experiment, replicas: int, num_examples: int) -> str:
-    """One line: the effective batch and its schedule."""
+    """Describes the effective batch and its schedule in one line."""
     schedule = experiment.optimizer(experiment.steps).schedule
     epochs = experiment.steps * experiment.batch_size / num_examples
     images = per_replica_batch_size(experiment, replicas)

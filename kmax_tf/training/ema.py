@@ -9,8 +9,8 @@ import tf_keras
 def build_ema(build_model: Callable[[], tf_keras.Model]) -> tf_keras.Model:
     """Builds a model by `build_model()` whose variables each replica updates by itself.
 
-    Call it in the strategy's scope. No replica needs another's: their weights are the same, and so
-    are the statistics of their batch norms.
+    Call it in the strategy's scope. Replicas need not exchange these variables: their weights and
+    the statistics of their batch norms are equal.
     """
 
     def local(create, **options):

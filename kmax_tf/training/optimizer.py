@@ -1,4 +1,4 @@
-"""AdamW with the official rule of who decays and who learns slower, and its learning rate."""
+"""AdamW with the official parameter groups (decay on kernels, a slower encoder), its schedule."""
 
 from collections.abc import Sequence
 
@@ -29,14 +29,14 @@ class WarmupPolynomial(tf_keras.optimizers.schedules.LearningRateSchedule):
 
 
 class AdamW(tf_keras.optimizers.Optimizer):
-    """Adam with decoupled weight decay, of kernels alone; the pixel encoder learns slower.
+    """Adam with decoupled weight decay on kernels, and a lower learning rate for the encoder.
 
-    Arguments:
-      steps: length of the schedule.
-      learning_rate: the rate that the warm-up ends at.
-      warmup_steps: steps until then.
-      weight_decay: times the learning rate, of every variable named "kernel".
-      encoder_multiplier: of the pixel encoder's learning rate, and so of its decay.
+    Args:
+        steps: length of the schedule.
+        learning_rate: the rate at the end of the warm-up.
+        warmup_steps: length of the warm-up.
+        weight_decay: factor of the learning rate, for every variable named "kernel".
+        encoder_multiplier: factor of the pixel encoder's learning rate, and so of its decay.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class AdamW(tf_keras.optimizers.Optimizer):
         self.decay, self.encoder_multiplier = weight_decay, encoder_multiplier
 
     def build_for(self, model: tf_keras.Model) -> None:
-        """Makes the moments of the model's trainable variables, once they exist."""
+        """Creates the moments of the model's trainable variables."""
         encoder = {v.ref() for v in model.pixel_encoder.trainable_variables}
         self._trained = variables = model.trainable_variables
         super().build(variables)
@@ -66,10 +66,10 @@ class AdamW(tf_keras.optimizers.Optimizer):
         )
 
     def apply(self, gradients: Sequence[tf.Tensor], finite: tf.Tensor) -> None:
-        """One step with the gradients of `model.trainable_variables`, summed over the replicas.
+        """Takes one step with the gradients of `model.trainable_variables`, summed over replicas.
 
-        Each is of its variable's shape. Where `finite` (bool scalar) is false, weights and moments
-        stay as they are.
+        Each gradient has its variable's shape. If `finite` (bool scalar) is false, weights and
+        moments do not change.
         """
         step = tf.cast(self.iterations + 1, tf.float32)
         enabled = tf.cast(finite, tf.float32)
@@ -89,7 +89,7 @@ class AdamW(tf_keras.optimizers.Optimizer):
         )
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Decay at the scheduled rate, then Adam with epsilon beside the uncorrected root."""
+        """Decays, then applies Adam with epsilon added to the uncorrected root."""
         i = self._index_dict[self._var_key(variable)]
         rate = self._rates[self._multipliers[i]]
         if self._decays[i]:
@@ -108,7 +108,7 @@ class AdamW(tf_keras.optimizers.Optimizer):
 
 
 def clip(gradients: Sequence[tf.Tensor], clip_norm: float) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Scales gradients to a global norm of at most `clip_norm`; returns them and the old norm."""
+    """Scales gradients to a global norm of at most `clip_norm`; also returns their old norm."""
     norm = tf.linalg.global_norm(gradients)
     scale = tf.minimum(1.0, clip_norm / norm)
     return [g * scale for g in gradients], norm

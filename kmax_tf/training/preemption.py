@@ -1,8 +1,9 @@
-"""SIGTERM, by which a machine that is taken away ends its programs: training saves, then leaves.
+"""Handles SIGTERM (sent before preemption): training saves a checkpoint, then exits.
 
-TensorFlow's own (PreemptionCheckpointHandler, orbit's SaveCheckpointIfPreempted) does nothing on
-Cloud TPU and CPU hosts of Google Cloud, restores the newest checkpoint itself, corrupt or not, and
-adds a variable to it.
+TensorFlow's PreemptionCheckpointHandler and orbit's SaveCheckpointIfPreempted do not fit:
+  - they do nothing on Cloud TPU and CPU hosts of Google Cloud;
+  - they restore the newest checkpoint themselves, corrupt or not;
+  - they add a variable to it.
 """
 
 import contextlib
@@ -19,15 +20,16 @@ RESTART = 75  # exit status "try again" (EX_TEMPFAIL of sysexits.h)
 
 @contextlib.contextmanager
 def watch() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM ends nothing; gives a function that says whether one came.
+    """Catches SIGTERM, and yields a function that tells whether one came.
 
-    A second one, or SIGINT after it, ends the process at once. Use it in the main thread.
+    A second SIGTERM, or SIGINT after the first, ends the process at once. Use it in the main
+    thread.
     """
     came = threading.Event()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
-    def act():  # Python's own handlers wait for the main thread, which is in a loop of steps
+    def act():  # a handler in Python would wait for the main thread, which runs a loop of steps
         while number := os.read(reader, 1):
             if came.is_set() and number[0] in (signal.SIGTERM, signal.SIGINT):
                 os._exit(128 + number[0])
@@ -48,9 +50,9 @@ def watch() -> Iterator[Callable[[], bool]]:
 
 
 def on_any_host(strategy: tf.distribute.Strategy, came: bool) -> bool:
-    """Whether `came`, a bool, is true in any program of the strategy; all of them must ask."""
+    """Returns whether `came` is true in any program of the strategy; all of them must call it."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return came  # there is but one program
+        return came  # there is only one program
     count = strategy.run(
         lambda value: tf.distribute.get_replica_context().all_reduce("SUM", value),
         args=(tf.constant(float(came)),),

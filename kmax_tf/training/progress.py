@@ -1,48 +1,60 @@
-"""The line that training shows, and what its user should know beside it."""
+"""The progress bar of a training, and its warnings."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tqdm import tqdm
 
-from kmax_tf.data.records.reader import Records
-from kmax_tf.experiment import Experiment
-from kmax_tf.training import nonfinite
+from kmax_tf.training.nonfinite import NonFiniteSteps
 
 NO_VOID = (
-    "no pixel of the crops is void: clusters without a segment hardly learn that they have none,"
-    ' and instances separate slowly; bind Criterion.unmatched_class_weight to "nonvoid_share", or'
-    " scale images below 1"
+    "no pixel of the crops is void: unmatched clusters hardly learn to predict void, and instances"
+    ' separate slowly; bind Criterion.unmatched_class_weight to "nonvoid_share", or scale images'
+    " below 1"
 )
-# Steps a second, however few; tqdm's own would become seconds a step.
+# Always steps a second; below 1 tqdm would switch to seconds a step.
 RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
-def line(experiment: Experiment, start: int) -> tqdm:
-    """The progress line of a training that goes on from step `start`."""
-    return tqdm(None, "training", experiment.steps, initial=start, unit=" steps", bar_format=RATE)
+class Progress:
+    """A progress bar from step `start` to `steps`; use it in a `with` statement.
 
-
-def show(
-    bar: tqdm,
-    experiment: Experiment,
-    records: Records,
-    skips: nonfinite.NonFiniteSteps,
-    step: int,
-    scalars: Mapping[str, float],
-) -> None:
-    """Shows that a training on the `Records` has come to `step`, by what its last loop gave.
-
-    Raises InputError after too many skipped steps in a row.
+    Args:
+        batch_size: images a step.
+        needs_void: whether the loss learns from void pixels; a training without any is warned of.
+        describe_step: step -> one line about a non-finite step.
     """
-    for text in nonfinite.report(experiment, records, skips.since(bar.n)):
-        bar.write(text, sys.stderr)
-    nonfinite.check(skips, step)
-    void_matters = experiment.criterion.unmatched_class_weight == "void_share"
-    if bar.n == bar.initial and scalars["void_share"] == 0 and void_matters:
-        bar.write(NO_VOID, sys.stderr)
-    bar.update(step - bar.n)
-    corrupt = scalars.get("corrupt_records")
-    note = f", {corrupt:.0f} corrupt records skipped" if corrupt else ""
-    images = experiment.batch_size * (bar.format_dict["rate"] or 0)
-    bar.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
+
+    def __init__(
+        self, start: int, steps: int, batch_size: int, *, needs_void: bool, describe_step: Callable
+    ):
+        self._bar = tqdm(None, "training", steps, initial=start, unit=" steps", bar_format=RATE)
+        self._batch_size, self._needs_void = batch_size, needs_void
+        self._describe_step = describe_step
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def show(self, step: int, scalars: Mapping[str, float], nonfinite: NonFiniteSteps) -> None:
+        """Shows that training reached `step`, with the scalars of its last loop.
+
+        Raises InputError after too many non-finite steps in a row.
+        """
+        bar = self._bar
+        for skipped in nonfinite.since(bar.n):
+            self.write(self._describe_step(skipped))
+        nonfinite.check(step)
+        if bar.n == bar.initial and scalars["void_share"] == 0 and self._needs_void:
+            self.write(NO_VOID)
+        bar.update(step - bar.n)
+        corrupt = scalars.get("corrupt_records")
+        note = f", {corrupt:.0f} corrupt records skipped" if corrupt else ""
+        images = self._batch_size * (bar.format_dict["rate"] or 0)
+        bar.set_postfix_str(f"{images:.1f} images/s, loss {scalars['loss/total']:.3f}{note}")
+
+    def write(self, line: str) -> None:
+        """Writes a line to stderr above the bar."""
+        self._bar.write(line, sys.stderr)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 
 import orbit
 import tensorflow as tf
@@ -13,13 +12,15 @@ from kmax_tf.data import training_input
 from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.experiment import Experiment
+from kmax_tf.importers import own_checkpoint
 from kmax_tf.run_folder import checkpoint, layout, provenance
-from kmax_tf.training import batch_size, preemption, progress
+from kmax_tf.training import batch_size, nonfinite, preemption
+from kmax_tf.training.progress import Progress
 from kmax_tf.training.trainer import make_trainer
 
 
-def training_records(experiment: Experiment) -> reader.Records:
-    """The `Records` of the training split, counted.
+def training_records(experiment: Experiment) -> Records:
+    """Finds and counts the `Records` of the training split.
 
     Raises InputError if they are missing, empty, of an unknown schema or of other classes.
     """
@@ -35,9 +36,11 @@ def training_dataset(
     start_step: int,
     service: str = "",
 ) -> tf.distribute.DistributedDataset:
-    """The distributed training input of `records`, from `start_step` on.
+    """Builds the distributed training input of `records`, from `start_step` on.
 
-    `service` is the address of a tf.data service that makes it, "" for the hosts themselves.
+    Args:
+        stride: the model's output stride.
+        service: address of a tf.data service that makes the batches; "" for the hosts themselves.
     """
 
     def per_host(context):
@@ -55,7 +58,7 @@ def training_dataset(
             num_hosts=context.num_input_pipelines,
             service=service,
         )
-        # Else the strategy of several hosts, in case that one runs out, forgets the batch size.
+        # Otherwise a strategy of several hosts drops the static batch size.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return batches.apply(endless)
 
@@ -70,15 +73,19 @@ def train(
     *,
     allow_changes: bool = False,
 ) -> tf_keras.Model:
-    """Trains `experiment` in `run_dir`, going on from its newest checkpoint; returns the model.
+    """Trains `experiment` in `run_dir` from its newest checkpoint, and returns the model.
 
-    `service` is the address of a tf.data service that makes the input, "" for the hosts themselves.
-    `allow_changes`: go on although the run began with another configuration or other records.
-    Writes config.gin, run.json, checkpoints/ and the TensorBoard summaries train/ into `run_dir`.
-    Raises InputError for records, checkpoints or losses that training cannot go on with.
-    Raises SystemExit(RESTART) once SIGTERM came and a checkpoint is saved; see preemption.py.
+    It writes config.gin, run.json, checkpoints/ and the TensorBoard summaries train/.
+
+    Args:
+        service: as in `training_dataset`.
+        allow_changes: resume even if the configuration or the records differ.
+
+    Raises:
+        InputError: records, checkpoints or losses that training cannot continue with.
+        SystemExit: RESTART, after SIGTERM and a saved checkpoint; see preemption.py.
     """
-    records = training_records(experiment)  # before anything that takes long
+    records = training_records(experiment)  # an error here comes before anything slow
     print(batch_size.describe(experiment, strategy.num_replicas_in_sync, records.num_examples))
     made_with = provenance.describe(experiment.dataset, records)
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
@@ -94,27 +101,27 @@ def train(
 
     def after_loop(scalars):
         step = int(trainer.step.numpy())
-        progress.show(line, experiment, records, trainer.nonfinite, step, scalars)
+        progress.show(step, scalars, trainer.nonfinite)
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
             checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
         if stop:
-            line.write(f"stopped at step {step}; start it again to go on", sys.stderr)
+            progress.write(f"stopped at step {step}; start it again to resume")
             raise SystemExit(preemption.RESTART)
 
     with (
         reader.named_errors(records, f"{experiment.data_dir}: split {experiment.train_split!r}"),
         preemption.watch() as terminated,
-        progress.line(experiment, start) as line,
+        _progress(experiment, records, start) as progress,
         contextlib.redirect_stdout(io.StringIO()),  # orbit prints every scalar
     ):
-        # Without a checkpoint manager, whose newest checkpoint orbit would insist on.
+        # No checkpoint manager: orbit would insist on its newest checkpoint.
         orbit.Controller(
             global_step=trainer.step,
             trainer=trainer,
             strategy=strategy,
             train_actions=[after_loop],
-            # Loops end where checkpoints are due, wherever it went on from.
+            # Loops end where checkpoints are due, wherever the run resumed.
             steps_per_loop=lambda step: every - step % every,
             summary_interval=every,
             summary_dir=layout.training(folder),
@@ -123,11 +130,29 @@ def train(
 
 
 def _restore(trainer, saver, run_dir):
-    """Reads the newest checkpoint, or the initial one into a new run; returns the step reached."""
+    """Reads the newest checkpoint, or in a new run the initial one; returns the step reached."""
     initial = trainer.experiment.initial_checkpoint
     with trainer.strategy.scope():
         resumed = checkpoint.resume(saver, run_dir)
         if initial and not resumed:
-            checkpoint.restore_initial(trainer.model, initial)
+            lines = own_checkpoint.start_from(trainer.model, initial, trainer.experiment.dataset)
+            print(*lines, sep="\n", end="\n" * bool(lines))
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     return int(trainer.step.numpy())
+
+
+def _progress(experiment, records, start):
+    batch = experiment.batch_size
+
+    def describe_step(step):
+        """Names the images of a step: its position in the input's order is known."""
+        ordered = training_input.ordered_records(
+            records, experiment.training_input, seed=experiment.seed, start=step * batch
+        )
+        serialized = (record for _, record, *_ in ordered.take(batch).as_numpy_iterator())
+        return nonfinite.describe_step(step, serialized)
+
+    needs_void = experiment.criterion.unmatched_class_weight == "void_share"
+    return Progress(
+        start, experiment.steps, batch, needs_void=needs_void, describe_step=describe_step
+    )

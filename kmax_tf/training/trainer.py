@@ -14,6 +14,7 @@ from kmax_tf.data.transforms.targets import Targets
 from kmax_tf.experiment import Experiment
 from kmax_tf.loss.criterion import Criterion, Losses
 from kmax_tf.model.layers.stateless_random import random_seed, random_uniform
+from kmax_tf.run_folder import checkpoint
 from kmax_tf.training import ema
 from kmax_tf.training.nonfinite import NonFiniteSteps
 from kmax_tf.training.optimizer import AdamW, clip
@@ -22,9 +23,11 @@ from kmax_tf.training.optimizer import AdamW, clip
 def training_losses(
     model: tf_keras.Model, criterion: Criterion, image: tf.Tensor, targets: Targets
 ) -> Losses:
-    """The `Losses` of a batch in training mode; call it within `random_seed`.
+    """Computes the `Losses` of a batch in training mode; call it within `random_seed`.
 
-    image: float32 [batch, height, width, 3], 0..255; targets: `Targets`, batched.
+    Args:
+        image: float32 [batch, height, width, 3], 0..255.
+        targets: `Targets`, batched.
     """
     outputs = model(image, training=True)
     batch, height, width, _ = outputs.final.mask_logits.shape
@@ -43,17 +46,20 @@ def train_step(
     clip_norm: float,
     accumulation: int = 1,
 ) -> tuple[Losses, tf.Tensor, tf.Tensor]:
-    """One step on one replica; call it in a replica context.
+    """Takes one step on one replica; call it in a replica context.
 
-    Arguments:
-      image: float32 [batch, height, width, 3], 0..255; targets: `Targets`, batched.
-      seed: int32 [2], of all random numbers of the step on this replica.
-      clip_norm: largest global norm of the gradient.
-      accumulation: micro-batches that the images are taken in, one after another, so that only
-        one needs memory; a divisor of the batch. The gradient is that of the whole batch, but that
-        batch norm sees micro-batches, and moves its statistics with each.
-    Returns the batch means of `Losses`, with one number for each output, the gradient's norm, and
-    whether loss and gradient were finite on all replicas; if not, nothing was trained.
+    Args:
+        image: float32 [batch, height, width, 3], 0..255.
+        targets: `Targets`, batched.
+        seed: int32 [2], of all random numbers of the step on this replica.
+        clip_norm: largest global norm of the gradient.
+        accumulation: number of micro-batches, a divisor of the batch. They run one after another
+            and only one needs memory. The gradient is that of the whole batch; batch norm sees
+            micro-batches, and each of them moves its statistics.
+
+    Returns:
+        The batch means of `Losses`, with one number for each output; the gradient's norm; and
+        whether loss and gradient were finite on all replicas. If not, no weight changed.
     """
     replica = tf.distribute.get_replica_context()
     parts = tf.nest.map_structure(
@@ -61,14 +67,14 @@ def train_step(
     )
 
     def part(number):
-        """Of one micro-batch: its share of the gradient, of the loss and of the means."""
+        """Computes a micro-batch's share of the gradient, the loss and the means."""
         own_seed = seed * [1, accumulation] + [0, number]
         with tf.GradientTape() as tape, random_seed(own_seed):
             own = tf.nest.map_structure(lambda x: x[number], parts)
             losses = training_losses(model, criterion, *own)
             loss = tf.reduce_mean(losses.total) / (replica.num_replicas_in_sync * accumulation)
         gradients = tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero")
-        # Those of looked-up rows are sparse.
+        # Gradients of look-ups are sparse.
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         return gradients, loss, Losses(*(tf.reduce_mean(v, -1) / accumulation for v in losses))
 
@@ -82,17 +88,17 @@ def train_step(
 
 
 def mean_shapes(model: tf_keras.Model) -> Losses:
-    """The shapes of the batch means of `Losses`."""
+    """Returns the shapes of the batch means of `Losses`."""
     outputs = tf.TensorShape([model.num_predictions])
     return Losses(*[outputs] * 4, semantic=tf.TensorShape([]), recall=tf.TensorShape([]))
 
 
 def _sum(part, count, shapes):
-    """The sum of part(0) ... part(count - 1), float32 of `shapes`, made one after another."""
+    """Sums part(0) ... part(count - 1), float32 of `shapes`, one after another."""
     add = functools.partial(tf.nest.map_structure, tf.add)
     mirrored = tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy
     if count == 1 or isinstance(tf.distribute.get_strategy(), mirrored):
-        total = part(0)  # Mirrored replicas cannot meet within a loop of TensorFlow.
+        total = part(0)  # Mirrored replicas cannot reduce within a tf.while_loop.
         for number in range(1, count):
             with tf.control_dependencies(tf.nest.flatten(total)):
                 total = add(total, part(number))
@@ -107,7 +113,7 @@ def _sum(part, count, shapes):
 
 
 class Trainer(orbit.StandardTrainer):
-    """Runs `train_step` on all replicas, and averages what it returns until the host looks."""
+    """Runs `train_step` on all replicas, and averages its results over a loop of steps."""
 
     def __init__(
         self,
@@ -139,8 +145,10 @@ class Trainer(orbit.StandardTrainer):
 
     @property
     def state(self) -> dict:
-        """What a checkpoint holds, by name."""
+        """The items of a checkpoint, by name."""
+        classes = checkpoint.Classes(self.experiment.dataset)
         items = {"model": self.model, "optimizer": self.optimizer, "step": self.step}
+        items |= {"classes": classes}
         return items | ({"ema": self.ema} if self.ema else {})
 
     def train_step(self, iterator: Iterator) -> None:
@@ -174,7 +182,7 @@ class Trainer(orbit.StandardTrainer):
         self.nonfinite.update(self.step, finite)
 
     def train_loop_end(self) -> dict[str, float]:
-        """Means since the last call, as scalars; corrupt records are counted from the start."""
+        """Returns scalars: means since the last call, and corrupt records since the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
         scalars = {
             "loss/total": float(losses.total),
@@ -197,9 +205,9 @@ class Trainer(orbit.StandardTrainer):
 
 
 def make_trainer(experiment: Experiment, strategy: tf.distribute.Strategy) -> Trainer:
-    """Model, optimizer and step counter in the strategy's scope; returns them as a `Trainer`.
+    """Builds model, optimizer and step counter in the strategy's scope, as a `Trainer`.
 
-    Its dataset is set once the step to start from is known.
+    Set its `train_dataset` once the first step is known.
     """
     runtime.set_seed(experiment.seed)
     with strategy.scope():

@@ -73,7 +73,7 @@ def test_missing_colors_are_distinct_and_repeatable():
         ({"id": 1, "name": 4, "isthing": 1}, '"name" must be str'),
         ({"id": 1, "name": "a", "isthing": 1, "color": [0, 0]}, '"color" must be three'),
         ({"id": 1, "name": "a", "isthing": 1, "color": [0, 0, 256]}, '"color" must be three'),
-        ({"id": 0, "name": "a", "isthing": 1}, '"id" 0 is there twice'),
+        ({"id": 0, "name": "a", "isthing": 1}, '"id" 0 is used twice'),
         ({"id": 1 << 31, "name": "a", "isthing": 1}, '"id" 2147483648 is not 0 to'),
         ({"id": -1, "name": "a", "isthing": 1}, '"id" -1 is not 0 to'),
     ],

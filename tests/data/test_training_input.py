@@ -67,7 +67,7 @@ def test_each_epoch_holds_each_example_once(paths, hosts):
     share = epochs * NUMBER // hosts
     rows = sorted(sum((ids(paths, share, host_index=h, num_hosts=hosts) for h in range(hosts)), []))
     assert [position for position, *_ in rows] == list(range(epochs * NUMBER))
-    for which in (1, 2):  # the examples, and what is pasted onto them
+    for which in (1, 2):  # the examples, and the images to paste
         orders = [[r[which] for r in rows[k : k + NUMBER]] for k in range(0, len(rows), NUMBER)]
         assert all(sorted(order) == list(range(NUMBER)) for order in orders)
         assert len(set(map(tuple, orders))) == epochs
@@ -104,6 +104,26 @@ def test_interrupted_at_twenty_steps(paths, hosts):
     for start in np.random.default_rng(1).integers(0, len(whole), 20):
         rest = whole[start:][:2]
         assert_equal(batches(paths, len(rest), start_step=int(start), **common), rest)
+
+
+@pytest.mark.parametrize("placement", training_input.PLACEMENTS)
+@pytest.mark.parametrize("height, width", [(2, 3000), (3000, 2), (1, 700), (1, 1)])
+def test_thin_images_keep_a_pixel(made, tmp_path, height, width, placement):
+    thin = made.write(str(tmp_path), [0, 1], num_shards=1, height=height, width=width)
+    common = dict(number=2, batch_size=1)
+    options = EVERYTHING | dict(placement=placement, color=None)
+    if placement == "host":
+        for image, _ in batches(thin, 4, options, **common):
+            assert image.shape == (1, 33, 41, 3) and np.isfinite(image).all()
+        options |= dict(augment=False)
+        image, _ = batches(thin, 1, options, **common)[0]
+        shown = (image[0] != 127.5).any(axis=-1)
+        rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+        assert rows.size == (1 if width > height else 33) and columns.size > 0
+    else:
+        for decoded in batches(thin, 4, options, **common):
+            assert decoded.size.min() == 1 or width == height
+            assert all(side.min() >= 1 for side in decoded.params.geometry[:2])
 
 
 def test_replicas_share_the_images_of_a_step(paths):

@@ -1,6 +1,7 @@
 """What tests of converters share: reading records back, and what the source says by itself."""
 
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from data_prep import pool
 from kmax_tf.data import datasets
-from kmax_tf.data.records import reader
+from kmax_tf.data.records import reader, shards
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def read_all():
 
     def read(folder, split):
         found = reader.find(str(folder), split, datasets.load(str(folder)))
-        examples = map(found.parse, reader.serialized(found))
+        records = itertools.chain.from_iterable(map(shards.read, found.paths))
+        examples = map(found.parse, records)
         return {e.image_id.numpy().decode(): e for e in examples}
 
     return read

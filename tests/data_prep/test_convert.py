@@ -3,6 +3,10 @@
 import importlib.util
 import json
 import os
+import pathlib
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +14,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_prep import beam, coco_format, convert
+from data_prep import beam, coco_format, convert, validate
 from kmax_tf import errors
-from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data import datasets, label_png
 from kmax_tf.data.records import example, serialize
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def source(tmp_path, write_json):
             (tmp_path / folder / image["file_name"]).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.full((6, 8, 3), image["id"], np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / image["file_name"])
-        (tmp_path / "labels" / image["file_name"]).write_bytes(coco_panoptic.encode_ids(ids))
+        (tmp_path / "labels" / image["file_name"]).write_bytes(label_png.encode_ids(ids))
         for folder in ("images", "labels"):  # older than any shard, at a resolution of a second
             os.utime(tmp_path / folder / image["file_name"], (1e9, 1e9))
         segments = [
@@ -80,7 +86,7 @@ def test_several_json_files_make_one_split(source, tmp_path, alone, read_all, wr
     folders = [str(tmp_path / "images")], parts, [str(tmp_path / "labels")] * 2
     convert.convert(*coco_format.read(*folders), str(tmp_path / "out"), "train", 1, alone)
     assert sorted(read_all(tmp_path / "out", "train")) == [str(k) for k in range(6)]
-    with pytest.raises(errors.InputError, match=r"own\.json: image 0 is in another JSON"):
+    with pytest.raises(errors.InputError, match=r"own\.json: .* 0 is also in another JSON"):
         coco_format.read(folders[0], [parts[0], str(tmp_path / "own.json")], folders[2])
     with pytest.raises(errors.InputError, match="--panoptic_dir: 3 folders for 2 JSON files"):
         coco_format.read(folders[0], parts, ["x"] * 3)
@@ -116,18 +122,23 @@ def test_interrupted_conversion_goes_on_with_what_is_missing(source, tmp_path, a
     assert not (tmp_path / "out/train.partial").exists()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda f: (f / "labels/a/0.png").write_bytes((f / "labels/a/0.png").read_bytes()),
-        lambda f: os.utime(f / "images/a/0.png"),
-    ],
-)
-def test_shards_of_a_changed_source_are_made_anew(source, tmp_path, alone, monkeypatch, change):
+@pytest.mark.parametrize("folder", ["images", "labels"])
+@pytest.mark.parametrize("date", [1e9, 0, 4e9])  # the same one, older, in the future
+def test_shards_of_changed_files_are_made_again(source, tmp_path, alone, monkeypatch, folder, date):
     interrupt(source, tmp_path, alone, monkeypatch, shards=2)
-    change(tmp_path)
+    changed = tmp_path / folder / "a/0.png"
+    pixels = np.asarray(Image.open(changed))
+    Image.fromarray(pixels[::-1] if folder == "labels" else pixels + 1).save(changed)
+    os.utime(changed, (date, date))
     made = converted(source(), tmp_path, alone, monkeypatch, 2)
     assert made == ["0", "2", "4", "1", "3", "5"]
+
+
+def test_shards_of_files_with_new_dates_stay(source, tmp_path, alone, monkeypatch):
+    interrupt(source, tmp_path, alone, monkeypatch, shards=2)
+    os.utime(tmp_path / "labels/a/0.png")
+    made = converted(source(), tmp_path, alone, monkeypatch, 2)
+    assert made == ["1", "3", "5"]
 
 
 def test_shards_of_another_json_or_number_are_made_anew(source, tmp_path, alone, monkeypatch):
@@ -183,14 +194,108 @@ def test_tfds_reads_the_records(source, tmp_path, alone):
     assert len(list(builder.as_dataset(split="train[2:5]"))) == 3
 
 
+def flags_of(tmp_path):
+    return [
+        *("--panoptic_json", str(tmp_path / "own.json"), "--images", str(tmp_path / "images")),
+        *("--panoptic_dir", str(tmp_path / "labels"), "--out", str(tmp_path / "out")),
+        *("--split", "train", "--workers", "1"),
+    ]
+
+
+def test_a_full_disk_is_one_line(source, tmp_path):
+    source()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "images/a/0.png")
+    ids = np.full((60, 80), 9)
+    (tmp_path / "labels/a/0.png").write_bytes(label_png.encode_ids(ids))
+
+    def limit():  # a write that goes over it fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    command = [sys.executable, "-m", "data_prep.coco_format", *flags_of(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, preexec_fn=limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "train-00000-of-00006" in line and "File too large" in line
+    assert "run the same command again" in line
+    left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not left
+    coco_format.main(flags_of(tmp_path))
+    assert len(list((tmp_path / "out").glob("*.tfrecord"))) == 6
+
+
+@pytest.mark.parametrize("kind", ["crowd", "no segment", "void"])
+def test_a_set_without_anything_to_learn_is_told(source, tmp_path, capsys, kind):
+    def change(content):
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["iscrowd"] = int(kind == "crowd")
+            if kind == "no segment":
+                annotation["segments_info"] = []
+
+    source(change)
+    if kind != "crowd":
+        for path in (tmp_path / "labels").glob("*/*.png"):
+            path.write_bytes(label_png.encode_ids(np.zeros((6, 8), int)))
+    coco_format.main(flags_of(tmp_path))
+    message = "warning: none of the 6 images has a segment that is not crowd"
+    assert message in capsys.readouterr().out
+    paths = (str(tmp_path / name) for name in ("images", "own.json", "labels"))
+    text, count = validate.validate(validate.raw(*paths), str(tmp_path / "validation"), 1)
+    assert "warning: nothing to learn (1)" in text and count == 0
+    made = validate.converted(str(tmp_path / "out"), "train")
+    assert "nothing to learn" in validate.validate(made, str(tmp_path / "validation"), 1)[0]
+
+
+def test_one_thing_to_learn_is_enough(source, tmp_path, capsys):
+    def change(content):
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["iscrowd"] = int(annotation["image_id"] != 5)
+
+    source(change)
+    coco_format.main(flags_of(tmp_path))
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["a\u202fPM.png", "\u5199\u3000 1.png", "v\u00a0[1]*?.png", "-\\.png"]
+)
+def test_names_of_all_kinds(source, tmp_path, alone, read_all, name):
+    def change(content):
+        content["images"][0]["file_name"] = content["annotations"][0]["file_name"] = name
+
+    read = source(change)
+    for folder in ("images", "labels"):
+        os.rename(tmp_path / folder / "a/0.png", tmp_path / folder / name)
+    convert.convert(*read, str(tmp_path / "out"), "train", 2, alone)
+    found = read_all(tmp_path / "out", "train")
+    assert found["0"].filename.numpy().decode() == name and len(found) == 6
+    paths = (str(tmp_path / name) for name in ("images", "own.json", "labels"))
+    assert validate.validate(validate.raw(*paths), str(tmp_path / "validation"), 1)[1] == 0
+
+
+def test_images_of_a_folder_with_signs_of_patterns(tmp_path):
+    folder = tmp_path / "a [1]*?/x"
+    folder.mkdir(parents=True)
+    for name in ("2.png", "[1].png", "c.jpg"):
+        (folder / name).touch()
+    items = convert.list_unlabelled(str(folder.parent), "*/*.png", lambda stem: stem)
+    assert [item.annotation.image_name for item in items] == ["x/2.png", "x/[1].png"]
+    with open(os.fsencode(folder) + b"/caf\xe9.png", "w"):
+        pass
+    with pytest.raises(errors.InputError, match=r"name that is not UTF-8 .*caf.*; rename it"):
+        convert.list_unlabelled(str(folder), "*.png", lambda stem: stem)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("apache_beam"), reason="apache_beam is installed")
 def test_beam_that_is_not_installed_is_named(source, tmp_path):
-    with pytest.raises(errors.InputError, match=r"apache_beam is not installed; pip install"):
+    with pytest.raises(errors.InputError, match=r"apache_beam is not installed; run pip install"):
         beam.run(print, [], ["--runner=DirectRunner"])
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("apache_beam"), reason="needs apache_beam")
-def test_beam_writes_the_same(source, tmp_path, alone, capsys):
+def test_beam_writes_the_same(source, tmp_path, alone):
     convert.convert(*source(), str(tmp_path / "out"), "train", 3, alone)
     expected = shards(tmp_path)
     for path in (tmp_path / "out").glob("*"):
@@ -200,18 +305,17 @@ def test_beam_writes_the_same(source, tmp_path, alone, capsys):
         *("--panoptic_dir", str(tmp_path / "labels"), "--out", str(tmp_path / "out")),
         *("--split", "train", "--shards", "3", "--runner", "DirectRunner"),
     ]
-    assert coco_format.main([*flags, "--direct_num_workers=1"]) == 0
+    coco_format.main([*flags, "--direct_num_workers=1"])
     assert shards(tmp_path) == expected
     (tmp_path / "labels/a/2.png").write_bytes(b"\x89PNG")
-    assert coco_format.main(flags) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "labels/a/2.png: not a readable PNG" in error
-    assert coco_format.main([*flags[:-1], "DirectRunn"]) == 1
-    assert "Unexpected pipeline runner: DirectRunn" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^error: .*labels/a/2\.png: not a readable PNG"):
+        coco_format.main(flags)
+    with pytest.raises(SystemExit, match="^error: Unexpected pipeline runner: DirectRunn"):
+        coco_format.main([*flags[:-1], "DirectRunn"])
 
 
-def test_unknown_flags_are_refused_without_runner(source, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_unknown_flags_are_refused_without_runner():
+    with pytest.raises(SystemExit, match="^error: "):
         coco_format.main(["--split", "a", "--out", "b", "--project", "c"])
 
 

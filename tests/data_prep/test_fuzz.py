@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep import coco_format, convert, demo, validate
 from kmax_tf import errors
 from kmax_tf.data import datasets
-from kmax_tf.data.records import example, foreign, reader, serialize, shards
+from kmax_tf.data.records import deeplab2, example, reader, serialize, shards, tfds
 
 FEW, MANY = range(12), range(12, 200)
 both = pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def serialized(schema):
             features[key].int64_list.value.extend(value)
     record = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
     if schema == "tfds":
-        return record, lambda r: foreign.parse_tfds(r, [c.id for c in coco.categories])
-    return record, lambda r: foreign.parse_deeplab2(r, coco)
+        return record, lambda r: tfds.parse(r, [c.id for c in coco.categories])
+    return record, lambda r: deeplab2.parse(r, coco)
 
 
 @both

@@ -1,7 +1,6 @@
 """The real samples, laid out as people have them, convert and read back as the source says."""
 
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -10,21 +9,18 @@ from PIL import Image
 
 from data_prep import ade20k, cityscapes, coco, convert
 from kmax_tf import errors
-from kmax_tf.data import coco_panoptic, datasets
-
-DATA = pathlib.Path(__file__).parents[2].parent / "shared/data"
-pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the real samples are not here")
+from kmax_tf.data import datasets, label_png
 
 
-def test_coco(tmp_path, alone, read_all, assert_equals_source, capsys):
-    sample, source = DATA / "coco_sample/sample_data", tmp_path / "coco"
+def test_coco(shared, tmp_path, alone, read_all, assert_equals_source, capsys):
+    sample, source = shared / "data/coco_sample/sample_data", tmp_path / "coco"
     labels = source / "annotations/panoptic_val2017"
     shutil.copytree(sample / "panoptic_examples", labels)
     shutil.copy(sample / "panoptic_examples.json", f"{labels}.json")
     for split in ("val", "test"):
         shutil.copytree(sample / "input_images", source / f"{split}2017")
     flags = ["--source", str(source), "--out", str(tmp_path / "out"), "--workers", "1"]
-    assert coco.main([*flags, "--split", "val", "test"]) == 0
+    coco.main([*flags, "--split", "val", "test"])
     assert "split test, 2 images, 2 shards" in capsys.readouterr().out
 
     content = json.loads((sample / "panoptic_examples.json").read_text())
@@ -49,8 +45,8 @@ def test_coco(tmp_path, alone, read_all, assert_equals_source, capsys):
         assert not example.segment_map.numpy().any() and not len(example.segment_id)
 
 
-def test_cityscapes(tmp_path, alone, read_all, assert_equals_source):
-    sample, source = DATA / "cityscapes_layout_sample", tmp_path / "cityscapes"
+def test_cityscapes(shared, tmp_path, alone, read_all, assert_equals_source):
+    sample, source = shared / "data/cityscapes_layout_sample", tmp_path / "cityscapes"
     stem, labels = "dummy_000000_000000", "cityscapes_panoptic_{}_trainId"
     name = f"{stem}_gtFine_panoptic.png"
     for kind in ("", ".json"):
@@ -75,16 +71,16 @@ def test_cityscapes(tmp_path, alone, read_all, assert_equals_source):
     assert_equals_source(example, image, png, segments)
     assert any(s["iscrowd"] for s in segments)
     assert list(read_all(tmp_path / "out", "test")) == [stem]
-    with pytest.raises(errors.InputError, match=r"nowhere.leftImg8bit.test: no .* is there"):
+    with pytest.raises(errors.InputError, match=r"nowhere.leftImg8bit.test: no file matches"):
         cityscapes.read(str(tmp_path / "nowhere"), "test")
     with pytest.raises(errors.InputError, match=r"panoptic_val_trainId\.json: cannot be read \(No"):
         cityscapes.read(str(tmp_path / "nowhere"), "val")
 
 
 @pytest.fixture
-def ade(tmp_path):
+def ade(shared, tmp_path):
     """The ADE20K sample in the layout of the release."""
-    sample, source = DATA / "ade20k_semantic_sample", tmp_path / "ade"
+    sample, source = shared / "data/ade20k_semantic_sample", tmp_path / "ade"
     shutil.copytree(sample / "images", source / "images/validation")
     shutil.copytree(sample / "annotations", source / "annotations/validation")
     return source
@@ -117,7 +113,7 @@ def test_ade20k_panoptic(ade, tmp_path, alone, read_all, write_json):
         stuff = next(s for s in segments if s["category_id"] not in things)
         thing = {"id": 7, "category_id": 12, "area": stuff["area"], "iscrowd": 0}
         ids[ids == stuff["id"]] = 7  # a person hides the first stuff
-        (labels / path.name).write_bytes(coco_panoptic.encode_ids(ids))
+        (labels / path.name).write_bytes(label_png.encode_ids(ids))
         content["images"].append({"id": path.stem, "file_name": f"{path.stem}.jpg"})
         content["annotations"].append(
             {
@@ -138,5 +134,5 @@ def test_ade20k_panoptic(ade, tmp_path, alone, read_all, write_json):
 
     content["categories"] = [{**c, "id": c["id"] + 1} for c in content["categories"]]
     write_json(ade / "ade20k_panoptic_val.json", content)
-    with pytest.raises(errors.InputError, match=r"ade20k_panoptic_val\.json: the ids of"):
+    with pytest.raises(errors.InputError, match=r"ade20k_panoptic_val\.json: .* other ids"):
         ade20k.read(str(ade), "val", False)

@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep import coco_format, convert, demo, validate
 from kmax_tf import errors
-from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data import datasets, label_png
 from kmax_tf.data.records import example, shards
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def spoil(folder):
     ids[ids == 0] = segments[11][0]["id"]
     for k, entry in enumerate(s for s in segments[11] if s["category_id"] not in stuff):
         entry["category_id"] = 11 if k < 2 else entry["category_id"]
-    (folder / "panoptic_train/000011.png").write_bytes(coco_panoptic.encode_ids(ids))
+    (folder / "panoptic_train/000011.png").write_bytes(label_png.encode_ids(ids))
     for entry in segments[11]:
         entry["area"] = int((ids == entry["id"]).sum())
     path.write_text(json.dumps(content))
@@ -67,14 +67,14 @@ def spoil(folder):
         ("error", "images that cannot be read", "000006.jpg: cannot be read"),
         ("error", "images that cannot be read", "000007.jpg: broken or truncated"),
         ("error", "label files that cannot be read", "000008.png: not a readable PNG"),
-        ("error", "sizes of image and label map", "000009.jpg: the image is 40 x 30, .* 97 x 97"),
-        ("warning", "images that are there twice", "000011.jpg is the same .* 000010.jpg"),
+        ("error", "sizes of image and label map", "000009.jpg: the image is 40 x 30 .* 97 x 97"),
+        ("warning", "duplicate images", "000011.jpg is the same .* 000010.jpg"),
         ("warning", "images without annotation", "000012.jpg"),
         ("warning", "stuff in several segments", "000011.jpg: [23] segments of grass"),
     ]
 
 
-def test_all_problems_are_told_at_once(digits, capsys):
+def test_all_problems_are_reported_at_once(digits):
     folder, flags = digits
     expected = spoil(folder)
     text, errors = validate.validate(validate.raw(**flags), str(folder / "out"), workers=1)
@@ -104,7 +104,7 @@ def test_good_dataset_and_its_records_have_no_error(digits, alone):
 def test_class_table_counts_by_hand(tmp_path, write_json, alone):
     ids = np.zeros((4, 5), int)
     ids[0], ids[1] = 1, 2
-    (tmp_path / "a.png").write_bytes(coco_panoptic.encode_ids(ids))
+    (tmp_path / "a.png").write_bytes(label_png.encode_ids(ids))
     Image.new("RGB", (5, 4)).save(tmp_path / "image.png")
     segments = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 1}]
     content = {
@@ -122,7 +122,7 @@ def test_class_table_counts_by_hand(tmp_path, write_json, alone):
     assert "classes without any segment (1)\n    z" in text
 
 
-def test_damaged_records_are_told_and_the_others_read(records, tmp_path):
+def test_corrupt_records_are_reported_and_the_others_read(records, tmp_path):
     paths = shards.paths(records, "train")
     for path in [*paths, f"{records}/dataset.json"]:
         (tmp_path / pathlib.Path(path).name).write_bytes(pathlib.Path(path).read_bytes())
@@ -134,7 +134,7 @@ def test_damaged_records_are_told_and_the_others_read(records, tmp_path):
         validate.converted(str(tmp_path), "train"), str(tmp_path / "out"), 1
     )
     assert errors == 1 and "train: 5 images" in text
-    assert "files of records that are corrupt (1)" in text and corrupt.name in text
+    assert "corrupt files of records (1)" in text and corrupt.name in text
 
 
 def test_records_of_other_categories(records, tmp_path):
@@ -173,3 +173,33 @@ def test_json_that_is_none_is_one_line(tmp_path):
     (tmp_path / "a.json").write_text("[")
     with pytest.raises(errors.InputError, match=r"a\.json: not valid JSON"):
         validate.raw(str(tmp_path), str(tmp_path / "a.json"), str(tmp_path))
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_images_that_exif_turns_are_named_and_shown_upright(tmp_path, write_json, turn):
+    stored = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x112] = turn
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [
+            {
+                "image_id": 1,
+                "file_name": "label.png",
+                "segments_info": [{"id": 7, "category_id": 1}],
+            }
+        ],
+        "categories": [{"id": 1, "name": "x", "isthing": 1}],
+    }
+    path = write_json(tmp_path / "a.json", content)
+    (tmp_path / "label.png").write_bytes(label_png.encode_ids(np.full(upright.shape[:2], 7)))
+    dataset = validate.raw(str(tmp_path), path, str(tmp_path))
+    text, count = validate.validate(dataset, str(tmp_path / "out"), 1)
+    assert count == 0 and f"a.png: EXIF orientation {turn}; its labels must fit the upright" in text
+    np.testing.assert_array_equal(dataset.load((dataset.jobs[0][0][0],)).image, upright)
+    if turn >= 5:
+        (tmp_path / "label.png").write_bytes(label_png.encode_ids(np.full((6, 9), 7)))
+        text, count = validate.validate(dataset, str(tmp_path / "out"), 1)
+        assert count == 1 and "(upright, as its EXIF orientation shows it) but its label" in text

@@ -1,4 +1,4 @@
-"""Two evaluations side by side, from what the evaluator leaves in the run folders."""
+"""Comparison of two evaluations, from the files in their run folders."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.evaluation import compare_runs, evaluate
 from kmax_tf.inference import predictor
 from kmax_tf.model.postprocess import Panoptic
-from kmax_tf.run_folder import checkpoint
+from kmax_tf.run_folder import layout
 
 
 class Shifted(tf.Module):
@@ -43,9 +43,9 @@ def shifted_predictor(experiment, labels, model):
 def runs(tiny, tmp_path, monkeypatch):
     """Two run folders: the first is off by 4 pixels at step 1, 2 at step 2; the second by 0."""
     experiment = dataclasses.replace(tiny(), model=Shifted, steps=2, evaluation_batch_size=3)
-    found = predictor.evaluation_records(experiment)
-    labels = [evaluate._truth(experiment.dataset, label) for label in evaluate._labels(found)]
-    labels = [(truth.segment_map, truth.segment_class) for truth in labels]
+    records = predictor.evaluation_records(experiment)
+    labels = [evaluate._ground_truth(experiment.dataset, e) for e in evaluate._labels(records)]
+    labels = [(label.segment_map, label.segment_class) for label in labels]
     monkeypatch.setattr(
         evaluate.predictor, "build_predictor", lambda model, e: shifted_predictor(e, labels, model)
     )
@@ -55,7 +55,7 @@ def runs(tiny, tmp_path, monkeypatch):
         model = Shifted(0)
         folder = str(tmp_path / name)
         manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(model=model), f"{folder}/{checkpoint.FOLDER}", max_to_keep=None
+            tf.train.Checkpoint(model=model), layout.checkpoints(folder), max_to_keep=None
         )
         for step, shift in enumerate(shifts, start=1):
             model.shift.assign(shift)
@@ -82,7 +82,7 @@ def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs, tmp_path):
     page = tmp_path / "page.html"
     differences = compare_runs.write_comparison(f"{runs[0]}@1", f"{runs[0]}@2", str(page))
     assert differences["All"].value > 0
-    assert '<img alt="image"' not in page.read_text()  # of step 1 there are none any more
+    assert '<img alt="image"' not in page.read_text()  # step 1 has no pictures any more
     same, _ = compare_runs.compare_runs(f"{runs[0]}@1", f"{runs[1]}@1")
     assert same["All"] == (0, 0, 0) and compare_runs.verdict(same["All"]) == "within the noise"
     with pytest.raises(InputError, match="metrics-00000007.json: cannot be read"):

@@ -1,6 +1,7 @@
-"""The evaluator job: beside training, each checkpoint once; its glue loses nothing on the way."""
+"""The evaluator: each checkpoint of a running training once, and nothing lost on the way."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from kmax_tf.data.records import example, shards
 from kmax_tf.data.transforms.targets import class_indices
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import bootstrap, evaluate
-from kmax_tf.evaluation.metrics import summarize
+from kmax_tf.evaluation.metrics import quality_of_counts
+from kmax_tf.files import write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.model.postprocess import Panoptic
 from kmax_tf.run_folder import checkpoint, layout
@@ -51,15 +53,15 @@ def perfect_predictor(experiment):
 
 def test_labels_as_predictions_are_perfect(tiny, tmp_path):
     experiment = tiny()
-    metrics, kept, gallery = evaluate.evaluate(experiment, perfect_predictor(experiment), step=7)
+    metrics, counts, examples = evaluate.evaluate(experiment, perfect_predictor(experiment), step=7)
     assert metrics["num_images"] == 3 and metrics["step"] == 7
     for name in ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU"):
         assert metrics[name] == pytest.approx(100)
     for c in metrics["classes"]:
         assert c["PQ"] == c["IoU"] == 100 and c["fp"] == c["fn"] == 0 and c["tp"] > 0
     assert metrics["confusion"] == []
-    assert list(kept.image_id) == [item.image_id.numpy().decode() for item in labels(experiment)]
-    pictures = gallery.write(str(tmp_path))
+    assert list(counts.image_id) == [item.image_id.numpy().decode() for item in labels(experiment)]
+    pictures = examples.write(str(tmp_path))
     assert [(p["role"], p["PQ"], p["missed"]) for p in pictures] == [("first", 100, {})] * 3
 
 
@@ -75,13 +77,13 @@ def test_several_replicas_give_what_one_gives(tiny, two_replicas):
         with strategy.scope():
             predict = predictor.build_predictor(experiment.build_evaluation_model(), experiment)
             results.append(evaluate.evaluate(experiment, predict, step=1))
-    (metrics, kept, _), (others, others_kept, _) = results
-    assert metrics == others and metrics["mIoU"] > 0
-    for ours, theirs in zip(kept, others_kept, strict=True):
+    (metrics, counts, _), (other_metrics, other_counts, _) = results
+    assert metrics == other_metrics and metrics["mIoU"] > 0
+    for ours, theirs in zip(counts, other_counts, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_follows_a_training_beside_it(tiny, tmp_path):
+def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     tiny()  # writes the gin file
     run_dir = tmp_path / "run"
 
@@ -115,19 +117,20 @@ def test_follows_a_training_beside_it(tiny, tmp_path):
     best = json.loads((run_dir / "best" / "export" / "best.json").read_text())
     assert best["PQ"] == max(m["PQ"] for m in evaluated)
     assert (run_dir / "best" / "export" / "saved_model.pb").exists()
-    compared = bootstrap.read(layout.statistics(str(run_dir), 4))
-    quality = summarize(compared.sum(), tiny().dataset.categories)
+    card = (run_dir / "best" / "export" / "model_card.md").read_text()
+    assert f"| weights | best/ckpt-{best['step']} |" in card and f"PQ {best['PQ']:.1f}" in card
+    counts = bootstrap.read(layout.image_counts(str(run_dir), 4))
+    quality = quality_of_counts(counts.sum(), tiny().dataset.categories)
     assert 100 * quality["All"]["pq"] == metrics["PQ"]
 
 
-def test_damaged_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys):
+def test_corrupt_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys):
     experiment = tiny("experiment.Experiment.steps = 2")
     run_dir = str(tmp_path / "run")
-    with pytest.raises(InputError, match="holds no checkpoint yet"):
+    with pytest.raises(InputError, match="has no checkpoint yet"):
         evaluate.evaluate_run(experiment, run_dir, once=True)
     saver = tf.train.Checkpoint(model=experiment.build_evaluation_model())
-    folder = str(tmp_path / "run" / checkpoint.FOLDER)
-    manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
+    manager = tf.train.CheckpointManager(saver, layout.checkpoints(run_dir), max_to_keep=None)
     corrupt, good = (manager.save(checkpoint_number=step) for step in (1, 2))
     data = pathlib.Path(f"{corrupt}.data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1000])
@@ -136,13 +139,95 @@ def test_damaged_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys
     assert "skipped: " in output and "ckpt-1: cannot be read" in output
     with pytest.raises(InputError, match="ckpt-1: cannot be read"):
         evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=corrupt)
-    # What an evaluator that was cut off had not written yet, the next one writes.
+    # The next evaluator writes what an interrupted one did not.
     (tmp_path / "run" / "metrics.json").unlink()
     assert evaluate.evaluate_run(experiment, run_dir) is None
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
 
 
-def test_a_damaged_record_is_named(tiny, records, tmp_path):
+def save(run_dir, step, value):
+    """Saves the checkpoint of a step; another training has another value."""
+    path = checkpoint.path_of(layout.checkpoints(run_dir), step)
+    checkpoint.write(tf.train.Checkpoint(weight=tf.Variable(float(value))), path)
+    return path
+
+
+def write_metrics(run_dir, step, of):
+    """Writes the metrics of a step, which name the fingerprint of their checkpoint."""
+    write_atomic(layout.metrics(run_dir, step), json.dumps({"step": step, "checkpoint": of}))
+
+
+def steps_left(run_dir):
+    """The steps whose figures stay."""
+    evaluate._forget_other_training(run_dir)
+    return [int(path[-13:-5]) for path in layout.all_metrics(run_dir)]
+
+
+def test_metrics_are_of_one_checkpoint(tmp_path):
+    run_dir = str(tmp_path)
+    path = save(run_dir, 3, value=1)
+    assert checkpoint.read_metrics(run_dir, path) is None
+    write_metrics(run_dir, 3, checkpoint.fingerprint(path))
+    assert checkpoint.read_metrics(run_dir, path)["step"] == 3
+    save(run_dir, 3, value=2)
+    assert checkpoint.read_metrics(run_dir, path) is None
+    for of in (checkpoint.fingerprint(path), None):  # older versions did not name it
+        os.utime(f"{path}.index")
+        write_metrics(run_dir, 3, of)
+        assert checkpoint.read_metrics(run_dir, path)["step"] == 3
+        later = pathlib.Path(layout.metrics(run_dir, 3)).stat().st_mtime + 10
+        os.utime(f"{path}.index", (later, later))  # trained again, to the same numbers
+        assert checkpoint.read_metrics(run_dir, path) is None
+
+
+def test_figures_of_an_earlier_training_go(tmp_path):
+    run_dir = str(tmp_path)
+    for step in (1, 2, 3, 4):
+        write_metrics(run_dir, step, of="the earlier one")
+    assert steps_left(run_dir) == [1, 2, 3, 4]  # there is no new one yet
+    save(run_dir, 2, value=2)
+    assert steps_left(run_dir) == []
+
+
+def test_figures_of_pruned_checkpoints_stay(tmp_path):
+    run_dir = str(tmp_path)
+    write_metrics(run_dir, 1, of="a pruned one")
+    write_metrics(run_dir, 2, of=checkpoint.fingerprint(save(run_dir, 2, value=2)))
+    write_metrics(run_dir, 3, of="one that was replaced")
+    save(run_dir, 3, value=3)
+    write_metrics(run_dir, 4, of="one that could not be read and went")
+    write_metrics(run_dir, 5, of=None)
+    assert steps_left(run_dir) == [1, 2, 5]
+
+
+def test_a_best_checkpoint_without_figures_is_no_rival(tmp_path):
+    run_dir = str(tmp_path)
+    write_metrics(run_dir, 2, of=checkpoint.fingerprint(save(run_dir, 2, value=2)))
+    for step, stays in ((2, True), (7, False)):
+        note = pathlib.Path(layout.best_note(layout.best(run_dir)))
+        write_atomic(str(note), json.dumps({"step": step, "PQ": 99.0}))
+        evaluate._forget_other_training(run_dir)
+        assert note.exists() == stays
+
+
+@pytest.mark.slow
+def test_a_training_begun_again_is_evaluated_again(tiny, tmp_path):
+    experiment = tiny("experiment.Experiment.steps = 2")
+    run_dir, models = str(tmp_path / "run"), []
+    for seed in (1, 2):
+        runtime.set_seed(seed)
+        models.append(experiment.build_evaluation_model())
+        saver = tf.train.Checkpoint(model=models[-1])
+        checkpoint.save(saver, run_dir, step=2, keep=1)
+        metrics = evaluate.evaluate_run(experiment, run_dir)
+        of = checkpoint.fingerprint(checkpoint.newest(run_dir))
+        assert metrics["checkpoint"] == of
+        best = json.loads((tmp_path / "run/best/export/best.json").read_text())
+        assert best == {"step": 2, "PQ": metrics["PQ"], "checkpoint": of}
+        assert evaluate.evaluate_run(experiment, run_dir) is None
+
+
+def test_a_corrupt_record_is_named(tiny, records, tmp_path):
     shutil.copytree(records, tmp_path / "records")
     experiment = tiny(f'experiment.Experiment.data_dir = "{tmp_path}/records"')
     shard = sorted((tmp_path / "records").glob("val-*"))[-1]

@@ -1,25 +1,25 @@
-"""Which images are shown, however many there were, and what is drawn of them."""
+"""The choice of example images, and their pictures."""
 
 import numpy as np
 
+from kmax_tf import visualize
 from kmax_tf.data.datasets import Category
 from kmax_tf.evaluation.example_images import BEST, FIRST, WORST, EvaluatedImage, ExampleImages
 from kmax_tf.evaluation.metrics import GroundTruth, evaluate_image
 from kmax_tf.inference.predictor import ImagePrediction
-from kmax_tf.visualize import decode
 
 CATEGORIES = (Category(1, "cat", True, (255, 0, 0)), Category(2, "sky", False, (0, 0, 255)))
 HEIGHT, WIDTH = 30, 40
 
 
-def scored(number, found, drawn):
-    """An image of a cat on sky, of whose cat so many of 20 columns are found."""
+def evaluated(number, found, drawn):
+    """An image of a cat on sky, with `found` of the cat's 20 columns predicted."""
     truth = np.full((HEIGHT, WIDTH), 2, np.int32)
     truth[:, :20] = 1
     segment_map = truth.copy()
     segment_map[:, found:20] = 0
     classes = np.array([0, 1])
-    segmented = ImagePrediction(
+    prediction = ImagePrediction(
         image_id=str(number),
         name=f"folder/{number}.jpg",
         segment_map=segment_map,
@@ -31,17 +31,17 @@ def scored(number, found, drawn):
         assignments=(np.zeros((6, 6), np.int32), np.ones((11, 11), np.int32)),
     )
     label = GroundTruth(truth, classes, np.zeros(2, bool))
-    return EvaluatedImage(number, segmented, label, evaluate_image(CATEGORIES, label, segmented))
+    return EvaluatedImage(number, prediction, label, evaluate_image(CATEGORIES, label, prediction))
 
 
 def test_first_best_and_worst(tmp_path):
-    gallery, drawn = ExampleImages(CATEGORIES), []
+    examples, drawn = ExampleImages(CATEGORIES), []
     columns = [15] * FIRST + [12, 20, 11, 19, 3, 16, 13, 18, 14, 17]
     for number, found in enumerate(columns):
-        gallery.offer(scored(number, found, drawn))
+        examples.offer(evaluated(number, found, drawn))
     (tmp_path / "left").mkdir()
     (tmp_path / "left/over.png").write_text("")
-    entries = gallery.write(str(tmp_path))
+    entries = examples.write(str(tmp_path))
     by_role = {
         role: [e["folder"] for e in entries if e["role"] == role]
         for role in ("first", "worst", "best")
@@ -56,16 +56,16 @@ def test_first_best_and_worst(tmp_path):
     assert best["PQ"] == 100 and best["missed"] == best["false"] == {}
 
     folders = {path.name for path in tmp_path.iterdir()}
-    assert folders == {e["folder"] for e in entries}  # those of the evaluation before are gone
+    assert folders == {e["folder"] for e in entries}  # the previous ones are gone
     names = {path.name for path in (tmp_path / "8").iterdir()}
     assert names == {f"{n}.webp" for n in ("image", "label", "prediction", "assignment_1")} | {
         "assignment_2.webp"
     }
-    assert decode((tmp_path / "8/image.webp").read_bytes()).shape == (HEIGHT, WIDTH, 3)
+    assert visualize.decode((tmp_path / "8/image.webp").read_bytes()).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_images_that_are_not_kept_are_not_drawn():
-    gallery, drawn = ExampleImages(CATEGORIES), []
+    examples, drawn = ExampleImages(CATEGORIES), []
     for number, found in enumerate([20] * FIRST + [1, 2, 3, 20, 19, 18] + [10] * 50):
-        gallery.offer(scored(number, found, drawn))
+        examples.offer(evaluated(number, found, drawn))
     assert len(drawn) == FIRST + 6 + 3  # six best so far, three worst

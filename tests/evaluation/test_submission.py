@@ -17,7 +17,7 @@ from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.data.records import serialize, shards
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import evaluate, submission
-from kmax_tf.evaluation.metrics import panoptic_quality
+from kmax_tf.evaluation.coco_score import panoptic_quality
 from kmax_tf.model.postprocess import Panoptic
 
 SIDE = 97  # what the toy experiment evaluates at, so that nothing is resized
@@ -192,7 +192,7 @@ def test_cityscapes_average_precision(cityscapes, tmp_path, monkeypatch):
     )
     assert ours["AP"] == official["averages"]["allAp"] and 0 < ours["AP"] < 1
     assert ours["AP50"] == official["averages"]["allAp50%"] > ours["AP"]
-    with pytest.raises(InputError, match="holds no .*_gtFine_instanceIds.png"):
+    with pytest.raises(InputError, match="has no .*_gtFine_instanceIds.png"):
         submission.cityscapes_average_precision(str(out), str(out))
     (out / "instance" / f"{NAMES[2]}.txt").unlink()
     with pytest.raises(InputError, match=f"{NAMES[2]}.txt: missing"):

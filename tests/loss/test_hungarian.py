@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from kmax_tf.loss.hungarian import match
+from kmax_tf.loss import hungarian
 
 ROWS, COLUMNS = 7, 9
 
@@ -28,7 +28,7 @@ def kinds_of_costs(rng):
 @pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.xla)])
 def test_equals_scipy(jit):
     rng = np.random.default_rng(0)
-    solve = tf.function(match, jit_compile=jit)
+    solve = tf.function(hungarian.match, jit_compile=jit)
     for _ in range(210):  # 2,100 cases
         cost = np.stack([np.asarray(c, np.float32) for c in kinds_of_costs(rng)])
         exists = rng.random(cost.shape[:2]) < rng.choice([0.0, 0.3, 0.7, 1.0])
@@ -44,23 +44,23 @@ def test_equals_scipy(jit):
 def test_square_and_full():
     rng = np.random.default_rng(1)
     cost = rng.random((2, 40, 40)).astype(np.float32)
-    columns = match(tf.constant(cost), tf.ones([2, 40], tf.bool)).numpy()
+    columns = hungarian.match(tf.constant(cost), tf.ones([2, 40], tf.bool)).numpy()
     for c, column in zip(cost, columns, strict=True):
         rows, best = scipy.optimize.linear_sum_assignment(c)
         assert (column == best).all()
 
 
 def test_no_row():
-    columns = match(tf.zeros([2, 3, 4]), tf.zeros([2, 3], tf.bool))
+    columns = hungarian.match(tf.zeros([2, 3, 4]), tf.zeros([2, 3], tf.bool))
     assert (columns.numpy() == -1).all()
 
 
 def test_more_rows_than_columns_are_refused():
-    with pytest.raises(ValueError, match="5 rows cannot be assigned to 4 columns"):
-        match(tf.zeros([1, 5, 4]), tf.ones([1, 5], tf.bool))
+    with pytest.raises(ValueError, match="5 segments for 4 clusters"):
+        hungarian.match(tf.zeros([1, 5, 4]), tf.ones([1, 5], tf.bool))
 
 
 def test_costs_that_are_not_finite_end_too():
     cost = tf.fill([1, 3, 5], float("nan"))
-    columns = match(cost, tf.constant([[True, True, False]]))[0].numpy()
+    columns = hungarian.match(cost, tf.constant([[True, True, False]]))[0].numpy()
     assert len({*columns[:2]}) == 2 and (columns[:2] >= 0).all() and columns[2] == -1

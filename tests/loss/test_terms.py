@@ -109,7 +109,9 @@ def test_found_are_segments_whose_cluster_has_their_class_and_more_than_half_of_
 
 
 def test_unmatched_clusters_weigh_their_share_of_void_or_the_rest(outputs, targets):
-    official, meant = (match_segments(outputs.final, targets, u) for u in ("void", "nonvoid_share"))
+    official, meant = (
+        match_segments(outputs.final, targets, u) for u in ("void_share", "nonvoid_share")
+    )
     mask = tf.nn.softmax(outputs.final.mask_logits).numpy()[0].reshape(-1, CLUSTERS)
     void = targets.semantic.numpy()[0].reshape(-1) < 0
     share = mask[void].sum(axis=0) / mask.sum(axis=0)
@@ -124,7 +126,7 @@ def test_unmatched_clusters_weigh_their_share_of_void_or_the_rest(outputs, targe
     # The second image has no void at all: officially its unmatched clusters learn nothing.
     assert (official.class_weight[1].numpy()[official.class_of_cluster[1] == CLASSES] < 2e-5).all()
     with pytest.raises(
-        InputError, match="unmatched_class_weight 'viod' is neither void_share nor nonvoid_share"
+        InputError, match="unmatched_class_weight 'viod' is neither \"void_share\" nor"
     ):
         Criterion(unmatched_class_weight="viod")
 

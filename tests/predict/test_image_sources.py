@@ -1,5 +1,6 @@
 """Which images a user means, what they are called, and that odd ones are read right or refused."""
 
+import contextlib
 import io
 import zlib
 
@@ -35,7 +36,7 @@ def test_files_folders_and_globs(tmp_path):
     assert root == str(tmp_path)
     assert [s.name for s in sources] == ["x/a.jpg", "x/b.png", "y/z/000012.png"]
     assert [s.stem for s in sources] == ["x/a", "x/b", "y/z/000012"]
-    assert [s.image_id for s in sources] == ["a", "b", 12]  # a number as COCO names its images
+    assert [s.image_id for s in sources] == ["a", "b", "000012"]
     root, sources = image_sources.find([str(tmp_path / "x/*.[jp]*g")])
     assert root == str(tmp_path / "x") and [s.name for s in sources] == ["a.jpg", "b.png"]
     np.testing.assert_array_equal(sources[1].read(), PIXELS)
@@ -67,7 +68,7 @@ def test_paths_that_name_nothing(tmp_path):
     for path, message in (
         ("none.jpg", "none.jpg: no such image"),
         ("*.jpg", r"\*.jpg: no such image"),
-        ("empty", "empty: holds no .jpg, .jpeg, .png file"),
+        ("empty", "empty: has no .jpg, .jpeg, .png file"),
     ):
         with pytest.raises(InputError, match=message):
             image_sources.find([str(tmp_path / path)])
@@ -135,5 +136,177 @@ def test_frames_of_a_video(tmp_path):
         frame = source.read()
         assert frame.shape == (40, 56, 3)
         assert np.abs(frame.mean((0, 1)) - [0, 0, brightness]).max() < 8
-    with pytest.raises(InputError, match="no video that can be decoded"):
-        image_sources.find([write(tmp_path / "broken.mp4", b"no video")])
+
+
+def write_webm(path, frames=6):
+    """Writes a video; returns its content and where its element Duration begins."""
+    import cv2
+
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"VP80"), 10, (128, 96))
+    for pixels in np.random.default_rng(0).integers(0, 255, (frames, 96, 128, 3), np.uint8):
+        writer.write(pixels)
+    writer.release()
+    content = path.read_bytes()
+    return content, content.find(bytes([0x44, 0x89, 0x88]))
+
+
+def readable(sources):
+    """Number of sources that can be read."""
+    read = 0
+    for source in sources:
+        with contextlib.suppress(InputError):
+            read += source.read().shape == (96, 128, 3)
+    return read
+
+
+def test_video_without_a_number_of_frames_is_read_to_its_end(tmp_path, capsys):
+    content, at = write_webm(tmp_path / "clip.webm")
+    void = bytes([0xEC, 0x89]) + bytes(9)  # takes the place of the duration
+    (tmp_path / "clip.webm").write_bytes(content[:at] + void + content[at + 11 :])
+    _, sources = image_sources.find([str(tmp_path / "clip.webm")])
+    assert len(sources) == readable(sources) == 6
+    assert not capsys.readouterr().out
+
+
+def test_video_without_its_end_gives_the_frames_before_and_a_line(tmp_path, capsys):
+    content, _ = write_webm(tmp_path / "clip.webm", 20)
+    (tmp_path / "clip.webm").write_bytes(content[: len(content) * 7 // 10])
+    _, sources = image_sources.find([str(tmp_path / "clip.webm")])
+    assert 5 < len(sources) == readable(sources) < 20
+    [line] = capsys.readouterr().out.splitlines()
+    assert f"clip.webm: has {len(sources)} of the 20 frames that its header gives" in line
+
+
+def test_broken_video_does_not_stop_the_others(tmp_path):
+    write(tmp_path / "a.png")
+    for name, content in (("broken.mp4", b"no video"), ("empty.avi", b"RIFF")):
+        write(tmp_path / name, content)
+    _, sources = image_sources.find([str(tmp_path / name) for name in ("broken.mp4", "*.avi")])
+    assert [source.name for source in sources] == ["broken.mp4", "empty.avi"]
+    for source in sources:
+        with pytest.raises(InputError, match=f"{source.name}: not a video that can be decoded"):
+            source.read()
+
+
+ODD_NAMES = (
+    "line\nbreak.png",
+    "tab\t.png",
+    "\x1b[31m.png",
+    "\u202f\u3000.png",
+    "日本.png",
+    "-dash.png",
+    " .png",
+    "a?*[b]\\.png",
+    "{x}%s~.png",
+    "n" * 246 + ".png",
+    "é" * 123 + ".png",
+)
+
+
+def test_odd_names_are_found_and_read(tmp_path):
+    folder = tmp_path / "[1] *?\\"
+    for name in ODD_NAMES:
+        write(folder / name)
+    for path in (folder, folder / "*.png", folder / "*.p[n]g", tmp_path):
+        found = image_sources.find([str(path)])[1]
+        assert {source.name for source in found} >= {n for n in ODD_NAMES if path != tmp_path}
+        assert len(found) == len(ODD_NAMES)
+        for source in found:
+            np.testing.assert_array_equal(source.read(), PIXELS)
+    for name in ODD_NAMES:
+        [source] = image_sources.find([str(folder / name)])[1]
+        assert source.name == name
+
+
+@pytest.mark.parametrize("place", ["bad\udcff.png", "folder\udce9/a.png", "a/b\udc80.PNG"])
+def test_name_that_is_not_utf8_does_not_stop_the_others(place, tmp_path):
+    folder = tmp_path / "photos"
+    write(folder / place)
+    write((folder / place).parent / "good.png" if "\udce9" not in place else folder / "b/good.png")
+    found = image_sources.find([str(folder)])[1]
+    assert len(found) == 2
+    bad, good = sorted(found, key=lambda source: "good" in source.name)
+    np.testing.assert_array_equal(good.read(), PIXELS)
+    with pytest.raises(InputError, match=r"\\udc.*: the name is not UTF-8; rename it"):
+        bad.read()
+    video = folder / "clip\udcff.mp4"
+    video.write_bytes(b"x")
+    [source] = image_sources.find([str(folder / "*.mp4")])[1]
+    with pytest.raises(InputError, match="the name is not UTF-8"):
+        source.read()
+
+
+def as_pillow(mode):
+    return Image.fromarray(PIXELS).convert(mode)
+
+
+DEEP = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        (PIXELS, PIXELS),
+        (PIXELS[..., 0], PIXELS[..., [0, 0, 0]]),
+        (PIXELS[..., :1], PIXELS[..., [0, 0, 0]]),
+        (np.dstack([PIXELS, PIXELS[..., :1]]), PIXELS),
+        (PIXELS[:1, :1], PIXELS[:1, :1]),
+        (PIXELS[::-1, ::-2], PIXELS[::-1, ::-2]),
+        (tf.constant(PIXELS), PIXELS),
+        *((as_pillow(mode), as_pillow(mode).convert("RGB")) for mode in ("RGB", "L", "P", "1")),
+        *((as_pillow(mode), as_pillow(mode).convert("RGB")) for mode in ("LA", "RGBA", "CMYK")),
+        (Image.fromarray(DEEP), np.stack([DEEP >> 8] * 3, axis=-1)),
+    ],
+)
+def test_forms_of_an_image(image, expected):
+    pixels = image_sources.to_pixels(image)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_paths_and_pillow_agree_and_are_upright(orientation, tmp_path):
+    image = Image.fromarray(PIXELS)
+    image.getexif()[image_sources.ORIENTATION] = orientation
+    path = tmp_path / "image.png"
+    write(path, encode(image, "PNG", exif=image.getexif()))
+    for given in (str(path), path, Image.open(path)):
+        np.testing.assert_array_equal(
+            image_sources.to_pixels(given), ImageOps.exif_transpose(image)
+        )
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (PIXELS / np.float32(255), "is float32 with values 0 to 1; give"),
+        (PIXELS.astype(np.float64), "is float64 with values"),
+        (PIXELS.astype(np.int16) - 127, "is int16 with values -127 to 128"),
+        (PIXELS.astype(np.uint16) * 257, "is uint16 with values 0 to 6.55e[+]04"),
+        (PIXELS.astype(np.int64), "is int64"),
+        (PIXELS > 9, "is bool"),
+        (PIXELS.astype(np.complex64), "is complex64"),
+        (np.full((4, 4, 3), np.nan, np.float32), "is float32 with values nan to nan"),
+        (as_pillow("F"), "is float32"),
+        (as_pillow("I"), "is int32"),
+        (None, "is object"),
+        ([1, 2], "is int64"),
+        (np.zeros((0, 5, 3), np.uint8), r"has shape \[0, 5, 3\]"),
+        (PIXELS[None], r"has shape \[1, 40, 56, 3\]"),
+        (PIXELS.transpose(2, 0, 1), r"has shape \[3, 40, 56\]"),
+        (PIXELS[..., :2], r"has shape \[40, 56, 2\]"),
+        (PIXELS[0, 0], r"has shape \[3\]"),
+        (np.uint8(3), r"has shape \[\]"),
+    ],
+)
+def test_other_forms_are_refused_in_one_line(image, message):
+    with pytest.raises(InputError, match=f"^image: {message}") as refusal:
+        image_sources.to_pixels(image)
+    assert "\n" not in str(refusal.value)
+
+
+def test_broken_files_in_pillow_are_refused(tmp_path):
+    path = tmp_path / "cut.png"
+    write(path, encode(Image.fromarray(PIXELS), "PNG")[:-60])
+    with pytest.raises(InputError, match="image: cannot be decoded"):
+        image_sources.to_pixels(Image.open(path))

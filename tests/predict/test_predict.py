@@ -14,13 +14,14 @@ from PIL import Image
 
 from data_prep import coco_format, convert, pool
 from kmax_tf import predict
-from kmax_tf.data import coco_panoptic
+from kmax_tf.data import label_png
 from kmax_tf.data.datasets import same_classes
 from kmax_tf.data.records import example, shards
 from kmax_tf.errors import InputError
+from kmax_tf.evaluation.coco_score import panoptic_quality
 from kmax_tf.inference import predictor
-from kmax_tf.predict import image_sources, pseudo_labels
-from kmax_tf.predict.output_files import Labels, OutputFiles
+from kmax_tf.predict import image_sources
+from kmax_tf.predict.output_files import Labels, OutputFiles, confident_part
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def run(segmenter, paths, folder, **options):
     """Predicts as the script does; returns what was skipped."""
     _, sources = image_sources.find([str(path) for path in paths])
     written = OutputFiles(str(folder), segmenter.categories, **options)
-    skipped = predict.predict(
+    skipped = predict.predict_sources(
         segmenter, sources, written.add, batch_size=2, details=written.needs_details
     )
     written.finish()
@@ -68,7 +69,7 @@ def test_files_are_what_the_evaluator_sees(segmenter, exported, photos, tmp_path
     for image in seen:
         annotation = found[int(image.image_id)]
         path = tmp_path / "predictions" / annotation["file_name"]
-        ids = coco_panoptic.decode_ids(path.read_bytes(), "png")
+        ids = label_png.decode_ids(path.read_bytes(), "png")
         np.testing.assert_array_equal(ids, image.segment_map)
         for segment in annotation["segments_info"]:
             index = image.segment_class[segment["id"] - 1]
@@ -100,9 +101,7 @@ def test_what_is_not_sure_is_void():
         predict.Segment(2, 8, True, 0.6, 5, [2, 0, 2, 3]),
         predict.Segment(3, 9, False, 0.9, 2, [3, 1, 1, 2]),
     ]
-    sure, kept = pseudo_labels.confident(
-        predict.Segmentation(panoptic_map, segments, confidence), 0.7
-    )
+    sure, kept = confident_part(predict.Segmentation(panoptic_map, segments, confidence), 0.7)
     np.testing.assert_array_equal(sure, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]])
     assert kept == [segments[0]._replace(area=4, box=[0, 0, 2, 3])]
 
@@ -127,7 +126,7 @@ def test_pseudo_labels_become_records(segmenter, exported, photos, tmp_path):
     assert len(records) == 3 and any(r.segment_map.numpy().any() for r in records)
     for record in records:
         result = segmenter(f"{photos}/{record.filename.numpy().decode()}", details=True)
-        sure, segments = pseudo_labels.confident(result, confidence)
+        sure, segments = confident_part(result, confidence)
         assert 0 < (sure == 0).mean() < 1
         ids = np.array([0, *record.segment_id.numpy()])[record.segment_map.numpy()]
         np.testing.assert_array_equal(ids, sure)
@@ -142,11 +141,113 @@ def test_images_of_one_name_are_all_there(segmenter, photos, tmp_path):
     assert run(segmenter, [tmp_path / "a", tmp_path / "b"], tmp_path / "out") == []
     content = json.loads((tmp_path / "out/predictions.json").read_text())
     for annotation, path in zip(content["annotations"], (first, second), strict=True):
-        ids = coco_panoptic.decode_ids(
+        ids = label_png.decode_ids(
             (tmp_path / "out/predictions" / annotation["file_name"]).read_bytes(), "png"
         )
         np.testing.assert_array_equal(ids, segmenter(str(path)).panoptic_map)
     assert len({image["id"] for image in content["images"]}) == 2
+
+
+def test_our_predictions_of_padded_names_are_scored_by_our_tool(segmenter, photos, tmp_path):
+    names = ("000001.jpg", "000002.jpg", "1e3.jpg")
+    (tmp_path / "images").mkdir()
+    for name, source in zip(names, image_sources.find([photos])[1], strict=True):
+        (tmp_path / "images" / name).write_bytes(pathlib.Path(photos, source.name).read_bytes())
+    run(segmenter, [tmp_path / "images"], tmp_path / "out")
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, "1e3"]
+    found = str(tmp_path / "out/predictions")
+    # The same segments as ground truth, with the ids of four datasets.
+    for ids in (("000001", "000002", "1e3"), (1, 2, 3), (7, 8, 9), ("x", "y", "z")):
+        for entry, annotation, i in zip(content["images"], content["annotations"], ids):
+            entry["id"] = annotation["image_id"] = i
+        (tmp_path / "gt.json").write_text(json.dumps(content))
+        truth = str(tmp_path / "gt.json"), found
+        assert panoptic_quality(*truth, f"{found}.json", found)["All"]["pq"] == 1.0
+
+
+def test_batch_takes_the_same_forms_of_one_size(segmenter, photos):
+    paths = [pathlib.Path(photos, source.name) for source in image_sources.find([photos])[1]]
+    images = [image_sources.read_image(str(path)) for path in paths]
+    expected = segmenter.batch(np.stack(images))
+    rgba = [np.dstack([image, image[..., 0]]) for image in images]
+    for given in (images, tuple(paths), rgba, [images[0], *paths[1:]], np.stack(rgba)):
+        for result, right in zip(segmenter.batch(given), expected, strict=True):
+            np.testing.assert_array_equal(result.panoptic_map, right.panoptic_map)
+    for given, message in (
+        (images[0], "give a list of images"),
+        (str(paths[0]), "give a list of images"),
+        (images[0][..., 0], "give a list of images"),
+        ([], "images: 0 of 0 sizes"),
+        ([images[0], images[1][:-1]], "images: 2 of 2 sizes"),
+        (np.stack(images) / 255, "image: is float64 with values 0 to 1"),
+        (["a.jpg"], "a.jpg: cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            segmenter.batch(given)
+
+
+def files_below(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_files_of_an_earlier_run_are_removed_and_nothing_else(segmenter, photos, tmp_path, capsys):
+    paths = [f"{photos}/{source.name}" for source in image_sources.find([photos])[1]]
+    out = tmp_path / "out"
+    own = {"notes.txt", "overlays/mine.png", "predictions/mine.png", "pseudo_labels/mine.png"}
+    for name in own:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+    everything = {"cluster_assignments": True, "confidence": 0.5}
+    run(segmenter, paths[:2], out, **everything)
+    assert "removed" not in capsys.readouterr().out
+    run(segmenter, paths[1:], out)
+    assert f"removed 11 files of an earlier run from {out}" in capsys.readouterr().out
+    run(segmenter, paths[1:], tmp_path / "fresh")
+    assert files_below(out) == files_below(tmp_path / "fresh") | own
+    assert all((out / name).read_bytes() == b"mine" for name in own)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no JSON",
+        "{}",
+        '{"images": [], "annotations": [], "categories": []}',
+        '{"images": [{"id": 1, "file_name": "mine.png"}], "annotations": [{"image_id": 1,'
+        ' "file_name": "mine.png", "segments_info": []}],'
+        ' "categories": [{"id": 1, "name": "a", "isthing": 1}]}',
+        '{"images": [{"id": 1, "file_name": "mine.png"}], "annotations": [{"image_id": 1,'
+        ' "file_name": "../photos/mine.png", "segments_info": []}],'
+        ' "categories": [{"id": 1, "name": "a", "isthing": 1}]}',
+    ],
+)
+def test_predictions_that_are_not_ours_delete_nothing(content, segmenter, tmp_path, capsys):
+    for name in ("predictions/mine.png", "photos/mine.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "predictions.json").write_text(content)
+    before = files_below(tmp_path)
+    OutputFiles(str(tmp_path), segmenter.categories)
+    assert files_below(tmp_path) == before and not capsys.readouterr().out
+
+
+def test_one_bad_name_does_not_stop_the_others(segmenter, tmp_path, capfd):
+    names = ("line\nbreak.png", "\x1b[31m.png", "n" * 246 + ".png", "é" * 123 + ".png", "-a.png")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (*names, "bad\udcff.png"):
+        Image.fromarray(np.zeros((9, 17, 3), np.uint8)).save(folder / name)
+    [(source, _)] = run(segmenter, [folder], tmp_path / "out")
+    assert source.name == "bad\udcff.png"
+    printed = capfd.readouterr().out
+    assert f"skipped: {folder}/bad\\udcff.png: the name is not UTF-8; rename it\n" in printed
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert {image["file_name"] for image in content["images"]} == set(names)
+    for kind in ("predictions", "overlays"):
+        assert {path.name for path in (tmp_path / "out" / kind).iterdir()} == set(names)
+    assert Image.open(tmp_path / "out/contact_sheet.png").width < 5 * 600
 
 
 def spoiled(rng):
@@ -182,13 +283,13 @@ def test_two_hundred_spoiled_images(segmenter, tmp_path, capfd):
 def test_missing_and_older_exports_are_named(exported, tmp_path):
     with pytest.raises(InputError, match="categories.json"):
         predict.load(str(tmp_path / "nothing"))
-    (tmp_path / predict.CATEGORIES).write_bytes(
-        pathlib.Path(exported.folder, predict.CATEGORIES).read_bytes()
+    (tmp_path / "categories.json").write_bytes(
+        pathlib.Path(exported.folder, "categories.json").read_bytes()
     )
-    with pytest.raises(InputError, match="export again"):
+    with pytest.raises(InputError, match="export it again"):
         predict.load(str(tmp_path))
     tf.saved_model.save(tf.Module(), str(tmp_path))
-    with pytest.raises(InputError, match="older version; export again"):
+    with pytest.raises(InputError, match="older version; export it again"):
         predict.load(str(tmp_path))
 
 

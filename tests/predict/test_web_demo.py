@@ -96,7 +96,7 @@ BAD = {
 @pytest.mark.parametrize("name", ODD)
 def test_views_are_what_the_model_says(segmenter, name, tmp_path):
     ODD[name](tmp_path / name)
-    shown = web_demo.look(segmenter, str(tmp_path / name))
+    shown = web_demo.views_of(segmenter, str(tmp_path / name))
     result = segmenter(str(tmp_path / name), details=True)
     height, width = (640, 512) if name == "rotated.jpg" else (512, 640)
     assert (shown["height"], shown["width"]) == (height, width) == result.panoptic_map.shape
@@ -120,7 +120,7 @@ def test_views_are_what_the_model_says(segmenter, name, tmp_path):
 
 def test_listed_colors_are_those_of_the_picture(segmenter, tmp_path):
     NOISE.save(tmp_path / "a.png")
-    for view in web_demo.look(segmenter, str(tmp_path / "a.png"))["views"][1:]:
+    for view in web_demo.views_of(segmenter, str(tmp_path / "a.png"))["views"][1:]:
         ids, picture = ids_of(view), decode(view["picture"])
         for item in view["items"]:
             if item["id"] and item["share"] > 0.05 and np.ptp(item["color"]) > 60:
@@ -143,7 +143,7 @@ def test_model_sees_the_whole_image_and_the_browser_one_that_it_can_show(size, s
             nothing = np.zeros(image.shape[:2], np.int32)
             return predict.Segmentation(nothing, [], nothing, nothing[None])
 
-    answer = web_demo.look(Stub(), str(tmp_path / "a.png"))
+    answer = web_demo.views_of(Stub(), str(tmp_path / "a.png"))
     assert seen == [(*size[::-1], 3)] and (answer["width"], answer["height"]) == shown
     for view in answer["views"]:
         for url in view["picture"], view["ids_picture"]:
@@ -154,26 +154,29 @@ def test_model_sees_the_whole_image_and_the_browser_one_that_it_can_show(size, s
 def test_what_cannot_be_read_is_refused_by_its_name(segmenter, name, tmp_path):
     path = tmp_path / name.replace("/", "")
     path.write_bytes(BAD[name])
-    [refusal] = web_demo.look(segmenter, str(path)).values()
+    [refusal] = web_demo.views_of(segmenter, str(path)).values()
     assert path.name in refusal and "convert it" in refusal and str(tmp_path) not in refusal
 
 
 def test_too_many_pixels_and_no_memory_are_refused(segmenter, tmp_path):
     Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
-    [refusal] = web_demo.look(segmenter, str(tmp_path / "large.png")).values()
+    [refusal] = web_demo.views_of(segmenter, str(tmp_path / "large.png")).values()
     assert refusal == "large.png: more than 25 million pixels; scale it down"
 
     def out_of_memory(image, details):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nand so on")
 
     NOISE.save(tmp_path / "a.png")
-    [refusal] = web_demo.look(out_of_memory, str(tmp_path / "a.png")).values()
+    [refusal] = web_demo.views_of(out_of_memory, str(tmp_path / "a.png")).values()
     assert refusal == "a.png: OOM when allocating"
 
 
-def test_missing_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(InputError, match=r"is not installed; pip install -e \.\[page\]"):
+def test_all_missing_packages_are_named_at_once(monkeypatch):
+    for name in ("fastapi", "gradio", "uvicorn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        InputError, match=r"^fastapi, gradio, uvicorn: not installed; pip install -e \.\[page\]$"
+    ):
         web_demo.serve(None, "model", "127.0.0.1", 0)
 
 
@@ -318,7 +321,7 @@ def inside(ids, i):
 @pytest.mark.slow
 def test_person_looks_at_an_image(browser, address, segmenter, tmp_path):
     NOISE.save(tmp_path / "photo.png")
-    photo, *clusters, segments = web_demo.look(segmenter, str(tmp_path / "photo.png"))["views"]
+    photo, *clusters, segments = web_demo.views_of(segmenter, str(tmp_path / "photo.png"))["views"]
     browser.get(address)
     drop(browser, tmp_path / "photo.png", "photo.png, 640 x 512 pixels")
     steps = browser.find_elements("css selector", ".steps label")

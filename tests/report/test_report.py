@@ -1,6 +1,8 @@
 import html.parser
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf.errors import InputError
+from kmax_tf.report.chart import draw_chart
 from kmax_tf.report.report import write_report
 
 VOID_TAGS = {"meta", "img", "br", "hr", "input", "link"}
@@ -62,12 +65,14 @@ def class_row(name, **known):
     return {**row, "tp": 0, "fp": 0, "fn": 0, **known}
 
 
-def write_losses(folder, suffix, values):
+def write_losses(folder, suffix, values, recall=()):
     writer = tf.summary.create_file_writer(folder, filename_suffix=suffix)
     with writer.as_default():
         for step, value in values.items():
             tf.summary.scalar("loss/total", value, step)
             tf.summary.scalar("learning_rate", 0.001, step)
+        for step, value in dict(recall).items():
+            tf.summary.scalar("recall", value, step)
     writer.close()
 
 
@@ -147,6 +152,59 @@ def test_only_metrics(run):
     write_report(str(run))
     page = Page((run / "report.html").read_text())
     assert "61.24" in page.texts and not page.sources and not page.charts
+
+
+def test_headline_shows_things_and_stuff_beside_pq(run):
+    write_report(str(run))
+    text = (run / "report.html").read_text()
+    figures = re.findall(r'<p class="pq">(.*?)<small>(.*?)</small></p>', text)
+    assert figures == [("61.24", "PQ"), ("56.24", "things"), ("94.00", "stuff")]
+
+
+def test_recall_of_training_has_a_chart(run):
+    write_losses(str(run / "train"), ".0", {10: 3.0}, {10: 0.25, 20: 0.5})
+    write_report(str(run))
+    page = Page((run / "report.html").read_text())
+    at = page.texts.index("recall: share of segments found")
+    assert at < page.texts.index("loss: total, with all decoders")
+    notes = [re.sub("<.*?>", "", note).split() for note in page.charts[2]["notes"]]
+    assert notes == [["step", "10", "0.25"], ["step", "20", "0.50"]]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 100, 10**6])
+def test_chart_of_a_single_point_shows_it_inside(step):
+    svg = draw_chart("PQ", [step], {"all": [40.0], "things": [None], "stuff": [0.0]})
+    dots = re.findall(r'<circle cx="(.*?)" cy="(.*?)" r="4"', svg)
+    assert len(dots) == 2 and dots[0][0] == dots[1][0]
+    assert float(dots[0][0]) == 196  # the middle
+    assert re.findall(r'<text x="([^"]*)" y="190"[^>]*>(.*?)<', svg) == [("196.0", f"{step:,}")]
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_long_names_fit_a_phone(run, tmp_path):
+    """390 pixels are the width of a phone; a page that is wider scrolls to the side."""
+    name = "20261128_115959_" * 15 + ".jpg"
+    latest = metrics(200, 61.239)
+    facts = {"role": "first", "folder": "1", "name": name, "PQ": 1.0, "false": {}}
+    latest["pictures"] = [{**facts, "missed": {"class_" * 40: 2}}]
+    latest["classes"].append(class_row("class_" * 40, PQ=1.0))
+    latest["confusion"].append({"true": "class_" * 40, "predicted": "x" * 200, "share": 3})
+    long = run.rename(run.parent / ("run_" * 60))
+    (long / "metrics.json").write_text(json.dumps(latest))
+    (long / "config.gin").write_text("x" * 500)
+    write_report(str(long))
+    page = (long / "report.html").read_text()
+    frame = f"<iframe srcdoc='{html.escape(page, quote=True)}' width=390 height=800></iframe>"
+    script = (
+        "<script>onload = () => document.body.textContent = 'wide: ' +"
+        "document.querySelector('iframe').contentDocument.documentElement.scrollWidth</script>"
+    )
+    (tmp_path / "frame.html").write_text(f"<meta charset=utf-8>{frame}{script}")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    shown = subprocess.run(
+        [*command, f"file://{tmp_path}/frame.html"], capture_output=True, text=True, timeout=120
+    )
+    assert 300 < int(re.findall(r"wide: (\d+)", shown.stdout)[0]) <= 390
 
 
 def test_many_steps_are_thinned_but_the_last_stays(run):

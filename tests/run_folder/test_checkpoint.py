@@ -6,9 +6,10 @@ import random
 import pytest
 import tensorflow as tf
 
+from kmax_tf.data import datasets
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import best_checkpoint
-from kmax_tf.run_folder import checkpoint
+from kmax_tf.run_folder import checkpoint, layout
 
 
 def module(value):
@@ -22,7 +23,7 @@ class State:
 
     def __init__(self, run_dir):
         self.run_dir = str(run_dir)
-        self.folder = pathlib.Path(run_dir, checkpoint.FOLDER)
+        self.folder = pathlib.Path(layout.checkpoints(run_dir))
         self.variables = [tf.Variable(tf.zeros([50, 20])) for _ in range(2)]
         self.step = tf.Variable(0, dtype=tf.int64)
         self.saver = tf.train.Checkpoint(layers=self.variables, step=self.step)
@@ -162,11 +163,11 @@ def test_a_shard_of_several_is_missed(state):
 
 def test_the_best_is_there_whenever_the_evaluator_is_cut_off(tmp_path, monkeypatch):
     """What best.json notes can be read at each moment of replacing it."""
-    noted = []
+    noted, digits = [], datasets.load("panoptic_digits")
 
     def look():
         if (tmp_path / "best" / "best.json").exists():
-            note = best_checkpoint._noted(str(tmp_path / "best"))
+            note = best_checkpoint._read_note(str(tmp_path / "best"))
             restored = module(0.0)
             checkpoint.restore_model(
                 restored, checkpoint.path_of(str(tmp_path / "best"), note["step"])
@@ -184,7 +185,8 @@ def test_the_best_is_there_whenever_the_evaluator_is_cut_off(tmp_path, monkeypat
 
         monkeypatch.setattr(tf.io.gfile, name, watched)
     for step, quality in ((1, 30.0), (2, 20.0), (3, 40.0), (4, None), (5, 40.0)):
-        best_checkpoint.keep(str(tmp_path), module(quality or 0.0), {"step": step, "PQ": quality})
+        metrics = {"step": step, "PQ": quality}
+        best_checkpoint.update(str(tmp_path), module(quality or 0.0), digits, metrics)
     assert noted[0] == 1 and noted[-1] == 3
     assert names(tmp_path / "best") == [
         "best.json",
@@ -204,5 +206,5 @@ def test_the_average_counts_where_there_is_one(tmp_path):
 
 def test_step_of_a_name():
     assert checkpoint.step_of("gs://bucket/run-2/checkpoints/ckpt-1000") == 1000
-    with pytest.raises(InputError, match="ckpt-1000.index: no checkpoint's name"):
+    with pytest.raises(InputError, match="ckpt-1000.index: not the name of a checkpoint"):
         checkpoint.step_of("run/ckpt-1000.index")

@@ -88,7 +88,7 @@ def test_other_records_are_refused(begun, describe, capsys, records, tmp_path):
     shutil.copytree(records, other)
     shard = next(other.glob("train-00000*"))
     shard.write_bytes(shard.read_bytes() * 2)
-    with pytest.raises(InputError, match="was trained otherwise so far"):
+    with pytest.raises(InputError, match="was trained with other settings"):
         go_on(begun, describe(f"experiment.Experiment.data_dir = '{other}'"), capsys)
     assert "changed: dataset: {'files': 2, 'bytes': " in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf.errors import InputError
-from kmax_tf.run_folder import checkpoint, watch
+from kmax_tf.run_folder import checkpoint, layout, watch
 
 ROOT = pathlib.Path(__file__).parents[2]
 DATA = ".data-00000-of-00001"
@@ -20,9 +20,13 @@ def run(tmp_path, monkeypatch):
     """A function that writes the checkpoint of a step into a run folder, and returns its path."""
     monkeypatch.setattr(watch, "SECONDS", 0.001)
     saver = tf.train.Checkpoint(value=tf.Variable(1.0))
-    folder = os.path.join(tmp_path, checkpoint.FOLDER)
+    folder = layout.checkpoints(tmp_path)
     manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
     return lambda step: manager.save(checkpoint_number=step)
+
+
+def step_in(done):
+    return lambda path: checkpoint.step_of(path) in done
 
 
 def steps(paths):
@@ -35,7 +39,7 @@ def test_order(run, tmp_path):
     done = set()
 
     def visit(**options):
-        for path in watch.checkpoints(str(tmp_path), done.__contains__, 30, seconds=0, **options):
+        for path in watch.watch_checkpoints(str(tmp_path), step_in(done), 30, seconds=0, **options):
             yield path
             done.add(checkpoint.step_of(path))
 
@@ -52,8 +56,8 @@ def test_one_that_comes_later_is_waited_for_and_newest_first_looks_again(run, tm
     run(10)
     run(20)
     found = []
-    for path in watch.checkpoints(
-        str(tmp_path), done.__contains__, 40, seconds=10, newest_first=True
+    for path in watch.watch_checkpoints(
+        str(tmp_path), step_in(done), 40, seconds=10, newest_first=True
     ):
         found.append(checkpoint.step_of(path))
         done.add(found[-1])
@@ -71,7 +75,7 @@ def test_one_that_could_not_be_read_comes_again_once_it_changes(run, tmp_path):
     whole = data.read_bytes()
     data.write_bytes(b"")
     found = []
-    for path in watch.checkpoints(str(tmp_path), done.__contains__, 30, seconds=0):
+    for path in watch.watch_checkpoints(str(tmp_path), step_in(done), 30, seconds=0):
         found.append(checkpoint.step_of(path))
         if found[-1] == 20:
             done.add(20)
@@ -80,10 +84,10 @@ def test_one_that_could_not_be_read_comes_again_once_it_changes(run, tmp_path):
 
 
 def test_one_that_vanished_is_passed_over(run, tmp_path):
-    for file in pathlib.Path(tmp_path, checkpoint.FOLDER).glob(os.path.basename(run(10)) + ".*"):
+    for file in pathlib.Path(layout.checkpoints(tmp_path)).glob(os.path.basename(run(10)) + ".*"):
         file.unlink()
     run(20)
-    found = watch.checkpoints(str(tmp_path), lambda step: False, 30, seconds=0)
+    found = watch.watch_checkpoints(str(tmp_path), lambda path: False, 30, seconds=0)
     assert steps(found) == [20]
 
 

@@ -1,6 +1,8 @@
-"""Studies: what is run, what is never run again, and what the table says."""
+"""Studies: which runs are trained, which are reused, and what the table says."""
 
+import contextlib
 import dataclasses
+import json
 import pathlib
 import shlex
 import signal
@@ -19,10 +21,10 @@ from kmax_tf.files import read_json
 from kmax_tf.studies import study, study_report
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHARED = ("digits", "encoder")  # by all studies
+SHARED = ("digits", "encoder")  # files that all studies use
 NAMES = sorted(p.stem for p in (ROOT / "gin/studies").glob("*.gin") if p.stem not in SHARED)
 RESULTS = sorted(ROOT.glob("docs/studies/*/study.json"))
-PQ = {  # of the last step, by variant, learning rate and seed
+PQ = {  # at the last step, by variant, learning rate and seed
     ("a", 0.1): (20.0,),
     ("a", 0.2): (30.0, 32.0, 31.0),
     ("b", 0.1): (50.0, 56.0, 53.0),
@@ -39,7 +41,7 @@ def two_variants():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """In place of training: the runs that are asked for, and PQ as above, 0 at the first step."""
+    """Replaces training: lists the runs; their PQ is 0 at the first step, then as in the table."""
     asked = []
 
     def run_one(job, initial, out, threads):
@@ -70,7 +72,7 @@ def test_full_size_commands_make_the_experiments_that_have_a_file_of_their_own()
 
     lines = study.commands("interaction", study.load("interaction"), seeds=1)[::2]
     for line, name in zip(lines, ["cross_attention", None, "dual_path", "", "dual_path_kmeans"]):
-        if name is None:  # the appendix's, without a row in the tables
+        if name is None:  # of the appendix, without a gin file
             continue
         words = shlex.split(line)
         gin = [word.removeprefix("--gin=") for word in words if word.startswith("--gin=")]
@@ -115,7 +117,7 @@ def test_nothing_finished_is_run_again_not_even_for_another_study(two_variants, 
 def test_the_encoder_is_there_whenever_something_is_run(
     two_variants, trained, tmp_path, monkeypatch
 ):
-    """Also where a study.json alone tells of the search, and one more seed is asked for."""
+    """Also if the search is known only from study.json, and one more seed is wanted."""
     asked, given, run_one = [], set(), study._run_one
     monkeypatch.setattr(study, "_trained_encoder", lambda *args: asked.append(args) or "ckpt-0")
     monkeypatch.setattr(study, "_run_one", lambda *args: given.add(args[1]) or run_one(*args))
@@ -155,14 +157,25 @@ def test_mistakes_are_named_before_anything_runs(two_variants, trained, tmp_path
     assert not trained
 
 
+def test_a_failed_run_is_one_line_that_names_its_log(two_variants, tiny, tmp_path):
+    tiny()  # writes tiny.gin
+    variants = {"a": ('experiment.Experiment.data_dir = "nowhere"',)}
+    base = str(tmp_path / "tiny.gin")
+    chosen = dataclasses.replace(two_variants, variants=variants, base=base, learning_rates=(0.1,))
+    with pytest.raises(InputError, match=r"^a, seed 0: .*nowhere.*; see .*log.txt$"):
+        study.run("s", chosen, str(tmp_path), seeds=1, jobs=1)
+    [log] = tmp_path.glob("runs/*/log.txt")
+    assert "nowhere" in log.read_text()
+
+
 @pytest.fixture
 def command(tiny, tmp_path):
-    """A function: folder -> the running command of a study of a short run, after its encoder's."""
+    """A function: folder -> the running command of a study with an encoder and one short run."""
     tiny()  # writes tiny.gin
     experiment = "experiment.Experiment"
     bindings = [f"{experiment}.steps = 40", f"{experiment}.checkpoint_interval = 10"]
     (tmp_path / "one.gin").write_text(
-        "from __gin__ import dynamic_registration\nfrom kmax_tf import study\n"
+        "from __gin__ import dynamic_registration\nfrom kmax_tf.studies import study\n"
         'study.Study.question = "?"\nstudy.Study.paper = ""\n'
         f'study.Study.variants = {{"a": {bindings}}}\n'
         f'study.Study.base = "{tmp_path}/tiny.gin"\nstudy.Study.encoder = "{tmp_path}/tiny.gin"\n'
@@ -170,6 +183,15 @@ def command(tiny, tmp_path):
     )
     words = [sys.executable, str(ROOT / "scripts/study.py"), str(tmp_path / "one.gin"), "--seeds=1"]
     return lambda out: subprocess.Popen([*words, f"--out={out}"], cwd=ROOT)
+
+
+def processes_of(folder):
+    """The running processes whose command lines name a folder."""
+    lines = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended in the meantime
+            lines.append(path.read_bytes())
+    return [line for line in lines if bytes(folder) in line]
 
 
 @pytest.mark.slow
@@ -180,8 +202,12 @@ def test_killed_and_started_again_a_study_ends_with_the_same_numbers(command, tm
         while not list((tmp_path / "killed/runs").glob(reached)):
             assert killed.poll() is None
             time.sleep(0.05)
+        assert len(processes_of(tmp_path / "killed")) == 2  # the study and a script
         killed.send_signal(signal.SIGKILL)
         killed.wait()
+        for _ in range(100):  # the kernel needs a moment
+            time.sleep(0.1 * bool(processes_of(tmp_path / "killed")))
+        assert not processes_of(tmp_path / "killed")
     assert not (tmp_path / "killed/one/study.json").exists()
     assert command(tmp_path / "killed").wait() == 0
     whole, again = (
@@ -190,5 +216,8 @@ def test_killed_and_started_again_a_study_ends_with_the_same_numbers(command, tm
     )
     assert whole["steps"] == [10, 20, 30, 40]
     assert {**whole, "minutes": 0} == {**again, "minutes": 0}
+    for path in (tmp_path / "whole/runs").glob("*/eval/metrics-*.json"):
+        same = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+        assert path.read_bytes() == same.read_bytes() and json.loads(path.read_text())["mIoU"] > 0
     (tmp_path / "killed/one/study.json").unlink()
     assert again["digest"] in study.finished(str(tmp_path / "killed"))

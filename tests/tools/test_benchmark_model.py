@@ -45,7 +45,7 @@ def test_export_gives_what_the_experiment_gives(exported):
         outputs.final, size, exported.experiment.dataset.num_things
     )
     np.testing.assert_array_equal(of_export(image), expected.segment_map)
-    with pytest.raises(InputError, match="no export that can be read"):
+    with pytest.raises(InputError, match="not a readable export"):
         benchmark_model.of_export("nothing")
 
 

@@ -44,8 +44,8 @@ def test_what_a_tpu_refuses_is_named_with_its_line(function, reason):
     assert reason in str(error.value)
 
 
-def test_the_batch_must_be_dealt_to_the_cores(tiny):
-    with pytest.raises(InputError, match="cannot be dealt to 32 replicas"):
+def test_the_batch_must_be_a_multiple_of_the_cores(tiny):
+    with pytest.raises(InputError, match="cannot be divided among 32 replicas"):
         tpu_compile.training_step(tiny(), 32)
 
 
@@ -75,7 +75,7 @@ def test_a_report_reads_as_hours_and_images():
     text = tpu_report.text(compiled)
     assert text.startswith("fits") and "128 images/s, 20.8 hours" in text
     unknown = tpu_report.text(compiled | {"estimated_seconds": None})
-    assert "takes unknown by" in unknown and "0.440 s at the core's full speed" in unknown
+    assert "step time: unknown by" in unknown and "0.440 s at the core's full speed" in unknown
     refused = tpu_report.text({"fits": False, "message": "Used 20G of 15.5G hbm"})
     assert refused == "does not fit: Used 20G of 15.5G hbm"
 

@@ -15,7 +15,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.loss.criterion import Losses
 from kmax_tf.model.kmax import Outputs
 from kmax_tf.model.kmax_decoder import Prediction
-from kmax_tf.run_folder import checkpoint
+from kmax_tf.run_folder import layout
 from kmax_tf.training import train as training
 
 STEPS = 24  # of the training that only writes
@@ -96,7 +96,7 @@ def train(run_dir, seed):
     """Writes a checkpoint now and then; some it damages, of which it repairs some."""
     drawn = random.Random(seed)
     model = Stub(14)
-    folder = os.path.join(run_dir, checkpoint.FOLDER)
+    folder = layout.checkpoints(run_dir)
     saver = tf.train.Checkpoint(model=model)
     manager = tf.train.CheckpointManager(saver, folder, max_to_keep=None)
     for step in range(1, STEPS + 1):

@@ -14,7 +14,7 @@ import pytest
 
 from kmax_tf.evaluation import evaluate
 from kmax_tf.inference import predictor
-from kmax_tf.run_folder import checkpoint
+from kmax_tf.run_folder import checkpoint, layout
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import chaos_processes  # noqa: E402
@@ -49,7 +49,7 @@ def test_training_killed_at_any_moment_ends_as_if_undisturbed(
     seed = random.randrange(1000)
     print("seed", seed)
     drawn = random.Random(seed)
-    folders = {run: tmp_path / run / checkpoint.FOLDER for run in ("whole", "killed")}
+    folders = {run: pathlib.Path(layout.checkpoints(tmp_path / run)) for run in ("whole", "killed")}
 
     def life(run):
         return start(

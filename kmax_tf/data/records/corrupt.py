@@ -1,4 +1,4 @@
-"""Corrupt records, where they are skipped: no position moves, and what is lost weighs nothing."""
+"""Skips corrupt records without shifting the others; a skipped example has zero loss weight."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,27 @@ from kmax_tf.data.transforms.targets import Targets
 
 
 def read(path: tf.Tensor, skip: bool) -> tf.data.Dataset:
-    """The records of a file, whose path is a string scalar; to be skipped, those it can read."""
+    """Reads the file of records at `path`, a string scalar; with `skip`, only readable ones."""
     records = tf.data.TFRecordDataset(path)
     return records.ignore_errors() if skip else records
 
 
 def assert_count(records: tf.data.Dataset, number: int, skip: bool) -> tf.data.Dataset:
-    """The `number` records of an epoch: what was skipped is replaced by nothing, else an error."""
+    """Pads an epoch with empty records to `number`; without `skip`, asserts that it has so many."""
     if skip:
         return records.concatenate(tf.data.Dataset.from_tensors("").repeat()).take(number)
     return records.apply(tf.data.experimental.assert_cardinality(number))
 
 
 def parse_or_blank(record: tf.Tensor, parse: Callable) -> tuple[Example, tf.Tensor]:
-    """The `Example` of a record, a string scalar, and True, or one black pixel of void and False.
+    """Parses a record; one that is corrupt becomes one black pixel of void.
 
-    `parse` gives an `Example`.
+    Args:
+        record: a string scalar.
+        parse: maps a record to an `Example`.
+
+    Returns:
+        The `Example`, and a bool scalar that is False for a corrupt record.
     """
     blank = Example(
         image=tf.zeros([1, 1, 3], tf.uint8),
@@ -44,9 +49,9 @@ def parse_or_blank(record: tf.Tensor, parse: Callable) -> tuple[Example, tf.Tens
 
 
 def count(targets: Targets) -> tf.Tensor:
-    """How many of a batch's examples are of corrupt records: float32 scalar.
+    """Counts the examples of corrupt records in a batch: float32 scalar.
 
-    Those weigh nothing: their semantic_weight [batch, height, width] is 0 everywhere.
+    Their semantic_weight [batch, height, width] is 0 everywhere.
     """
     weight = tf.reduce_max(targets.semantic_weight, axis=[1, 2])
     return tf.reduce_sum(tf.cast(weight == 0, tf.float32))

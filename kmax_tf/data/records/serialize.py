@@ -1,8 +1,6 @@
-"""Makes records of the schema that example.py describes."""
+"""Writes records of the schema in example.py."""
 
 import io
-import struct
-import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import errors
+from kmax_tf.data import label_png, orientation
 
 
 def record(
@@ -22,33 +21,29 @@ def record(
     category_id: list[int],
     is_crowd: list[bool],
 ) -> bytes:
-    """Makes a record.
+    """Serializes one image with its segments.
 
     Args:
-        image: content of a JPEG or PNG file. EXIF orientation is ignored, here and by parse.
+        image: content of a JPEG or PNG file, which EXIF may turn.
         filename: name of that file.
         image_id: id of the image.
-        segment_map: any integer type [h, w], 0 void, k the k-th segment, 1 to s. None for an image
-            without labels, which is an image that is all void.
+        segment_map: integers [height, width], upright, 0 void, k the k-th segment, 1 to s. None
+            for an image without labels, which is stored as all void.
         segment_id, category_id, is_crowd: one value for each of the s segments.
 
     Returns:
         A serialized tf.train.Example.
 
     Raises:
-        InputError: the image is broken, no JPEG or PNG, or not of the size of segment_map.
+        InputError: the image is corrupt, neither JPEG nor PNG, or not of the size of segment_map.
     """
     image_format, size = check_image(image, filename)
     if segment_map is None:
         segment_map = np.zeros(size[::-1], np.uint8)
     height, width = segment_map.shape
-    if size != (width, height):
-        raise errors.InputError(
-            f"{filename}: the image is {size[0]} x {size[1]} but its label map {width} x {height};"
-            " give a label map of the stored (unrotated) image size"
-        )
+    check_label_size(image, size, (width, height), filename)
     segment_map = segment_map.astype(np.uint8 if len(segment_id) <= 255 else np.uint16)
-    number, length = runs(segment_map)
+    number, length = label_png.find_runs(segment_map)
     area = np.bincount(number, length, len(segment_id) + 1)[1:]
     feature = {
         "image/encoded": _bytes(image),
@@ -57,71 +52,71 @@ def record(
         "image/id": _bytes(image_id.encode()),
         "image/height": _int64([height]),
         "image/width": _int64([width]),
-        "panoptic/encoded": _bytes(encode_labels(segment_map)),
+        "panoptic/encoded": _bytes(label_png.encode_labels(segment_map)),
         "segment/id": _int64(segment_id),
         "segment/category_id": _int64(category_id),
         "segment/is_crowd": _int64(is_crowd),
         "segment/area": _int64(area),
     }
-    made = tf.train.Example(features=tf.train.Features(feature=feature))
-    return made.SerializeToString(deterministic=True)
+    if (turn := orientation.read(image)) != orientation.UPRIGHT:
+        feature["image/orientation"] = _int64([turn])
+    message = tf.train.Example(features=tf.train.Features(feature=feature))
+    return message.SerializeToString(deterministic=True)
 
 
 def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
-    """Reads an image file to its end, with what will decode the record.
+    """Checks that an image file is whole, with the decoder that will read the record.
+
+    Args:
+        image: content of the file.
+        filename: its name, for messages.
 
     Returns:
-        "jpeg" or "png", and (width, height).
+        "jpeg" or "png", and (width, height) in pixels of the upright image.
 
     Raises:
-        InputError: it is broken, or of another format.
+        InputError: the image is corrupt, or has another format.
     """
     try:
         with Image.open(io.BytesIO(image)) as opened:
             kind, size = opened.format, opened.size
         if kind in ("JPEG", "MPO"):  # MPO is a JPEG with more pictures after it
-            # At an eighth of its size a JPEG still shows whether its data is whole.
+            # Decoding to an eighth of the size is quick and still reads all the data.
             tf.io.decode_jpeg(image, channels=3, ratio=8)
         elif kind == "PNG":
             tf.io.decode_png(image, channels=3)
     except Exception as error:  # Pillow raises many kinds for a broken file
-        raise errors.InputError(f"{filename}: broken or truncated image; get it again") from error
+        raise errors.InputError(
+            f"{filename}: broken or truncated image; download or save it again"
+        ) from error
     if kind not in ("JPEG", "MPO", "PNG"):
         raise errors.InputError(f"{filename}: is {kind}; convert it to JPEG or PNG")
+    size = size[::-1] if orientation.swaps_sides(orientation.read(image)) else size
     return "png" if kind == "PNG" else "jpeg", size
 
 
-def runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Splits a label map [h, w], row by row, into runs of equal values, of which it has few.
+def check_label_size(
+    image: bytes, size: tuple[int, int], label_size: tuple[int, int], filename: str
+) -> None:
+    """Checks that a label map fits its image.
 
-    Returns:
-        The value of each run, of the map's type; and its length in pixels, int64.
+    Args:
+        image: content of the image file.
+        size: (width, height) of the upright image, as `check_image` returns it.
+        label_size: (width, height) of the label map.
+        filename: name of the image, for messages.
+
+    Raises:
+        InputError: the sizes differ.
     """
-    flat = labels.ravel()
-    start = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
-    return flat[start], np.diff(start, append=flat.size)
-
-
-def encode_labels(labels: np.ndarray) -> bytes:
-    """Encodes uint8 or uint16 [h, w] as a PNG of one channel.
-
-    Every row as its difference from the one above, mostly 0 in labels. Pillow tries all filters on
-    every row, which takes twice as long and makes more bytes.
-    """
-    height, width = labels.shape
-    rows = labels.astype(labels.dtype.newbyteorder(">")).view(np.uint8)
-    above = np.diff(rows, axis=0, prepend=np.uint8(0))
-    filtered = np.pad(above, [(0, 0), (1, 0)], constant_values=2)  # the number of this filter
-    compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8 * labels.itemsize, 0, 0, 0, 0),
-        b"IDAT": compressor.compress(filtered) + compressor.flush(),
-        b"IEND": b"",
-    }
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks.items()
-    )
+    if size != label_size:
+        is_turned = orientation.swaps_sides(orientation.read(image))
+        raise errors.InputError(
+            f"{filename}: the image is {size[0]} x {size[1]}"
+            f"{' (upright, as its EXIF orientation shows it)' if is_turned else ''} but its label"
+            f" map {label_size[0]} x {label_size[1]}; make the label map as large as the"
+            f" {'upright ' if is_turned else ''}image"
+        )
 
 
 def _bytes(value: bytes) -> tf.train.Feature:

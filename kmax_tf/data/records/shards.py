@@ -1,4 +1,4 @@
-"""The files of records that a split is made of."""
+"""The record files (shards) of a split."""
 
 import os
 import re
@@ -10,17 +10,17 @@ from kmax_tf import errors
 
 
 def name(split: str, index: int, count: int) -> str:
-    """Returns the file name of shard `index`, from 0, of `count`."""
+    """Returns the file name of shard `index`, 0 to `count` - 1."""
     return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
 
 
 def paths(folder: str, split: str) -> list[str]:
     """Returns the paths of all shards of a split, in order.
 
-    They are named as by `name` or as TFDS does (coco-train.tfrecord-00000-of-00512).
+    Their names are those of `name`, or TFDS' (coco-train.tfrecord-00000-of-00512).
 
     Raises:
-        InputError: there is none, one is missing, or two conversions are mixed.
+        InputError: no shard exists, one is missing, or two conversions are mixed.
     """
     number = r"(\d{5})-of-(\d{5})"
     pattern = re.compile(
@@ -30,7 +30,7 @@ def paths(folder: str, split: str) -> list[str]:
     matches = sorted(filter(None, map(pattern.fullmatch, present)), key=lambda match: match[0])
     if not matches:
         raise errors.InputError(
-            f'{folder}: no records of split "{split}"; check the path and the split, or convert'
+            f'{folder}: no records of split "{split}"; check the path and the split, or convert it'
         )
     last = matches[-1][0]
     count = int(re.search(r"-of-(\d{5})", last)[1])

@@ -1,7 +1,7 @@
 """Panoptic copy-paste: all things and some stuff of one image over another one.
 
-The segments of an image are numbered so that those to be pasted come first: the mask of what is
-pasted is then one comparison, and no table is looked up for each pixel.
+Segments are numbered so that those to be pasted come first. The mask of the pasted pixels is then
+one comparison, and no table is looked up for each pixel.
 """
 
 from typing import NamedTuple
@@ -15,17 +15,17 @@ MAX_SEGMENTS = 255  # of one image, so that ids are uint8 and exact in bfloat16
 
 
 class Segments(NamedTuple):
-    """What the ids of one image's segment map mean."""
+    """The meaning of the ids in one image's segment map."""
 
     classes: tf.Tensor  # int32 [MAX_SEGMENTS], class index of segment k at k - 1, -1 for none
-    pasted: tf.Tensor  # int32, the segments 1 to `pasted` go onto another image
+    num_pasted: tf.Tensor  # int32, segments 1 to `num_pasted` are pasted onto another image
 
 
 def draw_stuff(seed: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Which classes are pasted if they are stuff, bool [num_classes], by `seed`, integers [2].
+    """Draws which stuff classes are pasted: bool [num_classes], from `seed`, integers [2].
 
-    Each with the same probability, itself drawn uniformly: their number is then uniform and the
-    choice of so many uniform too, which is how the official code draws.
+    All classes have the same probability, which is uniform itself. So their number is uniform, as
+    in the official code.
     """
     draw = tf.random.stateless_uniform([1 + num_classes], seed)
     return draw[1:] < draw[0]
@@ -34,14 +34,17 @@ def draw_stuff(seed: tf.Tensor, num_classes: int) -> tf.Tensor:
 def number_segments(
     segment_map: tf.Tensor, segment_class: tf.Tensor, num_things: int, pasted_stuff: tf.Tensor
 ) -> tuple[tf.Tensor, Segments]:
-    """Numbers segments anew: what is pasted first, stuff of one class as one segment.
+    """Renumbers segments: those to be pasted first, and stuff of one class as one segment.
 
-    Arguments:
-      segment_map: int32 [height, width], 0 void, k the k-th segment.
-      segment_class: int32 [n], class index, -1 for void (crowd, unknown class).
-      num_things: classes from this on are stuff.
-      pasted_stuff: bool [num_classes], of `draw_stuff`.
-    Returns the map, uint8, and its `Segments`. Those beyond MAX_SEGMENTS become void.
+    Args:
+        segment_map: int32 [height, width], 0 void, k the k-th segment.
+        segment_class: int32 [n], class index, -1 for void (crowd, unknown class).
+        num_things: number of thing classes; higher indices are stuff.
+        pasted_stuff: bool [num_classes], from `draw_stuff`.
+
+    Returns:
+        The map, uint8 [height, width], and its `Segments`. Segments beyond MAX_SEGMENTS become
+        void.
     """
     number = tf.range(tf.size(segment_class))
     known, thing = segment_class >= 0, segment_class < num_things
@@ -49,7 +52,7 @@ def number_segments(
     first = tf.reduce_min(tf.where(same, number, number[:, None]), axis=1)
     pasted = known & (thing | tf.gather(pasted_stuff, tf.maximum(segment_class, 0)))
 
-    # 0 is pasted, 1 stays, 2 is no segment of its own; in this order, else as before.
+    # Rank 0 is pasted, 1 stays, 2 has no segment of its own; the order within a rank is kept.
     rank = tf.where(known & (first == number), tf.where(pasted, 0, 1), 2)
     order = tf.argsort(rank, stable=True)
     new = tf.scatter_nd(order[:, None], number + 1, tf.shape(number))
@@ -65,31 +68,35 @@ def number_segments(
 
 
 def paste(
-    sample: Sample, segments: Segments, other: Sample, other_segments: Segments
+    sample: Sample, segments: Segments, pasted: Sample, pasted_segments: Segments
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Pastes one `Sample` onto another of the same size; both may be batched, with `Segments`.
+    """Pastes one image onto another of the same size.
 
-    Returns the image, (batch, height, width, 3) of the dtype of the first; the segment map, int32
-    (batch, height, width), in which the pasted ids follow the others; and the class index of
-    each, int32 [(batch,) 2 * MAX_SEGMENTS].
+    Args:
+        sample, segments: the image below and its segments, [batch, ...] or without that axis.
+        pasted, pasted_segments: the image to paste, of the same shape.
+
+    Returns:
+        The image, of the dtype of `sample`; the segment map, int32; and the class index of each id,
+        int32 [batch, 2 * MAX_SEGMENTS]. Pasted ids follow the others.
     """
-    last = other_segments.pasted[..., None, None]
-    segment_map = tf.cast(other.segment_map, tf.int32)
-    pasted = (segment_map > 0) & (segment_map <= last)
+    last = pasted_segments.num_pasted[..., None, None]
+    segment_map = tf.cast(pasted.segment_map, tf.int32)
+    mask = (segment_map > 0) & (segment_map <= last)
     return (
-        pixels.choose(pasted, tf.cast(other.image, sample.image.dtype), sample.image),
-        tf.where(pasted, segment_map + MAX_SEGMENTS, tf.cast(sample.segment_map, tf.int32)),
-        tf.concat([segments.classes, other_segments.classes], axis=-1),
+        pixels.choose(mask, tf.cast(pasted.image, sample.image.dtype), sample.image),
+        tf.where(mask, segment_map + MAX_SEGMENTS, tf.cast(sample.segment_map, tf.int32)),
+        tf.concat([segments.classes, pasted_segments.classes], axis=-1),
     )
 
 
 def paste_part(
-    sample: Sample, segments: Segments, part: Sample, part_segments: Segments, corner: tf.Tensor
+    sample: Sample, segments: Segments, pasted: Sample, pasted_segments: Segments, corner: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """As `paste`, unbatched, of a smaller sample [h, w, ...], its corner at int32 [2] `corner`."""
-    end = corner + tf.shape(part.segment_map)
+    """Pastes a smaller image [h, w, ...], its corner at `corner`, int32 [2]; else as `paste`."""
+    end = corner + tf.shape(pasted.segment_map)
     under = tf.nest.map_structure(lambda x: pixels.cut(x, corner, end), sample)
-    image, segment_map, classes = paste(under, segments, part, part_segments)
+    image, segment_map, classes = paste(under, segments, pasted, pasted_segments)
     return (
         pixels.insert(sample.image, image, corner),
         pixels.insert(tf.cast(sample.segment_map, segment_map.dtype), segment_map, corner),

@@ -1,9 +1,11 @@
 """The augmentations inside the training step: XLA code of static shapes, from decoded images.
 
-A resize is two products with matrices of weights. What is off the crop has no row in them, and
-scaling twice (fit, then random scale) is one matrix, so that nothing larger than the crop is made,
-unless it is counted whole (`color.needs_whole`). From the same draws come the pictures of the host
-placement, but that the image to paste is the one before in the batch of the same replica.
+A resize is two products with matrices of weights, which have no row for a pixel off the crop.
+Resizing twice (to fit, then by the random scale) is one matrix. So no tensor is larger than the
+crop, except for an operation that counts the whole image (`color.needs_whole_image`).
+
+With the same random numbers the result equals host.py's, except that copy-paste takes the previous
+image of the batch.
 """
 
 from typing import Any, NamedTuple
@@ -13,31 +15,31 @@ import tensorflow as tf
 from kmax_tf.data.transforms import color, copy_paste, geometry, pixels
 from kmax_tf.data.transforms.targets import Targets, make_targets
 
-ROUNDING = 2.0**-9  # grey levels; what is this little below a whole number is not cut off
+ROUNDING = 2.0**-9  # gray levels; a value this little below an integer is not cut off
 
 
 class PlacedParams(NamedTuple):
-    """How an image is placed and colored."""
+    """The parameters of an augmentation, with the place that they give an image of known size."""
 
     geometry: geometry.Geometry
-    draw: geometry.AugmentParams
+    augment: geometry.AugmentParams
 
 
 class Decoded(NamedTuple):
-    """An image as the host sends it, padded at bottom and right to the canvas."""
+    """An image as the host sends it, padded at the bottom and the right to the decoded size."""
 
-    image: tf.Tensor  # uint8 [height, width, 3]
-    segment_map: tf.Tensor  # uint8 [height, width]
+    image: tf.Tensor  # uint8 [height, width, 3], 0 to 255
+    segment_map: tf.Tensor  # uint8 [height, width], 0 void, k the k-th segment
     segments: copy_paste.Segments
-    size: tf.Tensor  # int32 [2], without the padding
-    drawn: PlacedParams  # [roles]: as an example, and where there is copy-paste as what is pasted
-    intact: tf.Tensor  # bool, False where the record was corrupt
+    size: tf.Tensor  # int32 [2], height and width without the padding
+    params: PlacedParams  # [roles]: of the example itself, and with copy-paste as pasted image
+    intact: tf.Tensor  # bool, False if the record was corrupt
 
 
 def _bilinear(pixels, scaled, fitted, stored, length):
-    """Weights float32 [n, length] of a stored side's pixels in `pixels`, int32 [n], of the scaled.
+    """Weights float32 [n, length] of a side's stored pixels in the scaled pixels, int32 [n].
 
-    stored > fitted > scaled: the side's sizes on its way. 0 for pixels that do not exist.
+    The side was resized from `stored` to `fitted` to `scaled` pixels. Pixels outside weigh 0.
     """
     position = tf.cast(pixels, tf.float32) * geometry.step(scaled, fitted)
     low = tf.floor(position)
@@ -63,17 +65,17 @@ def _parts(x):
 
 
 def _product(equation, weights, *values):
-    """einsum of weights and the sum of values 0..255, to 1/100 even if bfloat16 is all it takes.
+    """einsum of weights with the sum of values 0 to 255, to 1/100 even with bfloat16 operands.
 
-    As on a TPU: 8 bits. So the weights are taken as two parts of 8 bits, and values as well where
-    they are not whole.
+    A TPU takes 8 bits of each operand. So weights are split into two parts of 8 bits, and values
+    too unless they are integers.
     """
     parts = [part / 256 for part in _parts(weights * 256)]
     return tf.add_n([tf.einsum(equation, w, v) for w in parts for v in values])
 
 
 def _sides(decoded, geom):
-    """The sizes on the way back, (scaled, fitted, stored) of the rows, and of the columns."""
+    """The sizes on the way back, (scaled, fitted, stored), of the rows and of the columns."""
     return tf.unstack(tf.stack([geom.scaled, geom.fitted, decoded.size]), axis=1, num=2)
 
 
@@ -88,102 +90,107 @@ def _resample(decoded, geom, rows, columns):
 
 
 def _resample_map(decoded, geom, rows, columns):
-    """The segment map of the scaled image at rows x columns, uint8; 0 where there is no image."""
+    """The segment map of the scaled image at rows x columns: uint8, 0 outside of the image."""
     height, width = decoded.segment_map.shape
     sides = _sides(decoded, geom)
     down = _nearest(rows, *tf.unstack(sides[0]), height)
     across = _nearest(columns, *tf.unstack(sides[1]), width)
-    # Ones and ids under 256: exact in bfloat16.
+    # Ones, and ids below 256, are exact in bfloat16.
     ids = tf.einsum("yh,hw->yw", down, tf.cast(decoded.segment_map, tf.float32))
     return tf.cast(tf.einsum("xw,yw->yx", across, ids), tf.uint8)
 
 
 def _window(geom, size, margin):
-    """Rows and columns of the scaled image that the crop shows, `margin` more on each side."""
+    """Rows and columns of the scaled image that the crop shows, and `margin` more on each side."""
     rows, columns = (tf.range(-margin, side + margin) for side in size)
     columns = tf.where(geom.flip, size[1] - 1 - columns, columns)
     return rows - geom.offset[0], columns - geom.offset[1]
 
 
-def _colored(decoded, drawn, rows, columns, magnitude, limit):
+def _augment_color(decoded, params, rows, columns, magnitude, limit):
     """The scaled image after the color policy, at rows x columns: uint8."""
-    geom, draw = drawn
 
     def window(rows, columns, table):
-        image = tf.cast(_resample(decoded, geom, rows, columns) + ROUNDING, tf.uint8)
-        frame = color.Frame(rows, columns, geom.scaled)
-        return color.augment(image, draw, magnitude, frame, table)
+        image = _resample(decoded, params.geometry, rows, columns)
+        image = tf.cast(image + ROUNDING, tf.uint8)
+        frame = color.Frame(rows, columns, params.geometry.scaled)
+        return color.augment(image, params.augment, magnitude, frame, table)
 
     def whole():
         image = window(*(tf.range(side) for side in limit), pixels.DEVICE)
         image = tf.gather(image, tf.clip_by_value(rows, 0, limit[0] - 1), axis=0)
         return tf.gather(image, tf.clip_by_value(columns, 0, limit[1] - 1), axis=1)
 
-    return tf.cond(color.needs_whole(draw), whole, lambda: window(rows, columns, None))
+    needs_whole = color.needs_whole_image(params.augment)
+    return tf.cond(needs_whole, whole, lambda: window(rows, columns, None))
 
 
-def _placed(decoded, drawn, options, limit):
-    """The image augmented alone, as a `Sample` of the crop's size."""
-    geom = drawn.geometry
-    # One pixel more on each side, for the sharpness of the outermost.
+def _augment(decoded, params, options, limit):
+    """One image in one role after its augmentation: a `Sample` of the crop's size."""
+    geom = params.geometry
+    # One more pixel on each side, because sharpness looks at neighbors.
     rows, columns = _window(geom, options.size, margin=1)
     if options.color is None:
         image = _resample(decoded, geom, rows, columns)
     else:
-        image = _colored(decoded, drawn, rows, columns, options.color, limit)
+        image = _augment_color(decoded, params, rows, columns, options.color, limit)
     exists = color.Frame(rows, columns, geom.scaled).within(0)[..., None]
-    image = tf.where(exists, tf.cast(image, tf.float32), geometry.GREY)[1:-1, 1:-1]
+    image = tf.where(exists, tf.cast(image, tf.float32), geometry.GRAY)[1:-1, 1:-1]
     segment_map = _resample_map(decoded, geom, rows[1:-1], columns[1:-1])
     return geometry.Sample(image, segment_map)
 
 
-def _samples(decoded, options):
-    """All images in all their roles, as a `Sample` [batch, roles, height, width, ...].
+def _augment_batch(batch, options):
+    """All images of a `Decoded` batch in all roles: a `Sample` [batch, roles, height, width, ...].
 
-    One after the other, so that the temporaries are those of one image.
+    The images are made one after the other, to hold the temporaries of one image at a time.
     """
-    batch, roles = decoded.drawn.draw.flip.shape
+    number, roles = batch.params.augment.flip.shape
     scales = max((*options.scales, *options.paste_scales))
     limit = [
         int(side * scales)
         for side in (options.size if options.resize_to_crop else options.max_decoded_size)
     ]
 
-    def placed(index):
-        image, role = index // roles, index % roles
-        one = tf.nest.map_structure(lambda x: x[image], decoded)
-        return _placed(one, tf.nest.map_structure(lambda x: x[role], one.drawn), options, limit)
+    def augment(index):
+        position, role = index // roles, index % roles
+        decoded = tf.nest.map_structure(lambda x: x[position], batch)
+        params = tf.nest.map_structure(lambda x: x[role], decoded.params)
+        return _augment(decoded, params, options, limit)
 
     signature = geometry.Sample(
         tf.TensorSpec([*options.size, 3], tf.float32), tf.TensorSpec(options.size, tf.uint8)
     )
-    samples = tf.map_fn(placed, tf.range(batch * roles), fn_output_signature=signature)
-    return tf.nest.map_structure(lambda x: tf.reshape(x, [batch, roles, *x.shape[1:]]), samples)
+    samples = tf.map_fn(augment, tf.range(number * roles), fn_output_signature=signature)
+    return tf.nest.map_structure(lambda x: tf.reshape(x, [number, roles, *x.shape[1:]]), samples)
 
 
-def examples(
+def make_examples(
     decoded: Decoded, options: Any, num_things: int, stride: int
 ) -> tuple[tf.Tensor, Targets]:
-    """One replica's batch of (image float32 [batch, height, width, 3], `Targets`).
+    """Makes one replica's batch of training examples.
 
-    Arguments:
-      decoded: a batch of `Decoded`. In a batch of one an image is pasted onto itself.
-      options: the experiment's `TrainingInput`.
-      num_things, stride: as in `make_targets`.
+    Args:
+        decoded: a batch of `Decoded`. In a batch of one an image is pasted onto itself.
+        options: the experiment's `TrainingInput`.
+        num_things, stride: as in `make_targets`.
+
+    Returns:
+        The images, float32 [batch, height, width, 3], 0 to 255; and their `Targets`.
     """
-    samples, segments = _samples(decoded, options), decoded.segments
-    own = tf.nest.map_structure(lambda x: x[:, 0], samples)
-    image, segment_map, classes = (*own, segments.classes)
+    samples, segments = _augment_batch(decoded, options), decoded.segments
+    sample = tf.nest.map_structure(lambda x: x[:, 0], samples)
+    image, segment_map, classes = (*sample, segments.classes)
     if options.paste_scales:
-        other, other_segments = tf.nest.map_structure(
+        pasted, pasted_segments = tf.nest.map_structure(
             lambda x: tf.roll(x, 1, axis=0),
             (tf.nest.map_structure(lambda x: x[:, 1], samples), segments),
         )
-        image, segment_map, classes = copy_paste.paste(own, segments, other, other_segments)
+        image, segment_map, classes = copy_paste.paste(sample, segments, pasted, pasted_segments)
 
-    def targets(one):
+    def targets(map_and_classes):
         return make_targets(
-            *one,
+            *map_and_classes,
             num_things=num_things,
             stride=stride,
             **options.target_options,

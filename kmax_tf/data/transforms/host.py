@@ -1,6 +1,6 @@
-"""The augmentations on the host, to the pixel those of the official code.
+"""The augmentations on the host, equal to the official code's in every pixel.
 
-`device.py` makes the same pictures, inside the training step.
+`device.py` makes the same images inside the training step.
 """
 
 from collections.abc import Sequence
@@ -13,87 +13,93 @@ from kmax_tf.data.transforms.geometry import AugmentParams, Sample
 from kmax_tf.data.transforms.targets import Targets, make_targets
 
 
-def example(
-    loaded: Sequence[tuple[Sample, copy_paste.Segments]],
-    draws: Sequence[AugmentParams],
+def make_example(
+    samples: Sequence[tuple[Sample, copy_paste.Segments]],
+    params: Sequence[AugmentParams],
     options: Any,
     num_things: int,
     stride: int,
 ) -> tuple[tf.Tensor, Targets]:
-    """One image float32 [height, width, 3] of options.size, and its `Targets`.
+    """Makes one training example.
 
-    Arguments:
-      loaded: an image with its segments and, where there is copy-paste, the one to paste.
-      draws: of both.
-      options: the experiment's `TrainingInput`.
-      num_things, stride: as in `make_targets`.
+    Args:
+        samples: an image with its segments and, for copy-paste, the image to paste.
+        params: the `AugmentParams` of both.
+        options: the experiment's `TrainingInput`.
+        num_things, stride: as in `make_targets`.
+
+    Returns:
+        The image, float32 [height, width, 3] of options.size, 0 to 255; and its `Targets`.
     """
-    sample, segments = loaded[0]
+    sample, segments = samples[0]
     if options.augment:
-        sample = augmented(sample, draws[0], options)
+        sample = augment(sample, params[0], options)
     else:
         sample = fit_and_pad(sample, options.size)
     image, segment_map, classes = (*sample, segments.classes)
-    if len(loaded) > 1:
-        other, other_segments = loaded[1]
-        other, corner = shown(other, draws[1], options)
+    if len(samples) > 1:
+        pasted, pasted_segments = samples[1]
+        pasted, corner = augment_visible(pasted, params[1], options)
         image, segment_map, classes = copy_paste.paste_part(
-            sample, segments, other, other_segments, corner
+            sample, segments, pasted, pasted_segments, corner
         )
     return image, make_targets(
         segment_map, classes, num_things=num_things, stride=stride, **options.target_options
     )
 
 
-def augmented(sample: Sample, draw: AugmentParams, options: Any) -> Sample:
-    """One image with its augmentations, a `Sample` of options.size.
-
-    The image becomes float32 [height, width, 3].
-    """
-    return pad(*shown(sample, draw, options), options.size)
+def augment(sample: Sample, params: AugmentParams, options: Any) -> Sample:
+    """Augments one image: a `Sample` of options.size, its image float32 [height, width, 3]."""
+    return pad(*augment_visible(sample, params, options), options.size)
 
 
-def shown(sample: Sample, draw: AugmentParams, options: Any) -> tuple[Sample, tf.Tensor]:
-    """What the crop shows of the augmented image, a `Sample` [h, w, ...] of its size at most.
+def augment_visible(
+    sample: Sample, params: AugmentParams, options: Any
+) -> tuple[Sample, tf.Tensor]:
+    """Augments the part of an image that the crop shows.
 
-    Returns also its corner in the crop, int32 [2].
+    Returns:
+        A `Sample` of at most options.size, and its corner in the crop, int32 [2].
     """
     fitted = options.fitted(tf.shape(sample.segment_map))
-    geom = geometry.locate(fitted, draw, options.size)
+    geom = geometry.locate(fitted, params, options.size)
     begin, end, corner = geometry.window(geom, options.size)
     image = resize_image(sample.image, fitted, geom.scaled)
     if options.color is None:
         image = pixels.cut(image, begin, end)
     else:
-        image = _colored(tf.cast(image, tf.uint8), begin, end, draw, options.color)
+        image = _augment_color(tf.cast(image, tf.uint8), begin, end, params, options.color)
     segment_map = resize_map(sample.segment_map, begin, end, fitted, geom.scaled)
     return mirror(Sample(image, segment_map), geom.flip), corner
 
 
-def _colored(image, begin, end, draw, magnitude):
-    """The image, uint8, colored, from `begin` to `end`.
+def _augment_color(image, begin, end, params, magnitude):
+    """Colors the image, uint8, and cuts it from `begin` to `end`.
 
     The official code colors before it crops; most operations give the same pixels afterwards.
     """
 
     def whole():
-        frame = color.whole(image, shown=lambda x: pixels.cut(x, begin, end))
-        return color.augment(image, draw, magnitude, frame)
+        frame = color.whole_frame(image, crop=lambda x: pixels.cut(x, begin, end))
+        return color.augment(image, params, magnitude, frame)
 
     def window():
-        # One pixel more on each side, for the sharpness of the outermost.
+        # One more pixel on each side, because sharpness looks at neighbors.
         size = tf.shape(image)[:2]
         first, after = tf.maximum(begin - 1, 0), tf.minimum(end + 1, size)
         rows, columns = (tf.range(*side) for side in zip(tf.unstack(first), tf.unstack(after)))
         frame = color.Frame(rows, columns, size)
-        colored = color.augment(pixels.cut(image, first, after), draw, magnitude, frame, None)
+        colored = color.augment(pixels.cut(image, first, after), params, magnitude, frame, None)
         return pixels.cut(colored, begin - first, end - first)
 
-    return tf.cond(color.needs_whole(draw), whole, window)
+    return tf.cond(color.needs_whole_image(params), whole, window)
 
 
 def resize_image(image: tf.Tensor, *sizes: tf.Tensor) -> tf.Tensor:
-    """Scales [h, w, 3] to each size, int32 [2], in turn: float32, bilinear, corners aligned."""
+    """Resizes [height, width, 3] to each size, int32 [2], in turn; the result is float32.
+
+    Bilinear, corners aligned.
+    """
     image = tf.cast(image, tf.float32)
     for size in sizes:
         image = tf.cond(
@@ -109,21 +115,21 @@ def resize_image(image: tf.Tensor, *sizes: tf.Tensor) -> tf.Tensor:
 def resize_map(
     segment_map: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, *sizes: tf.Tensor
 ) -> tf.Tensor:
-    """From `begin` to `end`, int32 [2], the map [h, w] scaled to each size in turn.
+    """Resizes a map, integers [height, width], to each size in turn, and cuts it to begin:end.
 
-    To the nearest pixel, corners aligned.
+    Nearest neighbor, corners aligned. Sizes, `begin` and `end` are int32 [2].
     """
     ways = tf.unstack(tf.stack([*reversed(sizes), tf.shape(segment_map)]), axis=1, num=2)
     rows, columns = (
         geometry.nearest(tf.range(first, after), *tf.unstack(way))
         for first, after, way in zip(tf.unstack(begin), tf.unstack(end), ways, strict=True)
     )
-    # Columns first, which are the slower ones: there are fewer of them before the rows.
+    # Columns are slower to gather, so they come first, when there are fewer rows.
     return tf.gather(tf.gather(segment_map, columns, axis=1), rows, axis=0)
 
 
 def resize(sample: Sample, size: tf.Tensor) -> Sample:
-    """Scales a sample to `size`, int32 (height, width); the image becomes float32 [h, w, 3]."""
+    """Resizes a sample to `size`, int32 (height, width); its image becomes float32."""
     return Sample(
         resize_image(sample.image, size),
         resize_map(sample.segment_map, tf.zeros([2], tf.int32), size, size),
@@ -131,27 +137,26 @@ def resize(sample: Sample, size: tf.Tensor) -> Sample:
 
 
 def mirror(sample: Sample, flip: tf.Tensor) -> Sample:
-    """The sample [h, w, ...], mirrored left to right where `flip`, a bool scalar."""
+    """Mirrors a sample [height, width, ...] left to right if `flip`, a bool scalar, is true."""
     return tf.nest.map_structure(
         lambda x: tf.cond(flip, lambda: tf.reverse(x, axis=[1]), lambda: x), sample
     )
 
 
 def pad(sample: Sample, corner: tf.Tensor, size: tuple[int, int]) -> Sample:
-    """Puts the sample into `size` (height, width), its corner at `corner`, int32 [2].
+    """Pads a sample to `size` (height, width), with its corner at `corner`, int32 [2].
 
-    The image becomes float32, grey around; the map is void there.
+    The image becomes float32; the margin is gray in the image and void in the map.
     """
-    image = pixels.pad(tf.cast(sample.image, tf.float32), corner, size, geometry.GREY)
+    image = pixels.pad(tf.cast(sample.image, tf.float32), corner, size, geometry.GRAY)
     return Sample(image, pixels.pad(sample.segment_map, corner, size, 0))
 
 
 def fitted_size(sample: Sample, size: tuple[int, int]) -> tf.Tensor:
-    """The largest size (height, width), int32, of the sample's proportions that `size` holds."""
-    fitted = geometry.fit(tf.shape(sample.segment_map), size, size)
-    return tf.maximum(fitted, 1)  # of a line of pixels
+    """Computes the largest size of the sample's proportions within `size`: int32 [2], in pixels."""
+    return geometry.fit(tf.shape(sample.segment_map), size, size)
 
 
 def fit_and_pad(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Evaluation input: scaled to fit into `size` (height, width), padded at bottom and right."""
+    """Resizes a sample to fit `size` (height, width), and pads it at the bottom and the right."""
     return pad(resize(sample, fitted_size(sample, size)), tf.constant([0, 0]), size)

@@ -1,7 +1,7 @@
-"""Many pixels at once: counted, looked up in small tables, cut out, put in, chosen from images.
+"""Operations on many pixels: count, look up in small tables, cut, insert, pad and choose.
 
-Gather and scatter of single numbers are fast on a CPU and slow on a TPU; there the comparison
-of each pixel with each row is one fused loop, of which nothing is stored.
+Gather and scatter of single numbers are fast on a CPU and slow on a TPU. A TPU compares each pixel
+with each row in one fused loop, which stores no intermediate result.
 """
 
 import math
@@ -12,11 +12,11 @@ import tensorflow as tf
 
 
 class Tables(NamedTuple):
-    """What is done differently."""
+    """The operations that differ between `HOST` (a CPU) and `DEVICE` (XLA)."""
 
     count: Callable  # integers of any shape, rows -> int32 [rows], how often each occurs
     lookup: Callable  # table [rows], integers of any shape -> that shape, of the table's dtype
-    recolor: Callable  # uint8 [3, 256], uint8 [h, w, 3] -> of each channel its new levels
+    recolor: Callable  # levels uint8 [3, 256], image uint8 [h, w, 3] -> uint8 [h, w, 3]
 
 
 def _bincount(index, rows):
@@ -38,9 +38,9 @@ def _compared_lookup(table, index):
 
 
 def _recolor(levels, image):
-    """Two values at once, as one of 16 bits: a gather takes as long for both as for one."""
+    """Looks up two values at once, as one of 16 bits: a gather takes as long for two as for one."""
     levels = tf.cast(levels, tf.int32)
-    # The channels of the first and the second, as they follow each other.
+    # Pairs of values follow each other as channels (0, 1), (2, 0), (1, 2).
     first, second = tf.gather(levels, [0, 2, 1]), tf.gather(levels, [1, 0, 2])
     table = tf.cast(first[:, None, :] + 256 * second[:, :, None], tf.uint16)
     height, width = tf.unstack(tf.shape(image)[:2])
@@ -61,12 +61,12 @@ DEVICE = Tables(_compared_count, _compared_lookup, _compared_recolor)
 
 
 def cut(image: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """The rows and columns from `begin` to `end`, int32 [2], of [h, w, ...]."""
+    """Cuts rows and columns from `begin` to `end`, int32 [2], out of [height, width, ...]."""
     return image[begin[0] : end[0], begin[1] : end[1]]
 
 
 def insert(image: tf.Tensor, part: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
-    """`image` [height, width, ...] with `part` [h, w, ...] in it, its corner at `corner`."""
+    """Inserts `part` [h, w, ...] into `image` [height, width, ...] at `corner`, int32 [2]."""
     (top, left), (bottom, right) = tf.unstack(corner), tf.unstack(corner + tf.shape(part)[:2])
     rows = image[top:bottom]
     rows = tf.concat([rows[:, :left], part, rows[:, right:]], axis=1)
@@ -74,10 +74,10 @@ def insert(image: tf.Tensor, part: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
 
 
 def pad(part: tf.Tensor, corner: tf.Tensor, size: tuple[int, int], value: float) -> tf.Tensor:
-    """`part` [h, w, ...] in `size` (height, width) of `value`, its corner at int32 [2] `corner`."""
+    """Pads `part` [h, w, ...] with `value` to `size` (height, width), its corner at `corner`."""
     shape = tf.shape(part)
     after = size - corner - shape[:2]
-    # As rows of numbers, which on a CPU are padded twice as fast as pixels.
+    # A CPU pads rows of numbers twice as fast as pixels.
     numbers = math.prod(part.shape[2:])
     margins = tf.stack([corner, after], axis=1) * [[1], [numbers]]
     rows = tf.reshape(part, [shape[0], shape[1] * numbers])
@@ -85,9 +85,9 @@ def pad(part: tf.Tensor, corner: tf.Tensor, size: tuple[int, int], value: float)
 
 
 def choose(mask: tf.Tensor, image: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    """The pixels of `image` where `mask` is, those of `other` elsewhere: [..., 3] by bool [...].
+    """Chooses the pixels [..., 3] of `image` if `mask`, bool [...], is true, else of `other`.
 
-    As rows of numbers, which on a CPU is three times as fast as channel by channel.
+    Whole pixels are three times as fast on a CPU as channel by channel.
     """
     chosen = tf.compat.v1.where(
         tf.reshape(mask, [-1]), tf.reshape(image, [-1, 3]), tf.reshape(other, [-1, 3])

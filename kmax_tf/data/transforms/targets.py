@@ -1,4 +1,4 @@
-"""Training targets: the segments of a sample as id maps of static shape."""
+"""Training targets: the segments of an image as id maps of static shape."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,16 @@ from kmax_tf.data.transforms import pixels
 
 
 class Targets(NamedTuple):
-    """Ground truth at the output stride; crowd and void belong to no segment."""
+    """Ground truth at the output stride; crowd and void have no segment."""
 
-    segment: tf.Tensor  # int32 [height, width], the row of the pixel's segment or -1
-    segment_class: tf.Tensor  # int32 [segments], class index, -1 where no such segment exists
+    segment: tf.Tensor  # int32 [height, width], index of the pixel's segment, -1 for none
+    segment_class: tf.Tensor  # int32 [segments], class index, -1 for unused rows
     semantic: tf.Tensor  # int32 [height, width], class index, -1 for void
     semantic_weight: tf.Tensor  # float32 [height, width], weight in the semantic loss
 
 
 def class_indices(dataset: Dataset, category_id: tf.Tensor) -> tf.Tensor:
-    """Class index of each category id, int64 [n] -> int32 [n]; -1 for an id of another dataset."""
+    """Maps category ids, int64 [n], to class indices, int32 [n]; -1 for an unknown id."""
     table = dataset.class_of_category
     ids = tf.constant(sorted(table), tf.int64)
     place = tf.minimum(tf.searchsorted(ids, category_id), len(table) - 1)
@@ -37,17 +37,20 @@ def make_targets(
     small_thing_weight: float = 1.0,
     table: pixels.Tables = pixels.HOST,
 ) -> Targets:
-    """Targets of one sample, with static shapes.
+    """Makes the targets of one image, with static shapes; stuff of one class is one segment.
 
-    Arguments:
-      segment_map: integers [height, width], 0 void, k the k-th segment.
-      segment_class: int32 [n], class index of each segment, -1 for void; things come before stuff,
-        and stuff segments of one class become one.
-      stride: the output stride; the map is reduced by taking every stride-th pixel.
-      max_segments: rows of the targets; the smallest segments beyond it become void.
-      small_thing_area: things of fewer pixels than this, before the stride, are small.
-      small_thing_weight: weight of small things in the semantic loss, all else weighing 1.
-      table: pixels.HOST or pixels.DEVICE.
+    Args:
+        segment_map: integers [height, width], 0 void, k the k-th segment.
+        segment_class: int32 [n], class index of each segment, -1 for void.
+        num_things: number of thing classes; higher indices are stuff.
+        stride: the output stride; every stride-th pixel of the map is taken.
+        max_segments: rows of the targets; the smallest segments beyond it become void.
+        small_thing_area: pixels at full resolution; things with fewer are small.
+        small_thing_weight: weight of small things in the semantic loss; all else has weight 1.
+        table: pixels.HOST or pixels.DEVICE.
+
+    Returns:
+        `Targets`, [ceil(height / stride), ceil(width / stride)] and [max_segments].
     """
     segments = segment_class.shape[0]
     number = tf.range(segments)
@@ -58,7 +61,7 @@ def make_targets(
     grid = segment_map[::stride, ::stride]
     area = tf.where(segment_class >= 0, table.count(grid, segments + 1)[1:], 0)
     area = tf.math.unsorted_segment_sum(area, first, segments)
-    # No two keys are equal, so that every placement sorts alike: by area, then by number.
+    # Keys are distinct, so that CPU and TPU sort alike: by area, then by number.
     key = area * segments + (segments - 1 - number)
     by_area = tf.math.top_k(key, min(max_segments, segments)).indices
     exists = tf.gather(area, by_area) > 0

@@ -28,7 +28,7 @@ def input_of(paths, made, placement="host", skip_corrupt=True, **options):
 
 @pytest.fixture
 def halved(made, tmp_path):
-    """Records 0 to 5, of which every second one has half of its image."""
+    """Records 0 to 5; every second one has only half of its image's bytes."""
     paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=1)
     with tf.io.TFRecordWriter(paths[0]) as writer:
         for number in range(NUMBER):

@@ -3,7 +3,6 @@
 import collections
 import functools
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -14,33 +13,35 @@ from PIL import Image
 from data_prep import convert, pool
 from kmax_tf import errors
 from kmax_tf.data import datasets, training_input
-from kmax_tf.data.coco_panoptic import Annotation, LabelSegment, encode_ids
+from kmax_tf.data.coco_panoptic import Annotation, LabelSegment
 from kmax_tf.data.evaluation_input import evaluation_input
-from kmax_tf.data.records import example, foreign, reader
+from kmax_tf.data.label_png import encode_ids
+from kmax_tf.data.records import deeplab2, example, reader, shards
 from kmax_tf.data.transforms import copy_paste
 from kmax_tf.data.transforms.targets import class_indices, make_targets
 
-DATA = pathlib.Path(__file__).parents[3].parent / "shared/data"
-COCO = DATA / "coco_sample/sample_data"
-CITY = DATA / "cityscapes_layout_sample"
-needs_samples = pytest.mark.skipif(not DATA.exists(), reason="the real samples are not here")
 
+@pytest.fixture
+def samples(shared):
+    """A function: dataset -> (image path, int [h, w] ids, segments_info, image id) of a sample."""
+    coco = shared / "data/coco_sample/sample_data"
+    city = shared / "data/cityscapes_layout_sample"
 
-def samples(name):
-    """Yields (path of the image, ids int [h, w], segments_info, image id) of a real sample."""
-    if name == "coco":
-        labels, source = COCO / "panoptic_examples", COCO / "panoptic_examples.json"
-    else:
-        labels = CITY / "gtFine/cityscapes_panoptic_dummy_trainId"
-        source = pathlib.Path(f"{labels}.json")
-    for entry in json.loads(source.read_text())["annotations"]:
-        rgb = np.asarray(Image.open(labels / entry["file_name"]), int)
-        ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-        if name == "coco":
-            image = COCO / "input_images" / entry["file_name"].replace(".png", ".jpg")
+    def read(dataset):
+        if dataset.name == "coco":
+            labels = coco / "panoptic_examples"
         else:
-            image = CITY / f"leftImg8bit/{entry['image_id']}_leftImg8bit.png"
-        yield image, ids, entry["segments_info"], str(entry["image_id"])
+            labels = city / "gtFine/cityscapes_panoptic_dummy_trainId"
+        for entry in json.loads(labels.with_suffix(".json").read_text())["annotations"]:
+            rgb = np.asarray(Image.open(labels / entry["file_name"]), int)
+            ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+            if dataset.name == "coco":
+                image = coco / "input_images" / entry["file_name"].replace(".png", ".jpg")
+            else:
+                image = city / f"leftImg8bit/{entry['image_id']}_leftImg8bit.png"
+            yield image, ids, entry["segments_info"], str(entry["image_id"])
+
+    return read
 
 
 def feature(value):
@@ -68,10 +69,10 @@ def official_label(dataset, ids, segments, crowd_as_ignore):
     return label.astype("<i4")
 
 
-def write_official(folder, dataset, crowd_as_ignore=True):
-    """Writes the sample as the official converter does."""
+def write_official(folder, dataset, sample, crowd_as_ignore=True):
+    """Writes a sample, as from `samples`, as the official converter does."""
     with tf.io.TFRecordWriter(str(folder / "val-00000-of-00001.tfrecord")) as writer:
-        for path, ids, segments, _ in samples(dataset.name):
+        for path, ids, segments, _ in sample:
             label = official_label(dataset, ids, segments, crowd_as_ignore)
             values = {
                 "image/encoded": path.read_bytes(),
@@ -88,9 +89,9 @@ def write_official(folder, dataset, crowd_as_ignore=True):
             writer.write(record.SerializeToString())
 
 
-def write_ours(folder, dataset):
+def write_ours(folder, dataset, sample):
     items = []
-    for path, ids, segments, identity in samples(dataset.name):
+    for path, ids, segments, identity in sample:
         label = folder / f"{identity}.png"
         label.write_bytes(encode_ids(ids))
         listed = tuple(
@@ -141,27 +142,25 @@ def assert_same_targets(first, second):
         assert (a.segment_class >= 0).sum() == (b.segment_class >= 0).sum()
 
 
-@needs_samples
 @pytest.mark.parametrize("crowd_as_ignore", [True, False])
 @pytest.mark.parametrize("name", ["coco", "cityscapes"])
-def test_official_records_give_our_targets(tmp_path, name, crowd_as_ignore):
+def test_official_records_give_our_targets(tmp_path, samples, name, crowd_as_ignore):
     dataset = datasets.load(name)
     for folder in ("ours", "official"):
         (tmp_path / folder).mkdir()
-    write_ours(tmp_path / "ours", dataset)
-    write_official(tmp_path / "official", dataset, crowd_as_ignore)
+    write_ours(tmp_path / "ours", dataset, samples(dataset))
+    write_official(tmp_path / "official", dataset, samples(dataset), crowd_as_ignore)
     assert_same_targets(
         targets_of(tmp_path / "ours", dataset), targets_of(tmp_path / "official", dataset)
     )
 
 
-@needs_samples
-def test_crowd_of_official_records_is_instance_0_of_a_thing(tmp_path):
+def test_crowd_of_official_records_is_instance_0_of_a_thing(tmp_path, samples):
     dataset = datasets.load("coco")
-    write_official(tmp_path, dataset, crowd_as_ignore=False)
+    write_official(tmp_path, dataset, samples(dataset), crowd_as_ignore=False)
     found = reader.find(str(tmp_path), "val", dataset)
     crowd = 0
-    for record, (_, ids, segments, _) in zip(reader.serialized(found), samples("coco")):
+    for record, (_, ids, segments, _) in zip(shards.read(*found.paths), samples(dataset)):
         e = found.parse(record)
         listed = {s["id"]: s for s in segments}
         for k, (category, is_crowd) in enumerate(zip(e.category_id, e.is_crowd), start=1):
@@ -185,7 +184,7 @@ def official_record(label, image_shape=(2, 3, 3), **changes):
 
 
 def test_official_ade20k_ranks_are_category_ids_plus_one():
-    e = foreign.parse_deeplab2(
+    e = deeplab2.parse(
         official_record([[0, 1000, 1000], [13002, 150001, 7]]), datasets.load("ade20k")
     )
     # Wall, the second person, flag 1; void whatever its instance number.
@@ -198,7 +197,7 @@ def test_official_ade20k_ranks_are_category_ids_plus_one():
 def test_official_record_without_label_is_all_void():
     record = official_record([], **{"image/segmentation/class/encoded": None})
     for name in ("coco", "cityscapes"):
-        e = foreign.parse_deeplab2(record, datasets.load(name))
+        e = deeplab2.parse(record, datasets.load(name))
         assert e.segment_map.shape == (2, 3) and not e.segment_map.numpy().any()
         assert len(e.category_id) == 0
 
@@ -208,10 +207,10 @@ def test_official_record_without_label_is_all_void():
 )
 def test_official_label_that_cannot_be_is_an_error(label):
     with pytest.raises(tf.errors.InvalidArgumentError):
-        foreign.parse_deeplab2(official_record(label), datasets.load("coco"))
+        deeplab2.parse(official_record(label), datasets.load("coco"))
 
 
-def write_tfds(folder, names):
+def write_tfds(folder, names, sample):
     """Writes the COCO sample with TFDS' own features, as its coco/2017_panoptic builder does."""
     label = tfds.features.ClassLabel(names=names)
     features = tfds.features.FeaturesDict(
@@ -235,12 +234,12 @@ def write_tfds(folder, names):
     features.save_metadata(str(folder))
     ids = sorted(c.id for c in datasets.load("coco").categories)
     with tf.io.TFRecordWriter(str(folder / "coco-val.tfrecord-00000-of-00001")) as writer:
-        for path, _, segments, identity in samples("coco"):
+        for path, _, segments, identity in sample:
             example_of_tfds = {
                 "image": str(path),
                 "image/filename": path.name,
                 "image/id": int(identity),
-                "panoptic_image": str(COCO / "panoptic_examples" / f"{path.stem}.png"),
+                "panoptic_image": str(path.parents[1] / f"panoptic_examples/{path.stem}.png"),
                 "panoptic_image/filename": f"{path.stem}.png",
                 "panoptic_objects": [
                     {
@@ -256,20 +255,20 @@ def write_tfds(folder, names):
             writer.write(features.serialize_example(features.encode_example(example_of_tfds)))
 
 
-@needs_samples
-def test_tfds_records_give_our_targets(tmp_path):
+def test_tfds_records_give_our_targets(tmp_path, samples):
     dataset = datasets.load("coco")
     for folder in ("ours", "tfds"):
         (tmp_path / folder).mkdir()
-    write_ours(tmp_path / "ours", dataset)
+    write_ours(tmp_path / "ours", dataset, samples(dataset))
     by_id = sorted(dataset.categories)
-    write_tfds(tmp_path / "tfds", [c.name for c in by_id])
+    write_tfds(tmp_path / "tfds", [c.name for c in by_id], samples(dataset))
     assert_same_targets(
         targets_of(tmp_path / "ours", dataset), targets_of(tmp_path / "tfds", dataset)
     )
     found = reader.find(str(tmp_path / "tfds"), "val", dataset)
     ours = reader.find(str(tmp_path / "ours"), "val", dataset)
-    for a, b in zip(reader.serialized(found), reader.serialized(ours)):
+    ours_in_order = [r for path in ours.paths for r in shards.read(path)]
+    for a, b in zip(shards.read(*found.paths), ours_in_order):
         a, b = found.parse(a), ours.parse(b)
         for name in ("segment_map", "segment_id", "category_id", "is_crowd", "filename"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
@@ -278,12 +277,11 @@ def test_tfds_records_give_our_targets(tmp_path):
         reader.find(str(tmp_path / "tfds"), "val", datasets.load("ade20k"))
 
 
-@needs_samples
-def test_training_takes_official_records(tmp_path):
+def test_training_takes_official_records(tmp_path, samples):
     dataset = datasets.load("coco")
     for folder, write_split in (("official", write_official), ("ours", write_ours)):
         (tmp_path / folder).mkdir()
-        write_split(tmp_path / folder, dataset)
+        write_split(tmp_path / folder, dataset, samples(dataset))
     options = training_input.TrainingInput(size=(65, 97), augment=False, max_segments=64)
     batches = []
     for folder in ("official", "ours"):
@@ -304,10 +302,9 @@ def test_training_takes_official_records(tmp_path):
     assert (targets.segment_class.numpy() >= 0).sum() > 10
 
 
-@needs_samples
-def test_evaluation_input_takes_them_all(tmp_path):
+def test_evaluation_input_takes_them_all(tmp_path, samples):
     dataset = datasets.load("coco")
-    write_official(tmp_path, dataset)
+    write_official(tmp_path, dataset, samples(dataset))
     found = reader.find(str(tmp_path), "val", dataset)
     (batch,) = evaluation_input(found, (65, 97), 2)
     assert batch.image.shape == (2, 65, 97, 3)
@@ -343,7 +340,7 @@ def test_records_of_other_classes_are_refused(tiny):
         reader.find(folder, "val", datasets.load("coco"))
 
 
-def test_check_names_the_first_damaged_record(tmp_path):
+def test_check_names_the_first_corrupt_record(tmp_path):
     good = official_record([[0] * 3] * 2)
     write(tmp_path, good, official_record([1, 2]))
     found = reader.find(str(tmp_path), "val", datasets.load("coco"))

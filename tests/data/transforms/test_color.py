@@ -17,11 +17,12 @@ def image():
 
 
 def apply(operation, image, argument, table=pixels.HOST):
-    return operation(tf.constant(image), argument, color.whole(tf.constant(image)), table).numpy()
+    image = tf.constant(image)
+    return operation(image, argument, color.whole_frame(image), table).numpy()
 
 
 def assert_near(ours, theirs, share=1.0):
-    """Equal up to one grey level, which at most a share of the values is off."""
+    """Equal up to one gray level, which at most a share of the values is off."""
     difference = np.abs(ours.astype(int) - np.asarray(theirs).astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() <= share
@@ -30,7 +31,7 @@ def assert_near(ours, theirs, share=1.0):
 @pytest.mark.parametrize("factor", [0.28, 1.72])
 def test_as_in_pillow(image, factor):
     picture = Image.fromarray(image)
-    # Pillow rounds where the reference cuts off, and to grey with other weights.
+    # Pillow rounds where the reference cuts off, and to gray with other weights.
     theirs = ImageEnhance.Brightness(picture).enhance(factor)
     assert_near(apply(color.brightness, image, factor), theirs)
     assert_near(apply(color.color, image, factor), ImageEnhance.Color(picture).enhance(factor))
@@ -68,17 +69,17 @@ def test_a_window_is_part_of_the_whole(image):
 
 def test_the_policy_as_drawn(image):
     """Each sub-policy is taken, and its operations applied one after the other."""
-    frame, outcomes = color.whole(tf.constant(image)), set()
+    frame, outcomes = color.whole_frame(tf.constant(image)), set()
 
     def augmented(seed):
-        draw = geometry.draw(tf.stack([0, seed]), (1.0,))
-        result = color.augment(tf.constant(image), draw, 0.2, frame)
-        return draw, color.needs_whole(draw), result
+        params = geometry.draw_params(tf.stack([0, seed]), (1.0,))
+        result = color.augment(tf.constant(image), params, 0.2, frame)
+        return params, color.needs_whole_image(params), result
 
-    for draw, needs_whole, ours in tf.data.Dataset.range(80).map(augmented):
+    for params, needs_whole, ours in tf.data.Dataset.range(80).map(augmented):
         expected, applied = image, []
         for (operation, probability, magnitude), chance in zip(
-            color.POLICY[int(draw.policy)], draw.chance.numpy()
+            color.POLICY[int(params.policy)], params.chance.numpy()
         ):
             if chance < probability:
                 applied.append(operation)
@@ -86,5 +87,5 @@ def test_the_policy_as_drawn(image):
                 expected = apply(operation, expected, argument)
         assert np.array_equal(ours, expected)
         assert bool(needs_whole) == (color.equalize in applied)
-        outcomes |= {(int(draw.policy), operation) for operation in applied}
+        outcomes |= {(int(params.policy), operation) for operation in applied}
     assert outcomes == {(i, o) for i, pair in enumerate(color.POLICY) for o, p, _ in pair if p}

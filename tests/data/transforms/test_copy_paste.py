@@ -18,13 +18,13 @@ def test_numbers_what_is_pasted_first():
     # The things and stuff 4 in their order, then stuff 3, once.
     np.testing.assert_array_equal(ids, [[0, 4, 0, 1, 2, 4, 3]])
     np.testing.assert_array_equal(segments.classes[:5], [1, 4, 1, 3, -1])
-    assert set(segments.classes.numpy()[4:]) == {-1} and int(segments.pasted) == 3
+    assert set(segments.classes.numpy()[4:]) == {-1} and int(segments.num_pasted) == 3
 
 
 def test_an_image_without_segments():
     none, stuff = tf.zeros([0], tf.int32), tf.constant([True])
     ids, segments = copy_paste.number_segments(tf.zeros([2, 3], tf.int32), none, 1, stuff)
-    assert not ids.numpy().any() and int(segments.pasted) == 0
+    assert not ids.numpy().any() and int(segments.num_pasted) == 0
     assert set(segments.classes.numpy()) == {-1}
 
 
@@ -33,14 +33,14 @@ def test_too_many_segments_become_void():
         tf.range(301)[None], tf.zeros([300], tf.int32), 1, tf.constant([False])
     )
     np.testing.assert_array_equal(ids[0, :256], range(256))
-    assert not ids.numpy()[0, 256:].any() and int(segments.pasted) == MAX_SEGMENTS
+    assert not ids.numpy()[0, 256:].any() and int(segments.num_pasted) == MAX_SEGMENTS
 
 
 def test_pastes_things_and_drawn_stuff_over_the_image():
-    def sample(ids, grey, classes, pasted):
-        image = tf.fill([1, 4, 3], float(grey))
+    def sample(ids, gray, classes, num_pasted):
+        image = tf.fill([1, 4, 3], float(gray))
         padded = classes + [-1] * (MAX_SEGMENTS - len(classes))
-        segments = copy_paste.Segments(tf.constant(padded), tf.constant(pasted))
+        segments = copy_paste.Segments(tf.constant(padded), tf.constant(num_pasted))
         return geometry.Sample(image, tf.constant([ids], tf.uint8)), segments
 
     below, above = sample([1, 1, 2, 0], 10, [5, 0], 1), sample([0, 1, 2, 3], 20, [0, 4, 5], 2)
@@ -75,9 +75,9 @@ def test_a_part_is_pasted_as_if_it_were_padded():
         below = host.pad(below, tf.constant([0, 0]), size)
         ours = copy_paste.paste_part(below, segments, part, pasted, tf.constant(corner))
         margins = [(c, s - c - n) for c, s, n in zip(corner, size, (height, width), strict=True)]
-        other = geometry.Sample(
+        padded = geometry.Sample(
             tf.constant(np.pad(part.image, [*margins, (0, 0)], constant_values=99), tf.float32),
             tf.constant(np.pad(part.segment_map, margins)),
         )
-        for a, b in zip(ours, copy_paste.paste(below, segments, other, pasted), strict=True):
+        for a, b in zip(ours, copy_paste.paste(below, segments, padded, pasted), strict=True):
             np.testing.assert_array_equal(a, b)

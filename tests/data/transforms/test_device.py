@@ -23,10 +23,10 @@ OPTIONS = training_input.TrainingInput(
 STRIDE = 4
 
 
-def outcome(own):
+def outcome(params):
     """The sub-policy and which of its operations are applied."""
-    policy = int(own.policy)
-    applied = [c < p for c, (_, p, _) in zip(own.chance.numpy(), color.POLICY[policy])]
+    policy = int(params.policy)
+    applied = [c < p for c, (_, p, _) in zip(params.chance.numpy(), color.POLICY[policy])]
     return policy, *map(bool, applied)
 
 
@@ -36,10 +36,10 @@ def batch(made):
     seeds = {}
     for number in range(400):
         seed = tf.constant([5, number], tf.int64)
-        own, *_ = training_input.draw(seed, made.dataset, OPTIONS)
-        seeds.setdefault(outcome(own), seed)
+        params, *_ = training_input.draw_params(seed, made.dataset, OPTIONS)
+        seeds.setdefault(outcome(params), seed)
     assert len(seeds) == 18
-    sizes = [(40 + n % 17, 56 - n) for n in range(17)] + [(70, 50)]  # the last is off the canvas
+    sizes = [(40 + n % 17, 56 - n) for n in range(17)] + [(70, 50)]  # the last over decoded_size
     return [(made.record(n, *size), s) for n, (size, s) in enumerate(zip(sizes, seeds.values()))]
 
 
@@ -47,9 +47,11 @@ def on_host(batch, dataset, options):
     """The examples as the host augments them, where each is pasted onto the next."""
     samples = []
     for record, seed in batch:
-        own, other, stuff = training_input.draw(seed, dataset, options)
-        sample, segments, _ = training_input.load(record, example.parse, dataset, options, stuff)
-        roles = [host.augmented(sample, draw, options) for draw in (own, other)]
+        *params, stuff = training_input.draw_params(seed, dataset, options)
+        sample, segments, _ = training_input.load_image(
+            record, example.parse, dataset, options, stuff
+        )
+        roles = [host.augment(sample, p, options) for p in params]
         samples.append((*roles, segments))
     for number, (sample, _, segments) in enumerate(samples):
         _, before, before_segments = samples[number - 1]
@@ -78,22 +80,22 @@ def test_host_and_device_agree(batch, made):
     compiled = training_input.step_examples(OPTIONS, made.dataset, STRIDE, compiled=True)
     images, targets = compiled(*decoded)
     assert images.shape == [18, *OPTIONS.size, 3] and images.dtype == tf.float32
-    off_canvas = 17, 0  # were rounded once more; 17 is pasted onto 0
-    draws = [training_input.draw(seed, made.dataset, OPTIONS) for _, seed in batch]
-    grey = []
+    resized_twice = 17, 0  # were rounded once more; 17 is pasted onto 0
+    params = [training_input.draw_params(seed, made.dataset, OPTIONS) for _, seed in batch]
+    gray = []
     for number, (image, expected) in enumerate(on_host(batch, made.dataset, OPTIONS)):
         for ours, theirs in zip([field[number] for field in targets], expected):
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{number}")
         difference = np.abs(images[number].numpy() - image.numpy())
-        if number in off_canvas:
+        if number in resized_twice:
             assert difference.mean() < 1, number
             continue
         # Rounding moves a value by one; some operations on color make more of that.
-        colored = any(outcome(draws[number][0])[1:]) or any(outcome(draws[number - 1][1])[1:])
+        colored = any(outcome(params[number][0])[1:]) or any(outcome(params[number - 1][1])[1:])
         assert np.mean(difference > 0) < 0.02 and np.mean(difference > 1) < 0.01, number
         assert difference.max() <= 1 or colored, number
-        grey.append((image.numpy() == geometry.GREY).mean())
-    assert max(grey) > 0.2 and min(grey) < 0.05  # padded and cropped ones
+        gray.append((image.numpy() == geometry.GRAY).mean())
+    assert max(gray) > 0.2 and min(gray) < 0.05  # padded and cropped ones
 
 
 @pytest.mark.xla
@@ -114,11 +116,11 @@ def test_without_color_and_paste(batch, made):
     decoded = tf.nest.map_structure(lambda *parts: tf.stack(parts), *elements)
     images, targets = training_input.step_examples(options, made.dataset, STRIDE, True)(*decoded)
     for number, (record, seed) in enumerate(batch[:4]):
-        own, _, stuff = training_input.draw(seed, made.dataset, options)
-        sample, segments, _ = training_input.load(
+        params, _, stuff = training_input.draw_params(seed, made.dataset, options)
+        sample, segments, _ = training_input.load_image(
             record, example.parse, made.dataset, options, stuff
         )
-        image, ids = host.augmented(sample, own, options)
+        image, ids = host.augment(sample, params, options)
         np.testing.assert_allclose(images[number], image, atol=0.05)
         expected = make_targets(
             ids,

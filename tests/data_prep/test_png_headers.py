@@ -1,0 +1,144 @@
+"""Every color type and bit depth of PNG, as label and as image: exact pixels or one line."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import ade20k, convert, validate
+from kmax_tf import errors
+from kmax_tf.data import coco_panoptic, label_png
+from kmax_tf.data.records import example
+
+GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
+CHANNELS = {GRAY: 1, RGB: 3, PALETTE: 1, GRAY_ALPHA: 2, RGBA: 4}
+HEADERS = [
+    *((GRAY, bits) for bits in (1, 2, 4, 8, 16)),
+    *((PALETTE, bits) for bits in (1, 2, 4, 8)),
+    *((color, bits) for color in (RGB, GRAY_ALPHA, RGBA) for bits in (8, 16)),
+]
+every_header = pytest.mark.parametrize("color, bits", HEADERS)
+
+
+def write_png(path, samples, color, bits, palette=None):
+    """Writes samples, integers [height, width, channels], as the PNG specification says."""
+    height, width, _ = samples.shape
+    places = np.arange(bits)[::-1]
+    rows = np.packbits((samples[..., None] >> places & 1).reshape(height, -1), axis=1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))]
+    if palette is not None:
+        chunks.append((b"PLTE", palette.astype(np.uint8).tobytes()))
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    chunks += [(b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+    path.write_bytes(content)
+
+
+def shown(samples, color, bits, palette):
+    """The RGB of 8 bits that a viewer shows."""
+    if color == PALETTE:
+        return palette[samples[..., 0]]
+    eight = samples >> 8 if bits == 16 else samples * 255 // (2**bits - 1)
+    return eight[..., :3] if color in (RGB, RGBA) else np.repeat(eight[..., :1], 3, axis=-1)
+
+
+@pytest.fixture
+def item(tmp_path):
+    """An image and a label of 6 x 9 pixels, both without segments."""
+    Image.new("RGB", (9, 6)).save(tmp_path / "image.png")
+    (tmp_path / "label.png").write_bytes(label_png.encode_ids(np.zeros((6, 9), np.int32)))
+    paths = str(tmp_path / "image.png"), str(tmp_path / "label.png")
+    annotation = coco_panoptic.Annotation("1", "image.png", "label.png", ())
+    return convert.Item(*paths, "own.json", annotation)
+
+
+def draw(color, bits):
+    """Random samples, and a palette for those that have one."""
+    rng = np.random.default_rng(bits)
+    samples = rng.integers(0, 1 << bits, (6, 9, CHANNELS[color]))
+    return samples, rng.integers(0, 256, (1 << bits, 3)) if color == PALETTE else None
+
+
+@every_header
+def test_images(item, tmp_path, color, bits):
+    samples, palette = draw(color, bits)
+    write_png(tmp_path / "image.png", samples, color, bits, palette)
+    (fact,) = validate.look_at_items([item])
+    assert [problem.kind for problem in fact.problems] == ["images without a segment"]
+    found = example.parse(convert.convert_item(item))
+    np.testing.assert_array_equal(found.image, shown(samples, color, bits, palette))
+
+
+@every_header
+@pytest.mark.parametrize("meaning", ["colors", "numbers"])
+def test_segment_ids(item, tmp_path, color, bits, meaning):
+    """Ids are the colors that a PNG shows; whoever stores them otherwise is told."""
+    samples, palette = draw(color, bits)
+    write_png(tmp_path / "label.png", samples, color, bits, palette)
+    rgb = shown(samples, color, bits, palette)
+    ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+    listed = np.unique(ids if meaning == "colors" else samples[..., 0])
+    segments = [coco_panoptic.LabelSegment(i, 1, False, None) for i in listed.tolist() if i]
+    labelled = item._replace(annotation=item.annotation._replace(segments=tuple(segments)))
+    (fact,) = validate.look_at_items([labelled])
+    is_right = bits <= 8 and meaning == "colors"
+    assert is_right == all(problem.level != validate.ERROR for problem in fact.problems)
+    if is_right:
+        found = example.parse(convert.convert_item(labelled))
+        numbers = np.array([0, *found.segment_id])[found.segment_map]
+        np.testing.assert_array_equal(numbers, ids)
+    else:
+        with pytest.raises(errors.InputError, match=r"label\.png: .*;.* save ") as error:
+            convert.convert_item(labelled)
+        assert "\n" not in str(error.value)
+
+
+@every_header
+def test_classes(item, tmp_path, color, bits):
+    samples, palette = draw(color, bits)
+    classes = samples[..., 0] % 150
+    samples[..., 0] = classes
+    write_png(tmp_path / "label.png", samples, color, bits, palette)
+    semantic = item._replace(annotation=item.annotation._replace(segments=None), num_classes=150)
+    if color in (GRAY, PALETTE):
+        found = example.parse(convert.convert_item(semantic))
+        categories = np.array([-1, *found.category_id])[found.segment_map]
+        np.testing.assert_array_equal(categories, classes - 1)
+    else:
+        with pytest.raises(errors.InputError, match=r"label\.png: is a PNG of .* gray PNG$"):
+            convert.convert_item(semantic)
+
+
+@pytest.mark.parametrize("color, bits", [(GRAY, 8), (GRAY, 16), (PALETTE, 8)])
+def test_values_that_are_no_class_are_refused(tmp_path, color, bits):
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "training").mkdir(parents=True)
+    Image.new("RGB", (9, 6)).save(tmp_path / "images/training/a.jpg")
+    samples = np.zeros((6, 9, 1), int)
+    samples[2] = 151
+    palette = np.zeros((256, 3)) if color == PALETTE else None
+    write_png(tmp_path / "annotations/training/a.png", samples, color, bits, palette)
+    ((item,), _) = ade20k.read(str(tmp_path), "train", semantic=True)
+    message = r"a\.png: value 151 \(9 pixels\) is no class, 1 to 150"
+    with pytest.raises(errors.InputError, match=message):
+        convert.convert_item(item)
+
+
+@pytest.mark.parametrize("keep", [0, 20, 26, 60])
+def test_a_truncated_map_of_classes_is_refused(item, tmp_path, keep):
+    png = label_png.encode_labels(np.random.default_rng(0).integers(0, 9, (6, 9)).astype(np.uint8))
+    (tmp_path / "label.png").write_bytes(png[:keep])
+    semantic = item._replace(annotation=item.annotation._replace(segments=None), num_classes=9)
+    with pytest.raises(errors.InputError, match=r"label\.png: not a readable PNG"):
+        convert.convert_item(semantic)
+
+
+def test_an_empty_image_file_is_reported(item, tmp_path):
+    (tmp_path / "image.png").write_bytes(b"")
+    (fact,) = validate.look_at_items([item])
+    assert [problem.kind for problem in fact.problems] == ["images that cannot be read"]
