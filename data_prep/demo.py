@@ -314,7 +314,7 @@ def _background(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
         crop = texture.resize(
             (SIZE, SIZE), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
         )
-        image.paste(crop, (0, 0), Image.fromarray(np.uint8(255 * (stuff_map == index))))
+        image.paste(crop, (0, 0), Image.fromarray((255 * (stuff_map == index)).astype(np.uint8)))
     return image, stuff_map
 
 
