@@ -44,7 +44,9 @@ def test_the_recipe_itself_is_left_as_it_is(tiny):
 def test_a_batch_that_the_replicas_do_not_divide(tiny):
     experiment = tiny("experiment.Experiment.batch_size = 64")
     assert batch_size.per_replica_batch_size(experiment, 32) == 2
-    with pytest.raises(InputError, match=r"64 cannot be divided to 12 replicas.*--batch_size=60"):
+    with pytest.raises(
+        InputError, match=r"64 cannot be divided among 12 replicas.*--batch_size=60"
+    ):
         batch_size.per_replica_batch_size(experiment, 12)
     experiment = tiny("experiment.Experiment.accumulation = 4", *RECIPE)
     assert batch_size.per_replica_batch_size(experiment, 8) == 2

@@ -14,7 +14,7 @@ from kmax_tf.training import preemption
 
 IN_A_LOOP_OF_STEPS = """
 import ctypes
-from kmax_tf import preemption
+from kmax_tf.training import preemption
 lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
 with preemption.watch():
     print("ready", flush=True)
@@ -25,7 +25,7 @@ with preemption.watch():
 HOST = """
 import sys
 import tensorflow as tf
-from kmax_tf import preemption
+from kmax_tf.training import preemption
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 for came in sys.argv[1:]:
     print(preemption.on_any_host(strategy, came == "True"))
