@@ -50,7 +50,7 @@ def test_a_batch_that_the_replicas_do_not_divide(tiny):
         batch_size.per_replica_batch_size(experiment, 12)
     experiment = tiny("experiment.Experiment.accumulation = 4", *RECIPE)
     assert batch_size.per_replica_batch_size(experiment, 8) == 2
-    with pytest.raises(InputError, match=r"to 32 replicas in 4 micro-batches.*--batch_size=128"):
+    with pytest.raises(InputError, match=r"among 32 replicas in 4 micro-batches.*--batch_size=128"):
         batch_size.per_replica_batch_size(experiment, 32)
 
 
