@@ -46,8 +46,11 @@ def main(options):
     experiment = config.load(Experiment, options.gin_file, options.gin)
     theirs = datasets.load(options.classes) if options.classes else None
     if options.kind == own_checkpoint.KIND:
-        source, classes = own_checkpoint.read(own_checkpoint.find(options.source))
-        theirs = theirs or classes
+        source, theirs = own_checkpoint.read(
+            own_checkpoint.find(options.source),
+            lambda n: experiment.model(n).create_variables(65, 97),
+            theirs or experiment.dataset,
+        )
     else:
         file = packages.find(options.source) if options.kind == packages.KIND else options.source
         source = readers.read(file, lambda name: not name_map.ignores(name))

@@ -1,12 +1,15 @@
 """Starts a model from a checkpoint of this project, whose classes may be others."""
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError
-from kmax_tf.importers import importer, readers
+from kmax_tf.importers import importer
+from kmax_tf.importers.variables import variables
 from kmax_tf.run_folder import checkpoint
 
 KIND = "kmax_tf"  # of source that is read here, see names.py
@@ -17,27 +20,28 @@ def find(source: str) -> str:
     return checkpoint.newest(source) if tf.io.gfile.isdir(source) else source
 
 
-def read(path: str) -> tuple[dict[str, np.ndarray], Dataset | None]:
+def read(path: str, build: Callable, dataset: Dataset) -> tuple[dict[str, np.ndarray], Dataset]:
     """Reads the weights of a checkpoint, their EMA if it has one, and its classes.
 
+    A model of its classes reads it: a variable's name in the file depends on what else it holds.
+
+    Args:
+        build: number of classes -> a built `KMaX`.
+        dataset: the classes of a checkpoint that does not say them.
+
     Returns:
-        {path of the variable: array}, and the classes, None if the checkpoint does not say them.
+        {path of the variable: array}, and the classes.
 
     Raises:
-        InputError: the checkpoint is missing or corrupt.
+        InputError: the checkpoint is missing, corrupt or of another model.
     """
-    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
-    arrays = readers.read(path, lambda name: name.startswith(("ema/", "model/")))
-    item = "ema/" if any(name.startswith("ema/") for name in arrays) else "model/"
-    weights = {
-        name.removeprefix(item).removesuffix(suffix): value
-        for name, value in arrays.items()
-        if name.startswith(item)
-    }
-    return weights, checkpoint.read_classes(path)
+    theirs = checkpoint.read_classes(path) or dataset
+    source = build(theirs.num_classes)
+    checkpoint.restore_model(source, path)
+    return {name: v.numpy() for name, v in variables(source).items()}, theirs
 
 
-def start_from(model: tf_keras.Model, path: str, dataset: Dataset) -> list[str]:
+def start_from(model: tf_keras.Model, path: str, dataset: Dataset, build: Callable) -> list[str]:
     """Restores weights to start from: of a whole model, or of a pixel encoder alone.
 
     Classes of the same name keep their weights; other classes keep their initial values.
@@ -46,6 +50,7 @@ def start_from(model: tf_keras.Model, path: str, dataset: Dataset) -> list[str]:
         model: a built `KMaX`.
         path: prefix of the checkpoint.
         dataset: the classes of the model.
+        build: as in `read`.
 
     Returns:
         Lines about the classes, none if they are the same ones.
@@ -58,7 +63,7 @@ def start_from(model: tf_keras.Model, path: str, dataset: Dataset) -> list[str]:
         checkpoint.restore_initial(model, path)
         unknown = theirs is None and checkpoint.has_heads(path)
         return [f"{path}: does not say its classes; taken for {dataset.name}'s"] * unknown
-    weights, theirs = read(path)
+    weights, theirs = read(path, build, dataset)
     try:
         report = importer.import_weights(model, KIND, weights, dataset, theirs)
     except InputError as error:

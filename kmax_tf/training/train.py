@@ -135,10 +135,19 @@ def _restore(trainer, saver, run_dir):
     with trainer.strategy.scope():
         resumed = checkpoint.resume(saver, run_dir)
         if initial and not resumed:
-            lines = own_checkpoint.start_from(trainer.model, initial, trainer.experiment.dataset)
+            lines = _start_from(trainer, initial)
             print(*lines, sep="\n", end="\n" * bool(lines))
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     return int(trainer.step.numpy())
+
+
+def _start_from(trainer, path):
+    experiment = trainer.experiment
+
+    def build(num_classes):
+        return experiment.model(num_classes).create_variables(*experiment.training_input.size)
+
+    return own_checkpoint.start_from(trainer.model, path, experiment.dataset, build)
 
 
 def _progress(experiment, records, start):

@@ -33,6 +33,10 @@ def build(tiny, tmp_path):
     return build
 
 
+def builder(experiment):
+    return lambda n: experiment.model(n).create_variables(*experiment.training_input.size)
+
+
 def classifiers(model):
     """{path: array} of the weights whose last axis is classes."""
     return {p: v.numpy() for p, v in variables(model).items() if "/classifier/" in p}
@@ -44,7 +48,7 @@ def test_three_classes_become_four(build, tmp_path):
     path = own_checkpoint.find(str(tmp_path / "three"))
     experiment, model = build(FOUR)
     before, source = classifiers(model), classifiers(trained)
-    lines = own_checkpoint.start_from(model, path, experiment.dataset)
+    lines = own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
     assert lines == [
         "kept the weights of classes: cat, sky",
         "newly initialized classes, not in the source: bird, tree",
@@ -70,7 +74,7 @@ def test_as_many_classes_of_other_names_keep_none(build, tmp_path):
     path = own_checkpoint.find(str(tmp_path / "three"))
     experiment, model = build([("car", 1), ("bus", 1), ("road", 0)])
     before = classifiers(model)
-    lines = own_checkpoint.start_from(model, path, experiment.dataset)
+    lines = own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
     assert lines[0] == "kept the weights of classes: none"
     for name, values in classifiers(model).items():
         np.testing.assert_array_equal(values[..., :3], before[name][..., :3], name)
@@ -81,7 +85,7 @@ def test_the_same_classes_keep_all(build, tmp_path):
     output.write(trained, experiment.dataset, str(tmp_path / "four"))
     _, model = build(FOUR)
     path = own_checkpoint.find(str(tmp_path / "four"))
-    assert own_checkpoint.start_from(model, path, experiment.dataset) == []
+    assert own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment)) == []
     for name, variable in variables(model).items():
         np.testing.assert_array_equal(variable, variables(trained)[name], name)
 
@@ -91,12 +95,16 @@ def test_another_model_is_refused_with_the_file(build, tmp_path):
     output.write(trained, experiment.dataset, str(tmp_path / "three"))
     path = own_checkpoint.find(str(tmp_path / "three"))
     experiment, model = build(FOUR, "kmax_decoder.ClusterPath.num_clusters = 24")
-    with pytest.raises(InputError, match=f"{path}: the weights do not fit .*cluster_centres"):
-        own_checkpoint.start_from(model, path, experiment.dataset)
+    with pytest.raises(InputError, match=f"{path}: belongs to another model"):
+        own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
 
 
-def test_training_says_its_classes(tiny, tmp_path):
+def test_training_says_its_classes(tiny, build, tmp_path):
     experiment = tiny("experiment.Experiment.steps = 1")
     train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     found = checkpoint.read_classes(checkpoint.newest(str(tmp_path / "run")))
+    classes, model = build(FOUR)
+    path = checkpoint.newest(str(tmp_path / "run"))
+    lines = own_checkpoint.start_from(model, path, classes.dataset, builder(classes))
+    assert lines[0] == "kept the weights of classes: sky" and len(lines) == 3
     assert found.categories == experiment.dataset.categories and found.name == "panoptic_digits"
