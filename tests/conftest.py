@@ -14,7 +14,7 @@ import tf_keras
 from tensorflow.python.framework import ops
 
 from data_prep import coco_format, convert, demo, pool
-from kmax_tf import config
+from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
 from kmax_tf.inference import export
 
@@ -127,6 +127,7 @@ def exported(records, tmp_path_factory) -> Exported:
     names = ("thing_threshold", "stuff_threshold", "overlap_threshold")
     bindings = [f"postprocess.PostProcess.{name} = 0.0" for name in names]
     experiment = config.load(Experiment, str(root / "tiny.gin"), bindings)
+    runtime.set_seed(experiment.seed)  # the same toy in every run
     model = experiment.build_evaluation_model()
     model.cluster_path.head.mask_norm.gamma.assign(tf.fill([1, 1, 1, 1], 100.0))  # sharp masks
     export.export(experiment, model, str(root / "export"), [("weights", "none")])
@@ -148,6 +149,20 @@ def default_signals():
             signal.signal(kind, signal.SIG_DFL)
 
     return reset
+
+
+@pytest.fixture
+def zero_weights():
+    """New variables are zero; random numbers for a billion weights would take most of the time."""
+
+    def zeros(next_creator, **arguments):
+        shape, dtype = arguments.get("shape"), arguments["dtype"]
+        if shape is not None:
+            arguments["initial_value"] = lambda: tf.zeros(shape, dtype)
+        return next_creator(**arguments)
+
+    with tf.variable_creator_scope(zeros):
+        yield
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ import tensorflow as tf
 from kmax_tf import files
 from kmax_tf.parity import rule
 
-_CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FOLDER = os.path.join(_CHECKOUT, "tests", "golden")  # the project's own cases
+FOLDER = os.path.join(files.ROOT, "tests", "golden")  # the project's own cases
 
 
 class Case(collections.UserDict):

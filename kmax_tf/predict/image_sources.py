@@ -12,13 +12,13 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
+from kmax_tf.data import orientation
 from kmax_tf.errors import InputError
 from kmax_tf.files import read_bytes
 
 IMAGES = (".jpg", ".jpeg", ".png")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 LARGEST = 100_000_000  # pixels; the results of a larger image would not fit into memory
-ORIENTATION = 0x0112  # EXIF
 
 
 class Source(NamedTuple):
@@ -64,34 +64,27 @@ def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
     """
     _check_name(path)
     content = read_bytes(path)
-    orientation, pixels = _header(content)
-    if pixels > largest:
+    if _count_pixels(content) > largest:
         raise InputError(f"{path}: more than {largest // 10**6} million pixels; scale it down")
     try:
         # The decoder of the training records, for equal bits.
         image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError as error:
         raise InputError(f"{path}: not a JPEG or PNG that can be decoded; convert it") from error
-    if orientation == 1:
-        return image
-    picture = Image.fromarray(image)
-    picture.getexif()[ORIENTATION] = orientation
-    return np.asarray(ImageOps.exif_transpose(picture))
+    turn = orientation.read(content)
+    return image if turn == orientation.UPRIGHT else orientation.turn_upright(image, turn).numpy()
 
 
-def _header(content):
-    """Returns EXIF orientation and number of pixels; 1 and 0 without a readable header."""
+def _count_pixels(content):
+    """Returns the number of pixels by the header; 0 without a readable one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(content))
-            # Otherwise Pillow searches EXIF after the pixels, and decodes them all.
-            exif = picture.getexif() if "exif" in picture.info else {}
-        return exif.get(ORIENTATION, 1), math.prod(picture.size)
+            return math.prod(Image.open(io.BytesIO(content)).size)
     except Image.DecompressionBombError:  # much more than LARGEST
-        return 1, math.inf
+        return math.inf
     except Exception:  # Pillow raises many classes for broken files
-        return 1, 0
+        return 0
 
 
 def to_pixels(image: Any) -> np.ndarray:

@@ -19,8 +19,8 @@ from kmax_tf.errors import InputError
 from kmax_tf.files import ROOT, read_bytes, read_json, write_atomic
 from kmax_tf.run_folder import checkpoint, layout
 
-# These may differ at a restart, since the training stays the same: the place of the records, how
-# often the host acts, and the code and packages of another machine.
+# These may differ at a restart, since the training stays the same. They are the place of the
+# records, how often the host acts, and the code and packages of another machine.
 _FREE = {"data_dir", "steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
 

@@ -5,7 +5,6 @@ That its networks give the port's outputs: tests/parity/test_check.py.
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from kmax_tf import config
 from kmax_tf.errors import InputError
@@ -15,14 +14,6 @@ from kmax_tf.importers.variables import variables
 from kmax_tf.parity import cases, port
 
 
-def zeros(next_creator, **arguments):
-    """Random numbers for so many weights would take most of the time."""
-    shape, dtype = arguments.get("shape"), arguments["dtype"]
-    if shape is not None:
-        arguments["initial_value"] = lambda: tf.zeros(shape, dtype)
-    return next_creator(**arguments)
-
-
 def source_of(model):
     """A state dict of the port of ones, without their memory."""
     shapes = port.state_shapes(cases.FOLDER, model)
@@ -30,11 +21,11 @@ def source_of(model):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("zero_weights")
 @pytest.mark.parametrize("model", port.MODELS)
 def test_every_published_file_fits_its_experiment(model):
     experiment = config.load(Experiment, port.gin_file(model))
-    with tf.variable_creator_scope(zeros):
-        ours = experiment.model(experiment.dataset.num_classes).create_variables(65, 129)
+    ours = experiment.model(experiment.dataset.num_classes).create_variables(65, 129)
     report = importer.import_weights(
         ours, port.KIND, source_of(model), experiment.dataset, semantic_channels="by_id"
     )

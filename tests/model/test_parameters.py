@@ -4,14 +4,13 @@ import pathlib
 import re
 
 import pytest
-import tensorflow as tf
 
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
 from kmax_tf.parity import port
 from kmax_tf.tools import describe
 
-pytestmark = pytest.mark.usefixtures("forget_models")
+pytestmark = pytest.mark.usefixtures("forget_models", "zero_weights")
 
 ROOT = pathlib.Path(__file__).parents[2]
 DECODERS = {"coco": 11_747_472, "cityscapes": 11_604_452, "ade20k": 11_773_686}
@@ -59,14 +58,6 @@ RATES = re.compile(
 )
 
 
-def _zeros(next_creator, **arguments):
-    """Random numbers for a billion weights would take most of the time."""
-    shape, dtype = arguments.get("shape"), arguments["dtype"]
-    if shape is not None:
-        arguments["initial_value"] = lambda: tf.zeros(shape, dtype)
-    return next_creator(**arguments)
-
-
 _built = {}  # by what the model is made of
 
 
@@ -78,8 +69,7 @@ def _parameters(name, *bindings):
     model = [RATES.sub("", section) for section in sections if MODEL.match(section)]
     key = experiment.dataset.num_classes, *model
     if key not in _built:
-        with tf.variable_creator_scope(_zeros):
-            _built[key] = describe.parameters(experiment.build_model())
+        _built[key] = describe.parameters(experiment.build_model())
     return _built[key]
 
 

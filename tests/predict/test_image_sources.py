@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from kmax_tf.errors import InputError
 from kmax_tf.predict import image_sources
@@ -101,7 +101,7 @@ def test_kinds_of_jpeg(mode, tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rotation_of_exif(orientation, tmp_path):
     image = Image.fromarray(PIXELS)
-    image.getexif()[image_sources.ORIENTATION] = orientation
+    image.getexif()[ExifTags.Base.Orientation] = orientation
     path = write(tmp_path / "image.png", encode(image, "PNG", exif=image.getexif()))
     np.testing.assert_array_equal(image_sources.read_image(path), ImageOps.exif_transpose(image))
 
@@ -267,7 +267,7 @@ def test_forms_of_an_image(image, expected):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_paths_and_pillow_agree_and_are_upright(orientation, tmp_path):
     image = Image.fromarray(PIXELS)
-    image.getexif()[image_sources.ORIENTATION] = orientation
+    image.getexif()[ExifTags.Base.Orientation] = orientation
     path = tmp_path / "image.png"
     write(path, encode(image, "PNG", exif=image.getexif()))
     for given in (str(path), path, Image.open(path)):

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageFilter
+from PIL import ExifTags, Image, ImageFilter
 
 from kmax_tf import predict
 from kmax_tf.errors import InputError
@@ -56,7 +56,7 @@ def sixteen_bit(path):
 
 def rotated(path):
     exif = Image.Exif()
-    exif[image_sources.ORIENTATION] = 6
+    exif[ExifTags.Base.Orientation] = 6
     NOISE.save(path, exif=exif)
 
 
