@@ -28,8 +28,9 @@ BINDINGS = (
 
 PROGRAM = """
 import sys
-from kmax_tf import config, runtime, train
+from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
+from kmax_tf.training import train
 strategy = runtime.strategy("cpu")
 gin_file, run_dir, *bindings = sys.argv[1:]
 assert strategy.num_replicas_in_sync == 2
