@@ -23,7 +23,10 @@ ERROR, WARNING = "error", "warning"
 PICTURES, COLUMNS = 12, 4  # of the contact sheet
 SHOWN = 3  # problems of each kind that are printed; the report has all
 FEW = 10  # images: a class in fewer is hardly learnt
+SMALL = 16  # pixels: one of the masks' at the output stride 4
+CLUSTERS = 128  # of most models, the segments that an image may have
 JOB = 64  # images of one job of a worker process
+PLAN = "scripts/plan.py chooses clusters, size and tiles for such segments"
 
 
 class Problem(NamedTuple):
@@ -52,6 +55,7 @@ class Facts(NamedTuple):
     problems: list[Problem]
     pixels: dict[int, int]  # category id -> pixels
     segments: dict[int, int]  # category id -> segments
+    small: dict[int, int]  # category id -> segments of less than SMALL pixels
     learnable: int  # segments that are not crowd
     void: float | None  # share of the pixels, 0 to 1
     digest: bytes  # of the image
@@ -119,7 +123,7 @@ def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str)
             facts.append(_facts((path, number), *_read_record(parse, record, place, dataset)))
     except errors.InputError as error:
         problem = Problem(ERROR, "corrupt files of records", str(error))
-        facts.append(Facts((path, -1), "", [problem], {}, {}, 0, None, b""))
+        facts.append(Facts((path, -1), "", [problem], {}, {}, {}, 0, None, b""))
     return facts
 
 
@@ -192,21 +196,24 @@ def _read_record(
 def _facts(handle: tuple, picture: Picture | None, problems: list[Problem]) -> Facts:
     """Counts the pixels and segments of an image, and adds the problems of its segments."""
     if picture is None:
-        return Facts(handle, "", problems, {}, {}, 0, None, b"")
+        return Facts(handle, "", problems, {}, {}, {}, 0, None, b"")
     count = len(picture.category_id)
     area = np.bincount(picture.segment_map.ravel(), minlength=count + 1).tolist()
-    pixels, segments, learnable = collections.Counter(), collections.Counter(), 0
+    pixels, segments, small = (collections.Counter() for _ in range(3))
+    learnable = 0
     columns = zip(picture.category_id, picture.is_crowd, area[1:], strict=True)
     for category, is_crowd, size in columns:
         pixels[category] += size
         segments[category] += size > 0
+        small[category] += 0 < size < SMALL
         learnable += size > 0 and not is_crowd
     if area[0] == picture.segment_map.size:
         text = f"{picture.name}: all pixels are void"
         problems = [*problems, Problem(WARNING, "images without a segment", text)]
     void = area[0] / picture.segment_map.size
     digest = hashlib.sha1(picture.image).digest()
-    return Facts(handle, picture.name, problems, pixels, segments, learnable, void, digest)
+    counts = pixels, segments, small, learnable
+    return Facts(handle, picture.name, problems, *counts, void, digest)
 
 
 def _load_item(handle: tuple) -> Picture | None:
@@ -318,12 +325,26 @@ def _images_of_classes(facts: list[Facts]) -> collections.Counter:
 def _summary(dataset: Dataset, facts: list[Facts]) -> list[str]:
     read = [fact for fact in facts if fact.void is not None]
     present = _images_of_classes(facts).keys() & {category.id for category in dataset.categories}
-    most = max((sum(fact.segments.values()) for fact in read), default=0)
     void = np.mean([fact.void for fact in read]) if read else 0
     return [
         f"{dataset.name}: {len(read)} images, {len(present)} of {len(dataset.categories)} classes",
-        f"segments in an image: at most {most}; void: {100 * void:.1f} % of the pixels",
+        f"void: {100 * void:.1f} % of the pixels",
+        *_sizes(dataset, read),
     ]
+
+
+def _sizes(dataset: Dataset, facts: list[Facts]) -> list[str]:
+    """Returns lines about the number and the size of segments, which decide the model's."""
+    counts = [sum(fact.segments.values()) for fact in facts] or [0]
+    crowded = sum(count > CLUSTERS for count in counts)
+    things = [category.id for category in dataset.categories if category.isthing]
+    small, all_ = (sum(_total(facts, field)[k] for k in things) for field in ("small", "segments"))
+    lines = [
+        f"segments in an image: median {np.median(counts):g}, at most {max(counts)};"
+        f" {crowded} images have more than {CLUSTERS}",
+        f"things: {all_:,}; {small:,} have less than {SMALL} pixels",
+    ]
+    return lines + [PLAN] * bool(crowded or small)
 
 
 def _listed(problems: list[Problem], limit: int) -> list[str]:

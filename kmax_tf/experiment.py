@@ -14,6 +14,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.postprocess import Panoptic, PostProcess
+from kmax_tf.predict.tiles import Tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Experiment:
     batch_size: int  # images a step, over all replicas
     steps: int
     evaluation_size: tuple[int, int]  # height, width in pixels
-    evaluation_batch_size: int = 1  # images
+    evaluation_batch_size: int = 1  # images or tiles
+    tiles: Tiles | None = None  # of images in evaluation and prediction; None: fitted into the size
     initial_checkpoint: str = ""  # of a model or a pixel encoder, that a new run starts from
     train_split: str = "train"
     evaluation_split: str = "val"
@@ -55,10 +57,31 @@ class Experiment:
                 f"checkpoint_interval {self.checkpoint_interval} is not a multiple of"
                 f" steps_per_loop {self.steps_per_loop}; bind Experiment.steps_per_loop to one"
             )
+        if self.tiles:
+            self.tiles.check(self.evaluation_size)
+            if self.postprocess.at_image_size:
+                raise InputError(
+                    "Experiment.tiles merges at the size of a tile; bind it to None, or"
+                    " PostProcess.at_image_size to False"
+                )
 
     def build_model(self) -> tf_keras.Model:
-        """Builds the model with its variables, for images of the training size."""
-        return self._build(self.training_input.size)
+        """Builds the model with its variables, for images of the training size.
+
+        Raises:
+            InputError: training has fewer clusters than TrainingInput.max_segments.
+        """
+        model = self._build(self.training_input.size)
+        path, rows = model.cluster_path, self.training_input.max_segments
+        clusters = path.num_clusters // 2 if path.drop_query else path.num_clusters
+        if rows > clusters:
+            half = " (half of them, by drop_query)" if path.drop_query else ""
+            raise InputError(
+                f"training_input.TrainingInput.max_segments {rows} exceeds the {clusters} clusters"
+                f" of training{half}; bind it to at most {clusters}, or raise"
+                f" kmax_decoder.ClusterPath.num_clusters {path.num_clusters}"
+            )
+        return model
 
     def build_evaluation_model(self) -> tf_keras.Model:
         """Builds the model for images of the evaluation size; its variables are the same."""

@@ -2,6 +2,7 @@
 
 import collections
 import colorsys
+import functools
 import io
 import math
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 SMALLEST_SIDE = 512  # pixels; images with a smaller longer side are enlarged
+BAND = 256  # rows that are painted together, for their memory
 GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, stay apart
 
 
@@ -29,24 +31,38 @@ def overlay(image: np.ndarray, segment_map: np.ndarray, segments: list) -> np.nd
     factor = _factor(image)
     height, width = segment_map.shape
     size = (width * factor, height * factor)
-    photo = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), np.float32)
-    segment_map = _repeat(segment_map, factor)
-
-    paint = np.zeros_like(photo)
-    alpha = np.zeros((*segment_map.shape, 1), np.float32)
-    for (i, _, _), shade in zip(segments, shades([color for *_, color in segments])):
-        mask = segment_map == i
-        paint[mask] = shade
-        alpha[mask] = 0.55
-    picture = np.where(alpha > 0, (1 - alpha) * photo + alpha * paint, 0.6 * photo)
-
-    outline = _outline(segment_map) & (alpha[..., 0] > 0)
-    picture[outline] = 0.35 * picture[outline] + 0.65 * (0.4 * paint[outline] + 0.6 * 255)
-    canvas = Image.fromarray(np.rint(picture).astype(np.uint8))
-    draw = ImageDraw.Draw(canvas)
-    for i, text, _ in segments:
-        _label(draw, segment_map == i, text)
+    photo = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    numbers = _repeat(_numbers(segment_map, [i for i, *_ in segments]), factor)
+    outline = _outline(numbers)
+    colors = shades([color for *_, color in segments])
+    colors = np.array([np.zeros(3), *colors], np.float32)
+    picture = np.empty_like(photo)
+    for start in range(0, len(photo), BAND):
+        rows = slice(start, start + BAND)
+        picture[rows] = _paint(photo[rows], numbers[rows], outline[rows], colors)
+    canvas = Image.fromarray(picture)
+    draw, places = ImageDraw.Draw(canvas), ndimage.find_objects(numbers, len(segments))
+    for number, ((_, text, _), place) in enumerate(zip(segments, places, strict=True), start=1):
+        if place:
+            _label(draw, numbers[place] == number, place, numbers.shape, text)
     return np.asarray(canvas)
+
+
+def _numbers(segment_map, ids):
+    """Returns int32 [height, width], k for the k-th of the ids, 0 for others."""
+    table = np.zeros(max(segment_map.max(), *ids, 0) + 1, np.int32)
+    table[np.array(ids, int)] = np.arange(1, len(ids) + 1)
+    return table[segment_map]
+
+
+def _paint(photo, numbers, outline, colors):
+    """Paints rows of the photo, uint8 [height, width, 3], with the color of each number."""
+    photo, paint = photo.astype(np.float32), colors[numbers]
+    alpha = np.where(numbers[..., None] > 0, np.float32(0.55), np.float32(0))
+    picture = np.where(alpha > 0, (1 - alpha) * photo + alpha * paint, 0.6 * photo)
+    outline = outline & (numbers > 0)
+    picture[outline] = 0.35 * picture[outline] + 0.65 * (0.4 * paint[outline] + 0.6 * 255)
+    return np.rint(picture).astype(np.uint8)
 
 
 def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
@@ -132,7 +148,7 @@ def contact_sheet(rows: list) -> np.ndarray:
         uint8 [sheet height, sheet width, 3], with a white background.
     """
     gap, title_height = 16, 36
-    font = ImageFont.load_default(22)
+    font = _font(22)
     placed, top, right = [], gap, 0
     for row in rows:
         height = max(picture.shape[0] for _, picture in row)
@@ -202,19 +218,22 @@ def _outline(segment_map):
     return edge
 
 
-def _label(draw, mask, text):
-    """Writes the text at the most interior point of the mask, if there is room.
+def _label(draw, mask, place, shape, text):
+    """Writes the text at the most interior point of a segment, if there is room.
 
     The room is an ellipse of the text's proportions. Letters are between 11 pixels and a 28th of
     the longer side high.
+
+    Args:
+        mask: bool [rows, columns], of the segment in its box.
+        place: slices, the box in the picture.
+        shape: height and width of the picture.
     """
-    if not mask.any():
-        return
-    rows, columns = ndimage.find_objects(mask.astype(np.int32))[0]
-    largest = max(mask.shape) // 28
-    width = ImageFont.load_default(largest).getlength(text) + 1
+    rows, columns = place
+    largest = max(shape) // 28
+    width = _font(largest).getlength(text) + 1
     step = max(1, largest // 6)  # using every pixel would take most of the drawing time
-    inside = np.pad(mask[rows, columns][::step, ::step], 1)
+    inside = np.pad(mask[::step, ::step], 1)
     distance = ndimage.distance_transform_edt(inside, sampling=(step * width / largest, step))
     # The nearest pixel outside may be between those of the grid.
     distance = np.maximum(distance - (step - 1), 0)
@@ -227,8 +246,13 @@ def _label(draw, mask, text):
         (columns.start + step * (x - 1), rows.start + step * (y - 1)),
         text,
         "white",
-        ImageFont.load_default(size),
+        _font(size),
         anchor="mm",
         stroke_width=max(1, size // 8),
         stroke_fill=(20, 20, 20),
     )
+
+
+@functools.cache
+def _font(size):
+    return ImageFont.load_default(size)

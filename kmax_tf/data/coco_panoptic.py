@@ -115,8 +115,7 @@ def read_panoptic(
     entries = files.field(content, "annotations", list, path)
     if entries and isinstance(entries[0], dict) and "segmentation" in entries[0]:
         raise errors.InputError(
-            f"{path}: this is COCO's instance format; convert it to the panoptic format as"
-            " docs/own_dataset.md describes"
+            f"{path}: this is COCO's instance format; convert it with data_prep.coco_instances"
         )
     annotations = {}
     for index, entry in enumerate(entries):

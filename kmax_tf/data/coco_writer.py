@@ -28,6 +28,51 @@ def coco_image_ids(names: Sequence[str]) -> list[int | str]:
     return ids if len(set(ids)) == len(ids) else list(names)
 
 
+def write_annotation(
+    folder: str,
+    image_id: int | str,
+    file_name: str,
+    segment_map: np.ndarray,
+    segments: Sequence[dict],
+    png_name: str | None = None,
+) -> tuple[dict, dict]:
+    """Writes the PNG file of an image, and returns its entries of the JSON file.
+
+    Args:
+        folder: the folder for the PNG file.
+        image_id: a unique id; in the file it is as `coco_image_ids` makes it.
+        file_name: name of the image file, such as "000000142238.jpg".
+        segment_map: int32 [height, width], 0 for void, else a segment id below 2^24.
+        segments: dicts with "id" (int >= 1), "category_id" and any other field to write, such
+            as "score" or "iscrowd". "area" (pixels) is added.
+        png_name: name of the PNG file; `<stem of file_name>.png` by default.
+
+    Returns:
+        The entry of "images" and that of "annotations", for `PanopticWriter.enter`.
+
+    Raises:
+        ValueError: the ids of the map and of the segments differ.
+    """
+    ids, areas = np.unique(segment_map, return_counts=True)
+    area = {i: n for i, n in zip(ids.tolist(), areas.tolist()) if i != 0}
+    listed = [int(segment["id"]) for segment in segments]
+    if sorted(listed) != sorted(area):
+        raise ValueError(
+            f"{file_name}: segments: ids {sorted(listed)} but the map holds {sorted(area)}; "
+            "list every segment of the map once"
+        )
+    name = png_name or os.path.splitext(os.path.basename(file_name))[0] + ".png"
+    write_atomic(tf.io.gfile.join(folder, name), encode_ids(segment_map))
+    height, width = segment_map.shape
+    image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+    annotation = {
+        "image_id": image_id,
+        "file_name": name,
+        "segments_info": [{**s, "area": area[i]} for s, i in zip(segments, listed)],
+    }
+    return image, annotation
+
+
 class PanopticWriter:
     """Writes files like the official ones: a PNG file in each `add`, the JSON file in `finish`.
 
@@ -59,38 +104,16 @@ class PanopticWriter:
     ) -> None:
         """Writes the PNG file of an image and notes its segments; several threads may call it.
 
-        Args:
-            image_id: a unique id; in the file it is as `coco_image_ids` makes it.
-            file_name: name of the image file, such as "000000142238.jpg".
-            segment_map: int32 [height, width], 0 for void, else a segment id below 2^24.
-            segments: dicts with "id" (int >= 1), "category_id" and any other field to write, such
-                as "score" or "iscrowd". "area" (pixels) is added.
-            png_name: name of the PNG file; `<stem of file_name>.png` by default.
-
-        Raises:
-            ValueError: the ids of the map and of the segments differ.
+        Args and raises are those of `write_annotation`.
         """
-        ids, areas = np.unique(segment_map, return_counts=True)
-        area = {i: n for i, n in zip(ids.tolist(), areas.tolist()) if i != 0}
-        listed = [int(segment["id"]) for segment in segments]
-        if sorted(listed) != sorted(area):
-            raise ValueError(
-                f"{file_name}: segments: ids {sorted(listed)} but the map holds {sorted(area)}; "
-                "list every segment of the map once"
-            )
-        name = png_name or os.path.splitext(os.path.basename(file_name))[0] + ".png"
-        write_atomic(tf.io.gfile.join(self._folder, name), encode_ids(segment_map))
-        height, width = segment_map.shape
-        self._content["images"].append(
-            {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        self.enter(
+            *write_annotation(self._folder, image_id, file_name, segment_map, segments, png_name)
         )
-        self._content["annotations"].append(
-            {
-                "image_id": image_id,
-                "file_name": name,
-                "segments_info": [{**s, "area": area[i]} for s, i in zip(segments, listed)],
-            }
-        )
+
+    def enter(self, image: dict, annotation: dict) -> None:
+        """Notes the entries of an image, whose PNG file `write_annotation` wrote elsewhere."""
+        self._content["images"].append(image)
+        self._content["annotations"].append(annotation)
 
     def finish(self) -> None:
         """Writes the JSON file, its lists sorted by file name."""

@@ -178,31 +178,23 @@ def step_examples(
 
 
 def load_image(
-    record: tf.Tensor,
-    parse: Callable,
-    dataset: Dataset,
-    options: TrainingInput,
-    pasted_stuff: tf.Tensor,
-) -> tuple[geometry.Sample, copy_paste.Segments, tf.Tensor]:
-    """Parses a record and numbers its segments for copy-paste.
+    record: tf.Tensor, parse: Callable, dataset: Dataset, options: TrainingInput
+) -> tuple[geometry.Sample, tf.Tensor, tf.Tensor]:
+    """Parses a record.
 
     Args:
         record: a string scalar.
         parse: maps a record to an `Example`.
-        pasted_stuff: bool [num_classes], from `copy_paste.draw_stuff`.
 
     Returns:
-        The `Sample`, its image uint8 [height, width, 3]; its `Segments`; and a bool scalar that is
-        False for a corrupt record.
+        The `Sample`, uint8 [height, width, 3] and int32 [height, width]; the class index of each
+        segment, int32 [n], -1 for crowd; and a bool scalar that is False for a corrupt record.
     """
     example, intact = (
         corrupt.parse_or_blank(record, parse) if options.skip_corrupt else (parse(record), True)
     )
     classes = tf.where(example.is_crowd, -1, class_indices(dataset, example.category_id))
-    segment_map, segments = copy_paste.number_segments(
-        example.segment_map, classes, dataset.num_things, pasted_stuff
-    )
-    return geometry.Sample(example.image, segment_map), segments, intact
+    return geometry.Sample(example.image, example.segment_map), classes, intact
 
 
 def draw_params(
@@ -242,14 +234,17 @@ def training_example(
         image float32 [height, width, 3] and `Targets`; or `device.Decoded`.
     """
     image_params, pasted_params, stuff = draw_params(seed, dataset, options)
-    sample, segments, intact = load_image(pair[0], parse, dataset, options, stuff)
+    sample, classes, intact = load_image(pair[0], parse, dataset, options)
     if options.placement == "device":
+        ids, segments = copy_paste.number_segments(
+            sample.segment_map, classes, dataset.num_things, stuff
+        )
         roles = (image_params, pasted_params) if options.paste_scales else (image_params,)
-        return _pad_decoded(sample, segments, roles, intact, options)
-    samples = [(sample, segments)]
-    samples += [load_image(record, parse, dataset, options, stuff)[:2] for record in pair[1:]]
+        return _pad_decoded(sample._replace(segment_map=ids), segments, roles, intact, options)
+    samples = [(sample, classes)]
+    samples += [load_image(record, parse, dataset, options)[:2] for record in pair[1:]]
     params = image_params, pasted_params
-    image, targets = host.make_example(samples, params, options, dataset.num_things, stride)
+    image, targets = host.make_example(samples, params, stuff, options, dataset.num_things, stride)
     weight = targets.semantic_weight * tf.cast(intact, tf.float32)
     return image, targets._replace(semantic_weight=weight)
 

@@ -6,19 +6,18 @@ The device predicts images while worker threads evaluate the earlier ones.
 import json
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError
-from kmax_tf.evaluation import best_checkpoint, bootstrap, summary
+from kmax_tf.evaluation import baseline, best_checkpoint, bootstrap, summary
 from kmax_tf.evaluation.example_images import EvaluatedImage, ExampleImages
-from kmax_tf.evaluation.metrics import GroundTruth, Metrics, evaluate_image
+from kmax_tf.evaluation.metrics import Metrics, evaluate_image
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import read_bytes, write_atomic
+from kmax_tf.files import read_bytes, read_json, write_atomic
 from kmax_tf.inference import predictor
-from kmax_tf.report.report import read_evaluations, write_report
+from kmax_tf.report.report import baseline_text, read_evaluations, write_report
 from kmax_tf.run_folder import checkpoint, layout, watch
 
 
@@ -42,7 +41,7 @@ def evaluate(
     records = predictor.evaluation_records(experiment)
 
     def work(number, prediction, label):
-        ground_truth = _ground_truth(experiment.dataset, label)
+        ground_truth = baseline.ground_truth(experiment.dataset, label)
         metrics = evaluate_image(categories, ground_truth, prediction)
         return EvaluatedImage(number, prediction, ground_truth, metrics)
 
@@ -66,13 +65,6 @@ def _labels(records):
 
     labels = tf.data.TFRecordDataset(records.paths).map(label, tf.data.AUTOTUNE, deterministic=True)
     return labels.prefetch(tf.data.AUTOTUNE)
-
-
-def _ground_truth(dataset, label):
-    classes = [dataset.class_of_category[c] for c in label.category_id.numpy().tolist()]
-    return GroundTruth(
-        label.segment_map.numpy(), np.array(classes, np.int32), label.is_crowd.numpy()
-    )
 
 
 def evaluate_run(
@@ -99,7 +91,7 @@ def evaluate_run(
         InputError: the records are missing or corrupt, or `once` and the checkpoint is missing,
             corrupt or of another model.
     """
-    predictor.evaluation_records(experiment)  # reports missing records before the slow parts
+    records = predictor.evaluation_records(experiment)  # an error here comes before the slow parts
     model = experiment.build_evaluation_model()
     predict = predictor.build_predictor(model, experiment)
     if once:
@@ -113,6 +105,7 @@ def evaluate_run(
             seconds=wait,
             newest_first=newest_first,
         )
+    _show_baseline(experiment, records, run_dir)
     metrics = None
     for path in paths:
         fingerprint = checkpoint.fingerprint(path)  # before reading: a new file is evaluated again
@@ -128,6 +121,20 @@ def evaluate_run(
     return metrics
 
 
+def _show_baseline(experiment, records, run_dir):
+    """Shows what a prediction without a model achieves; it is measured once for a run."""
+    path = layout.baseline(run_dir)
+    if tf.io.gfile.exists(path):
+        result = read_json(path)
+    else:
+        with reader.named_errors(records, "the evaluation split"):
+            result = baseline.measure(records, experiment.dataset)
+        if result is None:
+            return
+        write_atomic(path, json.dumps(result, indent=1))
+    print(baseline_text(result), flush=True)
+
+
 def _evaluate_checkpoint(experiment, run_dir, model, predict, path, fingerprint):
     step = checkpoint.step_of(path)
     metrics, image_counts, examples = evaluate(experiment, predict, step)
@@ -141,12 +148,7 @@ def _evaluate_checkpoint(experiment, run_dir, model, predict, path, fingerprint)
     # This file comes last: it marks the checkpoint as done.
     write_atomic(layout.metrics(run_dir, step), json.dumps(metrics, indent=1))
     _publish(run_dir)
-    print(
-        f"step {step}: PQ {metrics['PQ'] or 0:.1f}  things {metrics['PQ_things'] or 0:.1f}"
-        f"  stuff {metrics['PQ_stuff'] or 0:.1f}  AP {metrics['AP'] or 0:.1f}"
-        f"  mIoU {metrics['mIoU'] or 0:.1f}  ({metrics['num_images']} images)",
-        flush=True,
-    )
+    print(summary.line(metrics), flush=True)
     return metrics
 
 

@@ -11,13 +11,14 @@ from PIL import Image
 
 from kmax_tf import visualize
 from kmax_tf.data.datasets import Category
+from kmax_tf.data.transforms import host
 from kmax_tf.evaluation.metrics import GroundTruth, ImageMetrics
 from kmax_tf.files import write_atomic
 from kmax_tf.inference.predictor import ImagePrediction
-from kmax_tf.model import postprocess
 
 FIRST, BEST, WORST = 4, 3, 3  # images of each role
 LONGER_SIDE = 768  # pixels, at most
+KEPT_SIDE = 2048  # pixels, about; a larger image is kept until the end with fewer
 
 
 class EvaluatedImage(NamedTuple):
@@ -29,9 +30,22 @@ class EvaluatedImage(NamedTuple):
     metrics: ImageMetrics
 
     def with_cached_image(self) -> "EvaluatedImage":
-        """A copy that holds its canvas, so that the memory of its batch can be freed."""
-        canvas = self.prediction.canvas()
-        return self._replace(prediction=self.prediction._replace(canvas=lambda: canvas))
+        """A copy that holds its canvas, so that the memory of its batch can be freed.
+
+        Large maps and canvases lose rows and columns.
+        """
+        canvas, prediction = self.prediction.canvas(), self.prediction
+        small, step = _fewer(canvas), _step(canvas)
+        fitted = prediction.fitted_size if step == 1 else -(-prediction.fitted_size // step)
+        maps = dict(
+            segment_map=_fewer(prediction.segment_map), semantic_map=_fewer(prediction.semantic_map)
+        )
+        return self._replace(
+            prediction=prediction._replace(canvas=lambda: small, fitted_size=fitted, **maps),
+            ground_truth=self.ground_truth._replace(
+                segment_map=_fewer(self.ground_truth.segment_map)
+            ),
+        )
 
 
 class ExampleImages:
@@ -105,7 +119,7 @@ class ExampleImages:
         }
         for number, assignment in enumerate(prediction.assignments, start=1):
             enlarged = tf.image.resize(assignment[..., None], canvas.shape[:2], "nearest")[..., 0]
-            restored = postprocess.to_original_size(enlarged, prediction.fitted_size, size)
+            restored = host.to_original_size(enlarged, prediction.fitted_size, size)
             pictures[f"assignment_{number}"] = visualize.assignment_picture(restored.numpy(), image)
         for name, picture in pictures.items():
             write_atomic(os.path.join(folder, f"{name}.webp"), visualize.webp(picture, LONGER_SIDE))
@@ -119,6 +133,16 @@ class ExampleImages:
             if c >= 0
         ]
         return visualize.overlay(image, segmented.segment_map, segments)
+
+
+def _step(values):
+    return max(1, round(max(values.shape[:2]) / KEPT_SIDE))
+
+
+def _fewer(values):
+    """Returns an image or a map of about KEPT_SIDE pixels, with every second, third ... one."""
+    step = _step(values)
+    return values if step == 1 else values[::step, ::step].copy()
 
 
 def _keep(heap, size, key, image):

@@ -15,6 +15,7 @@ from hotcoco import StreamingEval, mask
 from hotcoco import metrics as formulas
 from hotcoco.panoptic import PanopticEval
 
+from kmax_tf.data import label_png
 from kmax_tf.data.datasets import Category
 from kmax_tf.evaluation.bootstrap import COUNTS, ImageCounts
 from kmax_tf.inference.predictor import ImagePrediction
@@ -93,21 +94,34 @@ def coco_annotations(
         is_crowd: bool [segments]; None: no segment is.
     """
     narrow = segment_map.astype(np.min_scalar_type(len(segment_class)))  # only for speed
-    columns = np.asfortranarray(narrow)
+    size = [*segment_map.shape]
     entries = {}
-    for k in (np.flatnonzero(np.asarray(segment_class) >= 0) + 1).tolist():
-        rle = mask.encode(columns == k)
-        area = int(mask.area(rle))
-        if area:
+    for k, start, length in _runs_of_segments(narrow.T):
+        if k and segment_class[k - 1] >= 0:
+            # Pixels before the segment's first run, in the run, to the next run, and so on.
+            ends = np.stack([start, start + length], axis=1).ravel()
+            counts = np.diff(ends, prepend=0, append=narrow.size)
+            counts = counts if counts[-1] else counts[:-1]
+            rle = mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size)
             entries[k] = {
                 "id": k,
                 "image_id": 0,
                 "category_id": int(segment_class[k - 1]),
                 "segmentation": rle,
-                "area": area,
+                "area": int(length.sum()),
                 "iscrowd": 0 if is_crowd is None else int(is_crowd[k - 1]),
             }
     return entries
+
+
+def _runs_of_segments(segment_map):
+    """Yields each value of a map with the starts and the lengths of its runs, row by row."""
+    values, length = label_png.find_runs(segment_map)
+    start = np.cumsum(length) - length
+    order = np.argsort(values, kind="stable")
+    ends = np.flatnonzero(np.diff(values[order], append=-1)) + 1
+    for runs in np.split(order, ends[:-1]):
+        yield int(values[runs[0]]), start[runs], length[runs]
 
 
 def match_segments(

@@ -10,7 +10,7 @@ from kmax_tf import visualize
 from kmax_tf.data.datasets import Category
 from kmax_tf.evaluation.metrics import QUALITIES, Metrics
 from kmax_tf.files import matching, read_bytes
-from kmax_tf.report.report import GROUPS
+from kmax_tf.report.report import GROUPS, quality_text, short
 from kmax_tf.run_folder import layout
 
 THUMBNAIL = 384  # pixels of the longer side of a picture in TensorBoard, which keeps them all
@@ -20,9 +20,10 @@ CONFUSIONS = 12  # pairs of classes
 def summarize(metrics: Metrics, categories: Sequence[Category], step: int) -> dict:
     """The content of metrics.json, in percent; None without ground truth of the kind.
 
-    It has "step", "num_images", PQ, SQ and RQ (also with "_things" and "_stuff"), AP, AP50, AP75,
-    APs, APm, APl and mIoU. "classes" and "confusion" are lists of dicts: the classes in the order
-    of `categories`, and the confusions that cost most pixels.
+    It has "step", "num_images", PQ, SQ, RQ and recall (also with "_things" and "_stuff"), AP, AP50,
+    AP75, APs, APm, APl and mIoU. The recall is the share of all segments that are matched, tp /
+    (tp + fn) at an IoU above 0.5. "classes" and "confusion" are lists of dicts: the classes in the
+    order of `categories`, and the confusions that cost most pixels.
     """
     quality, precision, iou = metrics.quality(), metrics.average_precision(), metrics.mean_iou()
     summary: dict = {"step": step, "num_images": len(metrics.image_counts().image_id)}
@@ -30,6 +31,10 @@ def summarize(metrics: Metrics, categories: Sequence[Category], step: int) -> di
         for key in QUALITIES:
             present = quality[group]["n"] > 0
             summary[key.upper() + suffix] = 100 * quality[group][key] if present else None
+    for (_, suffix), kinds in zip(GROUPS, ((True, False), (True,), (False,)), strict=True):
+        members = [c.id for c in categories if c.isthing in kinds and c.id in quality["per_class"]]
+        recall = _recall([quality["per_class"][i] for i in members])
+        summary["recall" + suffix] = _percent(recall)
     for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
         summary[name] = _percent(precision[name])
     summary["mIoU"] = _percent(iou["mIoU"])
@@ -44,6 +49,20 @@ def summarize(metrics: Metrics, categories: Sequence[Category], step: int) -> di
     ]
     summary["confusion"] = _worst_confusions(metrics.confusion(), [c.name for c in categories])
     return summary
+
+
+def _recall(entries):
+    tp, fn = (sum(entry[name] for entry in entries) for name in ("tp", "fn"))
+    return tp / (tp + fn) if tp + fn else None
+
+
+def line(metrics: dict) -> str:
+    """Returns the evaluator's line of a step; figures that do not exist are dashes."""
+    figures = "  ".join(f"{key} {short(metrics[key])}" for key in ("recall", "AP", "mIoU"))
+    return (
+        f"step {metrics['step']}: {quality_text(metrics)}  {figures}"
+        f"  ({metrics['num_images']} images)"
+    )
 
 
 def _percent(fraction):

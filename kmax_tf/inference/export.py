@@ -1,13 +1,14 @@
 """Exports a trained model as a SavedModel that needs none of this code.
 
 The SavedModel decodes, resizes, pads and normalizes images, merges masks, and restores the size of
-the image. Its four signatures take a batch of images. Their outputs are `SEGMENTS`, and with
-details also `DETAILS`:
+the image. It cuts no tiles: with `Experiment.tiles`, `kmax_tf.predict` does. Its four signatures
+take a batch of images. Their outputs are `SEGMENTS`, and with details also `DETAILS`:
 
     serving_default, serving_details   string [batch]: JPEG, PNG, GIF or BMP files
     uint8, uint8_details               uint8 [batch, height, width, 3]
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ class ExportedModel(tf.Module):
         super().__init__()
         # Not the model itself: saving would trace each of its layers separately.
         self.variables_of_model = model.variables
-        self.size = experiment.evaluation_size
+        self.size, self.tiles = experiment.evaluation_size, experiment.tiles
         self.categories = experiment.dataset.categories
 
         @tf.function(input_signature=[tf.TensorSpec([None, *self.size, 3])])
@@ -131,8 +132,12 @@ class ExportedModel(tf.Module):
     def _fit(self, image):
         shape = tf.shape(image)[:2]
         sample = geometry.Sample(image, tf.zeros(shape, tf.int32))
-        canvas = host.fit_and_pad(sample, self.size).image
-        return Canvases(canvas, host.fitted_size(sample, self.size), shape)
+        fitted = host.fitted_size(sample, self.size)
+        if self.tiles:  # a smaller image keeps its scale
+            scaled = self.tiles.scaled_size(shape)
+            fitted = tf.where(tf.reduce_all(scaled <= self.size), scaled, fitted)
+        canvas = host.pad(host.resize(sample, fitted), tf.constant([0, 0]), self.size).image
+        return Canvases(canvas, fitted, shape)
 
     def _each(self, prepare, images):
         """Applies `prepare` to each image, and stacks the results as one `Canvases`."""
@@ -202,7 +207,7 @@ def _restore(maps, canvases):
 
     def restore(inputs):
         values, fitted, original = inputs
-        restored = postprocess.to_original_size(values, fitted, original)
+        restored = host.to_original_size(values, fitted, original)
         return tf.pad(restored, tf.stack([tf.zeros([2], tf.int32), largest - original], axis=1))
 
     output = tf.TensorSpec([None, None], maps.dtype)
@@ -246,7 +251,7 @@ def export(
     """Writes the SavedModel and its description into `export_dir`.
 
     The description is:
-      - categories.json: names and colors of the classes;
+      - categories.json: names and colors of the classes, and the tiles if there are any;
       - config.gin: the configuration loaded last;
       - model_card.md.
     An existing export is replaced once the new one is complete.
@@ -260,9 +265,12 @@ def export(
     """
     check_literal(export_dir)
     segmenter = ExportedModel(model, experiment)
-    categories = [category._asdict() for category in experiment.dataset.categories]
+    description: dict = {"categories": [c._asdict() for c in experiment.dataset.categories]}
+    if experiment.tiles:
+        size = list(experiment.evaluation_size)
+        description["tiles"] = {"size": size, **dataclasses.asdict(experiment.tiles)}
     texts: dict[str, str | bytes] = {
-        CATEGORIES: json.dumps({"categories": categories}),
+        CATEGORIES: json.dumps(description),
         "config.gin": config.resolved(),
         "model_card.md": model_card.text(experiment, model, facts, SEGMENTS, DETAILS),
     }

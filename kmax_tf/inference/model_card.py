@@ -1,5 +1,6 @@
 """Writes the model card of an export, in Markdown."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ Panoptic segmentation by the k-means Mask Transformer (arXiv 2207.04044), export
 
 It was trained on images of {dataset} with the classes below. Measure it on other images before you
 rely on it. Scores are not calibrated: they only rank segments of a class.
-
+{large}
 ## Use
 
 ```python
@@ -58,6 +59,15 @@ Things: {things}.
 Stuff: {stuff}.
 """
 
+LARGE = """
+## Large images
+
+`kmax_tf.predict` and `scripts/predict.py` scale an image by {scale:g}. They cut one that is larger
+than {height} x {width} pixels then into tiles of that size, which share at least {overlap} pixels.
+The signatures cut no tiles. They shrink such an image to fit, and lose its small things. Use
+`kmax_tf.predict` for it.
+"""
+
 
 def text(
     experiment: Experiment,
@@ -74,10 +84,19 @@ def text(
     """
     dataset, merging = experiment.dataset, experiment.postprocess
     height, width = experiment.evaluation_size
+    tiles, clusters = experiment.tiles, model.cluster_path.num_clusters
+    large = ""
+    if tiles:
+        large = LARGE.format(**dataclasses.asdict(tiles), height=height, width=width)
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     rows = [
         *facts,
-        ("input", f"{height} x {width} pixels; images are resized to fit"),
+        (
+            "input",
+            f"{height} x {width} pixels; "
+            + ("larger images are cut into tiles" if tiles else "images are resized to fit"),
+        ),
+        ("segments", f"at most {clusters} {'a tile' if tiles else 'an image'}"),
         ("precision", experiment.precision),
         ("trainable parameters", f"{parameters:,}, including the semantic branch of training"),
         (
@@ -89,6 +108,7 @@ def text(
     names = {kind: [c.name for c in dataset.categories if c.isthing == kind] for kind in (1, 0)}
     return TEMPLATE.format(
         dataset=dataset.name,
+        large=large,
         facts=_rows(rows),
         segments=_rows((f"`{name}`", what) for name, what in segments.items()),
         details=_rows((f"`{name}`", what) for name, what in details.items()),

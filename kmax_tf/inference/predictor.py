@@ -1,7 +1,9 @@
 """Predicts panoptic segmentations: of batches on the device, and of a split's records."""
 
 import collections
+import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +13,15 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.data.evaluation_input import evaluation_input
+from kmax_tf.data.evaluation_input import evaluation_images, evaluation_input
 from kmax_tf.data.records import reader
+from kmax_tf.data.transforms.host import to_original_size
 from kmax_tf.experiment import Experiment
 from kmax_tf.model.kmax import Outputs
-from kmax_tf.model.postprocess import Panoptic, to_original_size
+from kmax_tf.model.postprocess import Panoptic
+from kmax_tf.predict import tiles
+
+MOST_PIXELS = 2**25  # of the images whose predictions wait, if there are several
 
 
 class ImagePrediction(NamedTuple):
@@ -24,12 +30,12 @@ class ImagePrediction(NamedTuple):
     image_id: str
     name: str  # of the image file
     segment_map: np.ndarray  # int32 [height, width], 0 void, k the k-th segment
-    semantic_map: np.ndarray  # int32 [height, width], class index, without void
+    semantic_map: np.ndarray  # integers [height, width], class index, without void
     segment_class: np.ndarray  # int32 [segments], class index, -1 for none
     segment_score: np.ndarray  # float32 [segments]
-    canvas: Callable  # () -> uint8 [height, width, 3], the fitted and padded image
-    fitted_size: np.ndarray  # int32 [2], without the padding
-    assignments: tuple  # int32 [height, width] of each decoder, at its stride
+    canvas: Callable  # () -> uint8 [height, width, 3], the model's input, or an image of tiles
+    fitted_size: np.ndarray  # int32 [2], of the canvas without the padding
+    assignments: tuple  # int32 [height, width] of each decoder, at its stride; () for tiles
 
 
 def build_predictor(model: tf_keras.Model, experiment: Experiment) -> Callable:
@@ -94,28 +100,39 @@ def predict_split(
         predict: a function of `build_predictor`.
         extra: iterables, each with one more argument of `work` for every image.
     """
-    records = evaluation_records(experiment)
-    each, workers = experiment.evaluation_batch_size, os.cpu_count()
-    together = each * tf.distribute.get_strategy().num_replicas_in_sync
+    replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, os.cpu_count()
+    most = experiment.evaluation_batch_size * replicas + 2 * workers
     arguments = zip(itertools.count(), *extra)
-    waiting = collections.deque()
+    waiting = collections.deque()  # (pixels, future)
 
-    def predict_and_work(batch, i, output, row, number, *more):
-        prediction = _image_prediction(experiment, batch, i, output.result(), row)
-        return work(number, prediction, *more)
+    def finish_and_work(finish, number, *more):
+        return work(number, finish(), *more)
 
+    predict_all = _predict_tiles if experiment.tiles else _predict_fitted
     with ThreadPoolExecutor(workers) as pool:
-        for batch in evaluation_input(records, experiment.evaluation_size, together):
-            outputs = on_all_replicas(predict, batch.image, each)
-            # Queued first: the tasks below wait for these results.
-            outputs = [pool.submit(_to_host, output) for output in outputs]
-            for i in range(batch.image.shape[0]):
-                place = batch, i, outputs[i // each], i % each
-                waiting.append(pool.submit(predict_and_work, *place, *next(arguments)))
-            while len(waiting) > together + 2 * workers:
-                yield waiting.popleft().result()
+        for pixels, finish in predict_all(experiment, predict, pool):
+            waiting.append((pixels, pool.submit(finish_and_work, finish, *next(arguments))))
+            while len(waiting) > 1 and (
+                len(waiting) > most or sum(pixels for pixels, _ in waiting) > MOST_PIXELS
+            ):
+                yield waiting.popleft()[1].result()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[1].result()
+
+
+def _predict_fitted(experiment, predict, pool):
+    """Yields the pixels of each image, and a function that finishes its `ImagePrediction`."""
+    each = experiment.evaluation_batch_size
+    together = each * tf.distribute.get_strategy().num_replicas_in_sync
+    records = evaluation_records(experiment)
+    for batch in evaluation_input(records, experiment.evaluation_size, together):
+        outputs = on_all_replicas(predict, batch.image, each)
+        # Queued first: the tasks of the images wait for these results.
+        outputs = [pool.submit(_to_host, output) for output in outputs]
+        for i in range(batch.image.shape[0]):
+            place = batch, i, outputs[i // each], i % each
+            pixels = math.prod(batch.original_size[i].numpy().tolist())
+            yield pixels, functools.partial(_image_prediction, experiment, *place)
 
 
 def _to_host(output):
@@ -124,7 +141,7 @@ def _to_host(output):
 
 def _image_prediction(experiment, batch, i, output, row):
     """Returns the prediction of image i of the batch: row `row` of a replica's output."""
-    merged, assignments = tf.nest.map_structure(lambda value: value[row], output)
+    merged, assignments = tf.nest.map_structure(lambda value: value[row], output.result())
     sizes = fitted_size, _ = batch.fitted_size[i].numpy(), batch.original_size[i].numpy()
     with tf.device("/cpu:0"):
         panoptic = _at_original_size(experiment, merged, *sizes)
@@ -138,6 +155,58 @@ def _image_prediction(experiment, batch, i, output, row):
         canvas=lambda: tf.cast(tf.round(batch.image[i]), tf.uint8).numpy(),
         fitted_size=fitted_size,
         assignments=tuple(assignments),
+    )
+
+
+def _predict_tiles(experiment, predict, pool):
+    """Does what `_predict_fitted` does, in tiles."""
+    each = experiment.evaluation_batch_size
+    together = each * tf.distribute.get_strategy().num_replicas_in_sync
+    examples = collections.deque()  # whose tiles are not all predicted
+
+    def images():
+        for example in evaluation_images(evaluation_records(experiment)):
+            examples.append(example)
+            yield example.image.numpy()
+
+    def predict_canvases(canvases):
+        outputs = on_all_replicas(predict, tf.constant(canvases), each)
+        return lambda place: _segmented(outputs[place // each], place % each)
+
+    cut = experiment.evaluation_size, experiment.tiles
+    rest = together, experiment.dataset.num_things, pool
+    for finish in tiles.segment(images(), predict_canvases, *cut, *rest):
+        example = examples.popleft()
+        pixels = math.prod(example.image.shape[:2])
+        yield pixels, functools.partial(_tiled_prediction, experiment, example, finish)
+
+
+def _segmented(output, row):
+    merged, assignments = tf.nest.map_structure(lambda tensor: tensor[row].numpy(), output)
+    names = ("segment_map", "segment_class", "segment_score", "semantic_map")
+    own = {name: getattr(merged, name) for name in names}
+    return tiles.Segmented(**own, assignments=tuple(assignments))
+
+
+def _tiled_prediction(experiment, example, finish):
+    segmented, image = finish(), example.image.numpy()
+    size = np.array(image.shape[:2], np.int32)
+    scaled, tile = experiment.tiles.scaled_size(size).numpy(), experiment.evaluation_size
+    alone = (scaled <= tile).all()  # one tile, whose assignments are of its canvas
+
+    def canvas():
+        return np.rint(tiles.cut(image, scaled, (0, 0), tile)).astype(np.uint8) if alone else image
+
+    return ImagePrediction(
+        image_id=example.image_id.numpy().decode(),
+        name=example.filename.numpy().decode(),
+        segment_map=segmented.segment_map,
+        semantic_map=segmented.semantic_map,
+        segment_class=segmented.segment_class,
+        segment_score=segmented.segment_score,
+        canvas=canvas,
+        fitted_size=scaled if alone else size,
+        assignments=segmented.assignments,
     )
 
 

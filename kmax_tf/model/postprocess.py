@@ -286,15 +286,3 @@ def _leaders(classes, is_thing, present):
     same = (classes[:, :, None] == classes[:, None, :]) & ~is_thing[:, :, None]
     same = (same & present[:, None, :]) | tf.eye(classes.shape[1], dtype=tf.bool)[None]
     return tf.argmax(same, axis=2, output_type=tf.int32)
-
-
-def to_original_size(
-    values: tf.Tensor, fitted_size: tf.Tensor, original_size: tf.Tensor
-) -> tf.Tensor:
-    """Takes a canvas, int32 [height, width], back to the image: int32 [*original_size].
-
-    Cuts the padding off and resizes by nearest neighbor. Both sizes are int32 [2], (height, width).
-    """
-    values = values[None, : fitted_size[0], : fitted_size[1], None]
-    resized = tf.compat.v1.image.resize_nearest_neighbor(values, original_size, align_corners=True)
-    return resized[0, :, :, 0]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-from scipy import ndimage
 
 from kmax_tf import visualize
 from kmax_tf.data import coco_panoptic, label_png
@@ -20,7 +19,7 @@ from kmax_tf.data.datasets import Category
 from kmax_tf.errors import InputError
 from kmax_tf.files import read_bytes, write_atomic
 from kmax_tf.predict.image_sources import Source
-from kmax_tf.predict.segmenter import Segmentation
+from kmax_tf.predict.segmenter import Segmentation, measure
 
 KINDS = ("predictions", "overlays", "cluster_assignments", "pseudo_labels")  # folders
 SHEET_NAME = "contact_sheet.png"
@@ -168,16 +167,9 @@ def confident_part(result: Segmentation, confidence: float) -> tuple[np.ndarray,
     confident = [s for s in result.segments if s.score >= confidence]
     kept = np.isin(result.panoptic_map, [s.id for s in confident])
     panoptic_map = np.where(kept & (result.confidence >= confidence), result.panoptic_map, 0)
-    places = ndimage.find_objects(panoptic_map)
-    areas = np.bincount(panoptic_map.ravel())
-    segments = []
-    for segment in confident:
-        if segment.id < len(areas) and areas[segment.id]:
-            rows, columns = places[segment.id - 1]
-            size = columns.stop - columns.start, rows.stop - rows.start
-            box = [columns.start, rows.start, *size]
-            segments.append(segment._replace(area=int(areas[segment.id]), box=box))
-    return panoptic_map, segments
+    measured = measure(panoptic_map)
+    left = [(s, *measured[s.id]) for s in confident if s.id in measured]
+    return panoptic_map, [s._replace(area=area, box=box) for s, area, box in left]
 
 
 def _add(writer, source, panoptic_map, segments):

@@ -29,13 +29,15 @@ ROLES = {
     "best": ("Best images", "The other images with the highest PQ of a single image."),
 }
 TITLES = {
-    "recall": "recall: share of segments found",
+    "recall": "recall in training: share of segments found",
     "loss/total": "loss: total, with all decoders",
 }
 NOTES = {
     "Classes": "A segment is found if a prediction has its class and an IoU above 0.5 with it. "
     "Click a heading to sort.",
     "Sizes": "Mask AP of the things by their area in the image.",
+    "Lost segments": "Counted in a sample of the training images: training does not see them, or "
+    "the model cannot predict them. The bindings after a colon change that.",
     "Confusion": "The pairs of classes that cost most pixels, with the share of the true class "
     "that is predicted as the other.",
 }
@@ -45,8 +47,9 @@ def write_report(run_dir: str) -> str:
     """Writes `report.html` into a run folder, from the files there and nothing else.
 
     Args:
-        run_dir: folder with metrics.json. Its eval/metrics-XXXXXXXX.json, eval/pictures/, train/
-            (TensorBoard files) and config.gin are shown too, if they exist.
+        run_dir: folder with metrics.json. Its eval/metrics-XXXXXXXX.json, eval/baseline.json,
+            eval/pictures/, train/ (TensorBoard files), segments.txt and config.gin are shown too,
+            if they exist.
 
     Returns:
         The path of the page, which loads no other file.
@@ -64,9 +67,11 @@ def write_report(run_dir: str) -> str:
     evaluations = read_evaluations(run_dir)
     charts = _quality_charts(evaluations) + _training_charts(layout.training(run_dir))
     config = layout.config(run_dir)
+    lost = "".join(f"<p>{html.escape(line)}</p>" for line in read_lost_segments(run_dir))
     sections = [
-        _headline(run_name(run_dir), metrics),
+        _headline(run_name(run_dir), metrics, _baseline(run_dir)),
         section("Training", f'<div class="grid">{charts}</div>' if charts else ""),
+        section("Lost segments", lost),
         *_picture_sections(layout.pictures(run_dir), metrics["pictures"]),
         section("Classes", _class_table(metrics["classes"])),
         f'<div class="grid">{section("Sizes", _size_table(metrics))}'
@@ -95,6 +100,17 @@ def read_evaluations(run_dir: str) -> list[dict]:
     return [read_json(path) for path in layout.all_metrics(run_dir)]
 
 
+def quality_text(metrics: dict) -> str:
+    """Returns PQ with that of things and stuff: "PQ 79.8 (things 68.9, stuff 96.2)"."""
+    all_, things, stuff = (short(metrics["PQ" + suffix]) for _, suffix in GROUPS)
+    return f"PQ {all_} (things {things}, stuff {stuff})"
+
+
+def short(percent: float | None) -> str:
+    """Formats with one decimal; None becomes a dash."""
+    return "-" if percent is None else f"{percent:.1f}"
+
+
 def section(title: str, content: str) -> str:
     """A titled section of the page; empty without content."""
     note = f'<p class="note">{NOTES[title]}</p>' if title in NOTES else ""
@@ -114,9 +130,35 @@ def table(head: Sequence[str], rows: Sequence[Sequence], kind: str = "sortable")
     )
 
 
-def _headline(name, metrics):
+def _baseline(run_dir):
+    """A line about the trivial baseline, empty if there is none."""
+    path = layout.baseline(run_dir)
+    if not tf.io.gfile.exists(path):
+        return ""
+    return f"<p>{html.escape(baseline_text(read_json(path)))}</p>"
+
+
+def baseline_text(baseline: dict) -> str:
+    """Returns a line about the trivial baseline of baseline.json."""
+    return (
+        f"trivial baseline ({baseline['name']}): {quality_text(baseline)},"
+        f" on the first {baseline['num_images']} images"
+    )
+
+
+def read_lost_segments(run_dir: str) -> list[str]:
+    """The lines about segments that training or the evaluation loses; none if it was not counted.
+
+    They are those of `segment_counts.describe`.
+    """
+    path = layout.segments(run_dir)
+    return read_bytes(path).decode().splitlines() if tf.io.gfile.exists(path) else []
+
+
+def _headline(name, metrics, baseline):
+    keys = ("PQ", "SQ", "RQ", "recall")
     rows = [
-        (title, *(format_percent(metrics.get(key + suffix)) for key in ("PQ", "SQ", "RQ")))
+        (title, *(format_percent(metrics.get(key + suffix)) for key in keys))
         for title, suffix in GROUPS
     ]
     figures = "".join(
@@ -127,11 +169,12 @@ def _headline(name, metrics):
     return (
         f'<header><div><p class="run">{html.escape(name)}</p>'
         f'<div class="figures">{figures}</div>'
-        f"<p>{others}</p>"
+        f"<p>{others}</p>{baseline}"
         f"<p>step {metrics['step']:,} · {metrics['num_images']:,} images</p></div>"
-        f"<div>{table(('percent', 'PQ', 'SQ', 'RQ'), rows, kind='')}"
+        f"<div>{table(('percent', *keys), rows, kind='')}"
         '<p class="note">Panoptic quality PQ = SQ × RQ, by the official COCO metric: how well '
-        "found segments fit, times how many are found. AP: masks of things. mIoU: pixels.</p>"
+        "found segments fit, times how many are found. Recall: the share of all segments that are "
+        "found. AP: masks of things. mIoU: pixels.</p>"
         "</div></header>"
     )
 
@@ -172,6 +215,10 @@ def _quality_charts(evaluations):
     charts = ""
     for title, names in (
         ("PQ", {"all": "PQ", "things": "PQ_things", "stuff": "PQ_stuff"}),
+        (
+            "recall at IoU 0.5",
+            {"all": "recall", "things": "recall_things", "stuff": "recall_stuff"},
+        ),
         ("AP and mIoU", {"AP": "AP", "mIoU": "mIoU"}),
     ):
         curves = {name: [e.get(key) for e in evaluations] for name, key in names.items()}

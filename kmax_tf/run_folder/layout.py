@@ -15,6 +15,11 @@ def provenance(run_dir: str) -> str:
     return os.path.join(run_dir, "run.json")
 
 
+def segments(run_dir: str) -> str:
+    """The segments that the crops and the evaluation lose, as lines of text."""
+    return os.path.join(run_dir, "segments.txt")
+
+
 def checkpoints(run_dir: str) -> str:
     """The folder of the training's checkpoints."""
     return os.path.join(run_dir, "checkpoints")
@@ -33,6 +38,11 @@ def evaluation(run_dir: str) -> str:
 def pictures(run_dir: str) -> str:
     """The pictures of the latest evaluated step."""
     return os.path.join(evaluation(run_dir), "pictures")
+
+
+def baseline(run_dir: str) -> str:
+    """The PQ of the trivial baseline on the evaluation split."""
+    return os.path.join(evaluation(run_dir), "baseline.json")
 
 
 def image_counts(run_dir: str, step: int) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import glob
+import itertools
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from kmax_tf import config, files
-from kmax_tf.data import datasets
+from kmax_tf.data import datasets, segment_counts
 from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.experiment import Experiment
@@ -105,6 +106,22 @@ def check_records(data_dir: str, dataset: Any, splits: Sequence[str]) -> tuple[s
     return ", ".join(shown) or "no records", problems
 
 
+def check_segments(experiment: Experiment, data_dir: str) -> tuple[list[str], list[Problem]]:
+    """Builds the model of an experiment, and counts the segments that it loses of the records.
+
+    Returns:
+        The lines of `segment_counts.describe`, and the problem.
+    """
+    try:
+        model = experiment.build_model()
+        records = reader.find(data_dir, experiment.train_split, experiment.dataset)
+        counts = segment_counts.of_experiment(records, experiment, model)
+    except InputError as error:
+        what, _, remedy = first_line(error).rpartition("; ")
+        return [], [Problem(what, remedy)]
+    return segment_counts.describe(counts), []
+
+
 def _without_remedy(error):
     """Returns the first line of an error without the remedy of an InputError."""
     line = first_line(error)
@@ -142,7 +159,7 @@ def examine_folders(
         problems += found
     if not (options.gin_file or options.data_dir):
         return rows, problems
-    data_dir, initial = options.data_dir, ""
+    data_dir, initial, experiment = options.data_dir, "", None
     try:
         if options.gin_file:
             experiment = config.load(Experiment, options.gin_file, options.gin)
@@ -155,4 +172,10 @@ def examine_folders(
         return rows, [*problems, Problem(str(error), "correct that file, flag or binding")]
     paths = {"data_dir": data_dir, "initial_checkpoint": initial}
     shown, found = check_records(data_dir, dataset, list(splits))
-    return [*rows, (data_dir, shown)], problems + check_paths(options.device, paths) + found
+    rows.append((data_dir, shown))
+    problems += check_paths(options.device, paths) + found
+    if experiment and not found:
+        lines, found = check_segments(experiment, data_dir)
+        rows += zip(itertools.chain(["lost segments"], itertools.repeat("")), lines)
+        problems += found
+    return rows, problems

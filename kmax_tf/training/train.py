@@ -8,10 +8,11 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf import runtime
-from kmax_tf.data import training_input
+from kmax_tf.data import segment_counts, training_input
 from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.experiment import Experiment
+from kmax_tf.files import write_atomic
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.run_folder import checkpoint, layout, provenance
 from kmax_tf.training import batch_size, nonfinite, preemption
@@ -75,7 +76,7 @@ def train(
 ) -> tf_keras.Model:
     """Trains `experiment` in `run_dir` from its newest checkpoint, and returns the model.
 
-    It writes config.gin, run.json, checkpoints/ and the TensorBoard summaries train/.
+    It writes config.gin, run.json, segments.txt, checkpoints/ and the TensorBoard summaries train/.
 
     Args:
         service: as in `training_dataset`.
@@ -94,6 +95,7 @@ def train(
     saver = tf.train.Checkpoint(**trainer.state)
     start = _restore(trainer, saver, run_dir)
     provenance.write(folder, made_with)
+    _show_segments(trainer, records, folder)
     trainer.train_dataset = training_dataset(
         experiment, records, strategy, trainer.model.output_stride, start, service
     )
@@ -127,6 +129,16 @@ def train(
             summary_dir=layout.training(folder),
         ).train(experiment.steps)
     return trainer.model
+
+
+def _show_segments(trainer, records, folder):
+    """Says how many segments of the records crops and evaluation lose, on the first host."""
+    if not trainer.strategy.extended.should_checkpoint:
+        return
+    counts = segment_counts.of_experiment(records, trainer.experiment, trainer.model)
+    text = "\n".join(segment_counts.describe(counts))
+    write_atomic(layout.segments(folder), text)
+    print(text, flush=True)
 
 
 def _restore(trainer, saver, run_dir):

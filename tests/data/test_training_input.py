@@ -11,7 +11,7 @@ import tensorflow as tf
 from kmax_tf import config
 from kmax_tf.data import datasets, training_input
 from kmax_tf.data.evaluation_input import evaluation_input
-from kmax_tf.data.records import example
+from kmax_tf.data.records import example, serialize
 from kmax_tf.data.records.reader import Records
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
@@ -73,6 +73,36 @@ def test_each_epoch_holds_each_example_once(paths, hosts):
         assert len(set(map(tuple, orders))) == epochs
     # The order is the same whatever the number of hosts.
     assert rows[:NUMBER] == ids(paths, NUMBER)
+
+
+def test_a_crop_of_an_image_with_many_segments_shows_all_of_its_own():
+    rows, columns = np.mgrid[:160, :160] // 8
+    segment_map = (1 + rows * 20 + columns).astype(np.int32)  # 400 squares
+    count = segment_map.max()
+    record = serialize.record(
+        image=tf.io.encode_png(np.zeros([160, 160, 3], np.uint8)).numpy(),
+        filename="squares.png",
+        image_id="1",
+        segment_map=segment_map,
+        segment_id=list(range(1, count + 1)),
+        category_id=[datasets.load("panoptic_digits").categories[0].id] * count,
+        is_crowd=[False] * count,
+    )
+    options = training_input.TrainingInput(
+        size=(65, 65), resize_to_crop=False, flip=False, max_segments=128
+    )
+    for number in range(8):
+        _, targets = training_input.training_example(
+            (record,),
+            example.parse,
+            datasets.load("panoptic_digits"),
+            options,
+            stride=4,
+            seed=tf.constant([0, number], tf.int64),
+        )
+        assert targets.segment.numpy().min() == 0  # no void
+        shown = len(np.unique(targets.segment))
+        assert 64 <= shown == np.count_nonzero(targets.segment_class.numpy() == 0) <= 81
 
 
 @pytest.mark.parametrize("hosts", [1, 4])

@@ -61,3 +61,39 @@ def write_json():
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def read_labels():
+    """A function: folder, split -> {image: its objects}, as the JSON and the id PNGs say.
+
+    The objects are {(class, crowd): [bool mask, ...]}, void under (None, False).
+    """
+
+    def read(out, split):
+        content = json.loads((out / f"{split}.json").read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        images = {image["id"]: image["file_name"] for image in content["images"]}
+        found = {}
+        for entry in content["annotations"]:
+            rgb = np.asarray(Image.open(out / f"{split}_labels" / entry["file_name"]), int)
+            ids = rgb @ [1, 256, 65536]
+            objects = found.setdefault(images[entry["image_id"]], {(None, False): [ids == 0]})
+            for s in entry["segments_info"]:
+                key = names[s["category_id"]], bool(s["iscrowd"])
+                objects.setdefault(key, []).append(ids == s["id"])
+        return found
+
+    return read
+
+
+@pytest.fixture
+def draw_image():
+    """A function: path, height, width, seed -> writes an image of random colors."""
+
+    def draw(path, height, width, seed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colors = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(colors).save(path)
+
+    return draw

@@ -55,7 +55,7 @@ def test_labels_as_predictions_are_perfect(tiny, tmp_path):
     experiment = tiny()
     metrics, counts, examples = evaluate.evaluate(experiment, perfect_predictor(experiment), step=7)
     assert metrics["num_images"] == 3 and metrics["step"] == 7
-    for name in ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU"):
+    for name in ("PQ", "PQ_things", "PQ_stuff", "recall", "recall_things", "AP", "mIoU"):
         assert metrics[name] == pytest.approx(100)
     for c in metrics["classes"]:
         assert c["PQ"] == c["IoU"] == 100 and c["fp"] == c["fn"] == 0 and c["tp"] > 0
@@ -97,6 +97,7 @@ def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     assert evaluator.returncode == 0
     steps = [line.split(":")[0] for line in output.splitlines() if line.startswith("step")]
     assert steps == ["step 1", "step 2", "step 3", "step 4"]
+    assert output.startswith("trivial baseline (all pixels ")
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["step"] == 4 and metrics["num_images"] == 3
     assert (run_dir / "report.html").stat().st_size > 10_000
@@ -117,8 +118,11 @@ def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     best = json.loads((run_dir / "best" / "export" / "best.json").read_text())
     assert best["PQ"] == max(m["PQ"] for m in evaluated)
     assert (run_dir / "best" / "export" / "saved_model.pb").exists()
+    lost = (run_dir / "segments.txt").read_text().splitlines()
+    assert lost and lost[0].startswith("segments") and "6 images" in lost[0]
     card = (run_dir / "best" / "export" / "model_card.md").read_text()
     assert f"| weights | best/ckpt-{best['step']} |" in card and f"PQ {best['PQ']:.1f}" in card
+    assert f"| in training | {lost[0]} |" in card
     counts = bootstrap.read(layout.image_counts(str(run_dir), 4))
     quality = quality_of_counts(counts.sum(), tiny().dataset.categories)
     assert 100 * quality["All"]["pq"] == metrics["PQ"]

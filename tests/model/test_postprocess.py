@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf.model.kmax_decoder import Prediction
-from kmax_tf.model.postprocess import PostProcess, to_original_size
+from kmax_tf.model.postprocess import PostProcess
 from kmax_tf.parity import check
 
 THINGS, CLASSES, SIZE = 3, 5, (33, 49)
@@ -83,15 +83,6 @@ def test_segments_that_are_not_on_the_map_are_not_listed(prediction):
 def test_pixel_threshold_that_three_masks_could_pass_is_refused():
     with pytest.raises(ValueError, match="pixel_threshold is 0.3"):
         PostProcess(pixel_threshold=0.3)
-
-
-def test_original_size_without_padding():
-    canvas = np.zeros((8, 8), np.int32)
-    canvas[:4, :6] = np.arange(24).reshape(4, 6)
-    restored = to_original_size(tf.constant(canvas), [4, 6], [10, 16]).numpy()
-    assert restored.shape == (10, 16)
-    # Corners are aligned, so the corners of the content stay, and no padding comes back.
-    assert [restored[0, 0], restored[0, -1], restored[-1, 0], restored[-1, -1]] == [0, 5, 18, 23]
 
 
 def test_scores_and_semantic_map(prediction):

@@ -47,6 +47,7 @@ class Page(html.parser.HTMLParser):
 def metrics(step, pq):
     return {
         **{"step": step, "PQ": pq, "SQ": 80.0, "RQ": 70.0, "num_images": 200},
+        **{"recall": 81.25, "recall_things": 75.5, "recall_stuff": 99.0},
         **{"PQ_things": pq - 5, "SQ_things": 79.0, "RQ_things": 69.0},
         **{"PQ_stuff": 94.0, "SQ_stuff": 95.0, "RQ_stuff": 96.0},
         **{"AP": 33.3, "mIoU": 44.4, "APs": None, "APm": 21.0, "APl": 45.6},
@@ -114,9 +115,10 @@ def test_page(run):
     decoders = [t for t in page.texts if t.startswith("clusters, decoder")]
     assert decoders == [f"clusters, decoder {i}" for i in range(1, 12)]
     assert str(run.parent) not in text
-    assert [len(chart["x"]) for chart in page.charts] == [2, 2, 2]
+    assert [len(chart["x"]) for chart in page.charts] == [2, 2, 2, 2]
     assert "40" in page.charts[0]["notes"][0] and "61.24" in page.charts[0]["notes"][1]
-    assert "33.30" in page.charts[1]["notes"][0] and "44.40" in page.charts[1]["notes"][1]
+    assert "81.25" in page.charts[1]["notes"][0] and "75.50" in page.charts[1]["notes"][1]
+    assert "33.30" in page.charts[2]["notes"][0] and "44.40" in page.charts[2]["notes"][1]
     assert "learning_rate" not in text
     for title in ("Pictures", "Failure cases", "Classes", "Sizes", "Confusion"):
         assert title in page.texts
@@ -133,7 +135,7 @@ def test_events_of_a_resumed_run_are_merged(run):
     second = next(p for p in (run / "train").iterdir() if p.name.endswith(".1"))
     content = second.read_bytes()
     write_report(str(run))
-    notes = Page((run / "report.html").read_text()).charts[2]["notes"]
+    notes = Page((run / "report.html").read_text()).charts[3]["notes"]
     assert [re.sub("<.*?>", "", note).split() for note in notes] == [
         ["step", "10", "3.50"],
         ["step", "20", "2.25"],
@@ -142,7 +144,7 @@ def test_events_of_a_resumed_run_are_merged(run):
     ]
     second.write_bytes(content[:-90])  # cut off within a record
     write_report(str(run))
-    notes = Page((run / "report.html").read_text()).charts[2]["notes"]
+    notes = Page((run / "report.html").read_text()).charts[3]["notes"]
     assert len(notes) == 3 and "2.25" in notes[1]
 
 
@@ -161,13 +163,25 @@ def test_headline_shows_things_and_stuff_beside_pq(run):
     assert figures == [("61.24", "PQ"), ("56.24", "things"), ("94.00", "stuff")]
 
 
+def test_baseline_and_lost_segments(run):
+    baseline = {"name": "Otsu's threshold", "num_images": 24}
+    baseline |= {"PQ": 40.14, "PQ_things": 35.2, "PQ_stuff": None}
+    (run / "eval/baseline.json").write_text(json.dumps(baseline))
+    (run / "segments.txt").write_text("segments: 10\n    5 are small <b>")
+    write_report(str(run))
+    texts = Page((run / "report.html").read_text()).texts
+    line = "trivial baseline (Otsu's threshold): PQ 40.1 (things 35.2, stuff -)"
+    assert f"{line}, on the first 24 images" in texts
+    assert "segments: 10" in texts and "    5 are small <b>" in texts
+
+
 def test_recall_of_training_has_a_chart(run):
     write_losses(str(run / "train"), ".0", {10: 3.0}, {10: 0.25, 20: 0.5})
     write_report(str(run))
     page = Page((run / "report.html").read_text())
-    at = page.texts.index("recall: share of segments found")
+    at = page.texts.index("recall in training: share of segments found")
     assert at < page.texts.index("loss: total, with all decoders")
-    notes = [re.sub("<.*?>", "", note).split() for note in page.charts[2]["notes"]]
+    notes = [re.sub("<.*?>", "", note).split() for note in page.charts[3]["notes"]]
     assert notes == [["step", "10", "0.25"], ["step", "20", "0.50"]]
 
 
@@ -210,7 +224,7 @@ def test_long_names_fit_a_phone(run, tmp_path):
 def test_many_steps_are_thinned_but_the_last_stays(run):
     write_losses(str(run / "train"), ".0", dict.fromkeys(range(1001), 1.0))
     write_report(str(run))
-    chart = Page((run / "report.html").read_text()).charts[2]
+    chart = Page((run / "report.html").read_text()).charts[3]
     assert len(chart["x"]) <= 401 and chart["notes"][-1].startswith("step 1,000 ")
 
 

@@ -144,6 +144,15 @@ def test_run_dir(tmp_path):
     assert shown == "cannot be written" and len(whats(problems)) == 1
 
 
+def test_lost_segments(tiny, records):
+    lines, problems = machine.check_segments(tiny(), records)
+    assert not problems and lines[0].startswith("segments") and "6 images" in lines[0]
+    rows = "training_input.TrainingInput.max_segments = 99"
+    lines, problems = machine.check_segments(tiny(rows), records)
+    assert not lines
+    assert whats(problems) == [f"{rows.replace(' =', '')} exceeds the 16 clusters of training"]
+
+
 def run(*words):
     program = [sys.executable, "scripts/doctor.py", *words]
     done = subprocess.run(program, capture_output=True, text=True)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kmax_tf.data.transforms import pixels
 from kmax_tf.data.transforms.geometry import Sample
 
-MAX_SEGMENTS = 255  # of one image, so that ids are uint8 and exact in bfloat16
+MAX_SEGMENTS = 255  # of one map, so that ids are uint8 and exact in bfloat16
 
 
 class Segments(NamedTuple):
@@ -43,12 +43,15 @@ def number_segments(
         pasted_stuff: bool [num_classes], from `draw_stuff`.
 
     Returns:
-        The map, uint8 [height, width], and its `Segments`. Segments beyond MAX_SEGMENTS become
-        void.
+        The map, uint8 [height, width], and the `Segments` that are on it. Segments beyond
+        MAX_SEGMENTS become void.
     """
     number = tf.range(tf.size(segment_class))
-    known, thing = segment_class >= 0, segment_class < num_things
-    same = (segment_class[:, None] == segment_class) & ~thing
+    thing = segment_class < num_things
+    ones = tf.ones(tf.shape(segment_map), tf.int32)
+    on_map = tf.math.unsorted_segment_sum(ones, segment_map, tf.size(number) + 1)[1:] > 0
+    known = (segment_class >= 0) & on_map
+    same = (segment_class[:, None] == segment_class) & ~thing & on_map
     first = tf.reduce_min(tf.where(same, number, number[:, None]), axis=1)
     pasted = known & (thing | tf.gather(pasted_stuff, tf.maximum(segment_class, 0)))
 

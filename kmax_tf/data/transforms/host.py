@@ -14,32 +14,45 @@ from kmax_tf.data.transforms.targets import Targets, make_targets
 
 
 def make_example(
-    samples: Sequence[tuple[Sample, copy_paste.Segments]],
+    samples: Sequence[tuple[Sample, tf.Tensor]],
     params: Sequence[AugmentParams],
+    pasted_stuff: tf.Tensor,
     options: Any,
     num_things: int,
     stride: int,
 ) -> tuple[tf.Tensor, Targets]:
     """Makes one training example.
 
+    Segments are numbered after the crop, so that their limit is that of a crop and not of an image.
+
     Args:
-        samples: an image with its segments and, for copy-paste, the image to paste.
+        samples: an image with the class index of each segment, int32 [n], -1 for void; and, for
+            copy-paste, the image to paste with its classes.
         params: the `AugmentParams` of both.
+        pasted_stuff: bool [num_classes], from `copy_paste.draw_stuff`.
         options: the experiment's `TrainingInput`.
         num_things, stride: as in `make_targets`.
 
     Returns:
         The image, float32 [height, width, 3] of options.size, 0 to 255; and its `Targets`.
     """
-    sample, segments = samples[0]
+
+    def number(sample, classes):
+        ids = sample.segment_map
+        ids, segments = copy_paste.number_segments(ids, classes, num_things, pasted_stuff)
+        return sample._replace(segment_map=ids), segments
+
+    sample, classes = samples[0]
     if options.augment:
         sample = augment(sample, params[0], options)
     else:
         sample = fit_and_pad(sample, options.size)
+    sample, segments = number(sample, classes)
     image, segment_map, classes = (*sample, segments.classes)
     if len(samples) > 1:
-        pasted, pasted_segments = samples[1]
+        pasted, pasted_classes = samples[1]
         pasted, corner = augment_visible(pasted, params[1], options)
+        pasted, pasted_segments = number(pasted, pasted_classes)
         image, segment_map, classes = copy_paste.paste_part(
             sample, segments, pasted, pasted_segments, corner
         )
@@ -64,10 +77,10 @@ def augment_visible(
     fitted = options.fitted(tf.shape(sample.segment_map))
     geom = geometry.locate(fitted, params, options.size)
     begin, end, corner = geometry.window(geom, options.size)
-    image = resize_image(sample.image, fitted, geom.scaled)
     if options.color is None:
-        image = pixels.cut(image, begin, end)
+        image = resize_window(sample.image, begin, end, fitted, geom.scaled)
     else:
+        image = resize_image(sample.image, fitted, geom.scaled)
         image = _augment_color(tf.cast(image, tf.uint8), begin, end, params, options.color)
     segment_map = resize_map(sample.segment_map, begin, end, fitted, geom.scaled)
     return mirror(Sample(image, segment_map), geom.flip), corner
@@ -110,6 +123,35 @@ def resize_image(image: tf.Tensor, *sizes: tf.Tensor) -> tf.Tensor:
             )[0],
         )
     return image
+
+
+def resize_window(
+    image: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, *sizes: tf.Tensor
+) -> tf.Tensor:
+    """Resizes [height, width, 3] to each size in turn, and cuts it to begin:end.
+
+    Only the pixels that the window needs are touched. Every bit is as of `resize_image`. Sizes,
+    `begin` and `end` are int32 [2].
+    """
+    if not sizes:
+        return tf.cast(pixels.cut(image, begin, end), tf.float32)
+    *before, size = sizes
+    original = before[-1] if before else tf.shape(image)[:2]
+    low, high, part = zip(*(_neighbors(begin[i], end[i], size[i], original[i]) for i in (0, 1)))
+    first, after = tf.stack([low[0][0], low[1][0]]), tf.stack([high[0][-1], high[1][-1]]) + 1
+    pixel = resize_window(image, first, after, *before)
+    left, right = (tf.gather(pixel, column[1] - first[1], axis=1) for column in (low, high))
+    pixel = left + (right - left) * part[1][:, None]
+    top, bottom = (tf.gather(pixel, row[0] - first[0]) for row in (low, high))
+    return top + (bottom - top) * part[0][:, None, None]
+
+
+def _neighbors(begin, end, size, original):
+    """The pixels of a side before and after those of its resized one, and the part between them."""
+    position = tf.cast(tf.range(begin, end), tf.float32) * geometry.step(size, original)
+    low = tf.floor(position)
+    high = tf.minimum(tf.cast(tf.math.ceil(position), tf.int32), original - 1)
+    return tf.cast(low, tf.int32), high, position - low
 
 
 def resize_map(
@@ -160,3 +202,15 @@ def fitted_size(sample: Sample, size: tuple[int, int]) -> tf.Tensor:
 def fit_and_pad(sample: Sample, size: tuple[int, int]) -> Sample:
     """Resizes a sample to fit `size` (height, width), and pads it at the bottom and the right."""
     return pad(resize(sample, fitted_size(sample, size)), tf.constant([0, 0]), size)
+
+
+def to_original_size(
+    values: tf.Tensor, fitted_size: tf.Tensor, original_size: tf.Tensor
+) -> tf.Tensor:
+    """Takes a map of `fit_and_pad`, numbers [height, width], back to the image: [*original_size].
+
+    Cuts the padding off and resizes by nearest neighbor. Both sizes are int32 [2], (height, width).
+    """
+    values = values[None, : fitted_size[0], : fitted_size[1], None]
+    resized = tf.compat.v1.image.resize_nearest_neighbor(values, original_size, align_corners=True)
+    return resized[0, :, :, 0]

@@ -43,14 +43,20 @@ def batch(made):
     return [(made.record(n, *size), s) for n, (size, s) in enumerate(zip(sizes, seeds.values()))]
 
 
+def numbered(record, dataset, options, stuff):
+    sample, classes, _ = training_input.load_image(record, example.parse, dataset, options)
+    ids, segments = copy_paste.number_segments(
+        sample.segment_map, classes, dataset.num_things, stuff
+    )
+    return sample._replace(segment_map=ids), segments
+
+
 def on_host(batch, dataset, options):
     """The examples as the host augments them, where each is pasted onto the next."""
     samples = []
     for record, seed in batch:
         *params, stuff = training_input.draw_params(seed, dataset, options)
-        sample, segments, _ = training_input.load_image(
-            record, example.parse, dataset, options, stuff
-        )
+        sample, segments = numbered(record, dataset, options, stuff)
         roles = [host.augment(sample, p, options) for p in params]
         samples.append((*roles, segments))
     for number, (sample, _, segments) in enumerate(samples):
@@ -117,9 +123,7 @@ def test_without_color_and_paste(batch, made):
     images, targets = training_input.step_examples(options, made.dataset, STRIDE, True)(*decoded)
     for number, (record, seed) in enumerate(batch[:4]):
         params, _, stuff = training_input.draw_params(seed, made.dataset, options)
-        sample, segments, _ = training_input.load_image(
-            record, example.parse, made.dataset, options, stuff
-        )
+        sample, segments = numbered(record, made.dataset, options, stuff)
         image, ids = host.augment(sample, params, options)
         np.testing.assert_allclose(images[number], image, atol=0.05)
         expected = make_targets(

@@ -1,0 +1,128 @@
+"""Converts objects in COCO's instance format, polygons and RLE, to TFRecord.
+
+    own/images/       images; "file_name" may include a folder
+    own/objects.json  "images", "annotations" with "segmentation", "categories"
+
+python -m data_prep.coco_instances --images own/images --json own/objects.json --out data/own
+
+All categories are things. Where objects overlap, the smaller one has the pixels, and crowd lies
+below all. The validation is a random share of the images, or --val_images and --val_json.
+
+OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
+lists them.
+"""
+
+import collections
+from typing import Any
+
+from data_prep import coco_masks, drawing, own_dataset, raw_dataset
+from kmax_tf import errors, files
+from kmax_tf.data import json_fields
+
+
+def read(flags: Any) -> raw_dataset.RawDataset:
+    """Lists the images and objects of the folders and JSON files of the flags."""
+    if bool(flags.val_images) != bool(flags.val_json):
+        raise errors.InputError("--val_images and --val_json: give both or none of them")
+    notes, listings, classes = collections.Counter(), [], []
+    for images, path in ((flags.images, flags.json), (flags.val_images, flags.val_json)):
+        if path:
+            content = files.read_json(path)
+            entries = read_categories(content, path)
+            classes.append(drawing.with_background(entries, flags.background, path))
+            listings.append(raw_dataset.Listing(images, list_sources(content, path, notes)))
+    if classes[0] != classes[-1]:
+        raise errors.InputError(
+            f'{flags.val_json}: "categories" differ from those of {flags.json}; make them equal'
+        )
+    return raw_dataset.RawDataset(listings, *classes[0], coco_masks.draw, notes, [])
+
+
+def read_categories(content: Any, path: str) -> list[dict]:
+    """Returns "categories" of the JSON `path`, all of them things."""
+    entries = files.field(content, "categories", list, path)
+    for index, entry in enumerate(entries):
+        json_fields.integer(entry, "id", f"{path}: categories[{index}]")
+    return [{**entry, "isthing": 1} for entry in entries]
+
+
+def list_sources(content: Any, path: str, notes: collections.Counter) -> list[raw_dataset.Source]:
+    """Lists the images of a JSON that have objects.
+
+    Args:
+        content: the parsed JSON, whose categories are right.
+        path: the file that it is from, for messages.
+        notes: counts what is left out.
+
+    Returns:
+        The images; their labels are a `coco_masks.Objects`.
+
+    Raises:
+        InputError: a field is wrong, or an annotation names no image or category of the file.
+    """
+    images = _read_images(content, path)
+    known = {int(entry["id"]) for entry in content["categories"]}
+    objects = collections.defaultdict(list)
+    for index, entry in enumerate(files.field(content, "annotations", list, path)):
+        where = f"{path}: annotations[{index}]"
+        image_id = json_fields.identity(entry, "image_id", where)
+        if "segments_info" in entry:
+            raise errors.InputError(
+                f"{path}: is in the panoptic format; convert it with data_prep.coco_format"
+            )
+        if image_id not in images:
+            raise errors.InputError(
+                f'{where}: "image_id" {image_id} is not in "images"; add the image there or delete'
+                " this annotation"
+            )
+        category = json_fields.integer(entry, "category_id", where)
+        if category not in known:
+            raise errors.InputError(
+                f'{where}: "category_id" {category} is not in "categories"; add it there'
+            )
+        is_crowd = entry.get("iscrowd") is not None and json_fields.flag(entry, "iscrowd", where)
+        if entry.get("segmentation"):
+            segment = drawing.Segment(category, is_crowd)
+            objects[image_id].append(coco_masks.Object(where, segment, entry["segmentation"]))
+        else:
+            notes["objects without a segmentation, as a box alone: left out"] += 1
+    notes["images without objects: left out"] += len(images) - len(objects)
+    return [
+        raw_dataset.Source(image_id, name, coco_masks.Objects(size, objects[image_id]))
+        for image_id, (name, size) in images.items()
+        if image_id in objects
+    ]
+
+
+def _read_images(content: Any, path: str) -> dict[str, tuple[str, tuple[int, int] | None]]:
+    """Maps the id of each image to its file name, and to (height, width) if they are given."""
+    images = {}
+    for index, entry in enumerate(files.field(content, "images", list, path)):
+        where = f"{path}: images[{index}]"
+        image_id = json_fields.identity(entry, "id", where)
+        if image_id in images:
+            raise errors.InputError(f'{where}: "id" {image_id} is used twice; make ids unique')
+        name = json_fields.text(entry, "file_name", where)
+        size = None
+        if entry.get("height") is not None and entry.get("width") is not None:
+            height, width = (json_fields.integer(entry, k, where) for k in ("height", "width"))
+            if not 0 < height * width < 1 << 31 or height < 0:
+                raise errors.InputError(
+                    f'{where}: "height" is {height} and "width" {width}; correct them'
+                )
+            size = height, width
+        images[image_id] = name, size
+    return images
+
+
+def main(argv: list[str] | None = None) -> None:
+    made = own_dataset.parser(__doc__)
+    made.add_argument("--images", required=True, help="folder of the images")
+    made.add_argument("--json", required=True, help="annotation file in COCO's instance format")
+    made.add_argument("--val_images", help="folder of the images of the validation")
+    made.add_argument("--val_json", help="annotation file of the validation")
+    own_dataset.main(made, argv, ("images", "json", "val_images", "val_json"), read)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Converts images with a folder of masks each, as of the Data Science Bowl 2018, to TFRecord.
+
+    own/ID/images/NAME.png    one image
+    own/ID/masks/*.png        a mask for each object, whose pixels are not black
+
+python -m data_prep.mask_folders --source own --out data/own --thing nucleus
+
+All objects are of one class. Where masks overlap, the smallest object has the pixels. The
+validation is a random share of the images, or --val_source.
+
+OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
+lists them.
+"""
+
+import collections
+import io
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from data_prep import drawing, own_dataset, raw_dataset, raw_images
+from kmax_tf import errors, files
+
+THING = 1  # id of the category of all objects
+
+
+def read(flags: Any) -> raw_dataset.RawDataset:
+    """Lists the images and masks of the folders --source and, if given, --val_source."""
+    entries = [{"id": THING, "name": flags.thing, "isthing": 1}]
+    categories, background = drawing.with_background(entries, flags.background, "--thing")
+    notes = collections.Counter()
+    listings = [list_folder(f, notes) for f in (flags.source, flags.val_source) if f]
+    return raw_dataset.RawDataset(listings, categories, background, draw, notes, [])
+
+
+def list_folder(folder: str, notes: collections.Counter) -> raw_dataset.Listing:
+    """Lists the images of a folder whose folders have images/ and masks/.
+
+    Args:
+        folder: the folder.
+        notes: counts what is left out.
+
+    Raises:
+        InputError: nothing is in it, or a folder has several images.
+    """
+    sources = []
+    for name in raw_images.names(folder):
+        inside = {kind: os.path.join(folder, name, kind) for kind in ("images", "masks")}
+        if not tf.io.gfile.isdir(inside["images"]):
+            notes["files, and folders without a folder images/: left out"] += 1
+            continue
+        found = raw_images.list_images(inside["images"], notes, "image")
+        if len(found) > 1:
+            raise errors.InputError(f"{inside['images']}: has {len(found)} images; keep one")
+        masks = []
+        if tf.io.gfile.isdir(inside["masks"]):
+            masks = raw_images.list_images(inside["masks"], notes, "mask")
+        if found and masks:
+            paths = [os.path.join(inside["masks"], mask) for mask in masks]
+            sources.append(raw_dataset.Source(name, f"{name}/images/{found[0]}", paths))
+        else:
+            missing = "images without masks" if found else "folders images/ without an image"
+            notes[f"{missing}: left out"] += 1
+    if not sources:
+        raise errors.InputError(
+            f"{folder}: no folder in it has an image in images/ and masks in masks/; give the"
+            " folder above such folders"
+        )
+    return raw_dataset.Listing(folder, sources)
+
+
+def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
+    """Draws the masks of an image of `size`, (height, width)."""
+    segment = drawing.Segment(THING)
+    return drawing.paint(size, [drawing.crop(read_mask(p, size), segment) for p in source.labels])
+
+
+def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
+    """Reads a mask, bool (height, width) = `size`: the pixels whose color is not black.
+
+    Raises:
+        InputError: the file is broken, is a JPEG, or has another size.
+    """
+    try:
+        picture = Image.open(io.BytesIO(files.read_bytes(path)))
+        kind = picture.format
+        if picture.mode in ("P", "PA", "LA", "RGBA"):
+            picture = picture.convert("RGB")  # the color that is shown, without alpha
+        values = np.asarray(picture)
+    except errors.InputError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise errors.InputError(f"{path}: not a readable mask; save it again as PNG") from error
+    if kind == "JPEG":
+        raise errors.InputError(f"{path}: is JPEG, which blurs masks; save masks as PNG")
+    if values.shape[:2] != size:
+        raise errors.InputError(
+            f"{path}: the mask is {values.shape[1]} x {values.shape[0]} but its upright image"
+            f" {size[1]} x {size[0]}; make them the same size"
+        )
+    return np.any(values.reshape(*size, -1), axis=-1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    made = own_dataset.parser(__doc__)
+    made.add_argument("--source", required=True, help="folder with a folder for each image")
+    made.add_argument("--val_source", help="such a folder for the validation")
+    made.add_argument("--thing", default="object", help="name of the class of the objects")
+    own_dataset.main(made, argv, ("source", "val_source"), read)
+
+
+if __name__ == "__main__":
+    main()

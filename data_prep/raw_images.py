@@ -1,0 +1,119 @@
+"""Image files as people have them: which there are, what they hold, PNG copies of other formats."""
+
+import collections
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from kmax_tf import errors, files
+from kmax_tf.data import orientation
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+RECORDED = ("JPEG", "MPO", "PNG")  # formats of Pillow that records hold as they are
+EXACT = ("1", "L", "LA", "P", "RGB", "RGBA")  # modes of Pillow that a PNG of 8 bits holds
+
+
+class Facts(NamedTuple):
+    """What an image file holds."""
+
+    digest: str  # SHA-1 of the file
+    size: tuple[int, int]  # (width, height) of the upright image
+    is_recorded: bool  # whether records hold the format
+
+
+def names(folder: str) -> list[str]:
+    """Returns the sorted names in a folder.
+
+    Raises:
+        InputError: the folder does not exist, or a name is not UTF-8.
+    """
+    if not tf.io.gfile.isdir(folder):
+        raise errors.InputError(f"{folder}: no such folder; check the path")
+    try:
+        return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+    except UnicodeDecodeError as error:
+        raise errors.InputError(
+            f"{folder}: has a name that is not UTF-8 ({error.object!r:.80}); rename it"
+        ) from error
+
+
+def list_images(folder: str, notes: collections.Counter, kind: str) -> list[str]:
+    """Lists the names of the image files in a folder.
+
+    Args:
+        folder: the folder; not the folders in it.
+        notes: counts the other entries, and hidden files.
+        kind: which files are listed, for the notes, such as "image".
+    """
+    found = names(folder)
+    images = [n for n in found if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
+    notes[f"files and folders that are no {kind}: left out"] += len(found) - len(images)
+    return images
+
+
+def by_stem(folder: str, found: Sequence[str]) -> dict[str, str]:
+    """Maps the name without extension to the name; InputError if two files share one."""
+    stems = {}
+    for name in found:
+        stem = os.path.splitext(name)[0]
+        if stem in stems:
+            raise errors.InputError(
+                f"{folder}: {stems[stem]} and {name} differ in the extension only; keep one"
+            )
+        stems[stem] = name
+    return stems
+
+
+def look(path: str) -> Facts:
+    """Reads the facts of an image file; InputError if it is none, or not of 8 bits."""
+    content = files.read_bytes(path)
+    digest = hashlib.sha1(content).hexdigest()
+    picture = _open(content, path)
+    if picture.format not in RECORDED:
+        return Facts(digest, _upright(picture, path).size, False)
+    size = picture.size
+    turned = orientation.swaps_sides(orientation.read(content))
+    return Facts(digest, size[::-1] if turned else size, True)
+
+
+def to_png(content: bytes, path: str) -> bytes:
+    """Returns an image of another format as an upright PNG with the same pixels."""
+    png = io.BytesIO()
+    _upright(_open(content, path), path).save(png, "PNG", compress_level=1)
+    return png.getvalue()
+
+
+def _open(content: bytes, path: str) -> Image.Image:
+    """Opens an image; InputError if Pillow cannot, or if it has more than 8 bits or one page."""
+    try:
+        picture = Image.open(io.BytesIO(content))
+        pages = getattr(picture, "n_frames", 1) if picture.format not in RECORDED else 1
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise errors.InputError(
+            f"{path}: broken, or no image that can be read; save it as PNG of 8 bits"
+        ) from error
+    if pages > 1:
+        raise errors.InputError(f"{path}: has {pages} pages; save each as a file of its own")
+    is_exact = picture.mode in EXACT or (picture.format == "JPEG" and picture.mode == "CMYK")
+    if not is_exact:
+        raise errors.InputError(
+            f"{path}: has pixels of kind {picture.mode} (Pillow's mode), not 8-bit gray or RGB;"
+            " scale it as you want it seen, and save it as PNG of 8 bits"
+        )
+    return picture
+
+
+def _upright(picture: Image.Image, path: str) -> Image.Image:
+    """Returns the decoded image, turned as EXIF says."""
+    try:
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise errors.InputError(
+            f"{path}: broken or truncated image; download or save it again"
+        ) from error

@@ -1,0 +1,72 @@
+"""Makes a plan from a folder of records: fingerprint, settings, weights, timed steps, page."""
+
+import os
+import tempfile
+
+import tensorflow as tf
+
+from kmax_tf import config, runtime
+from kmax_tf.data import datasets
+from kmax_tf.data.records import reader
+from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
+from kmax_tf.files import write_atomic
+from kmax_tf.importers import importer, names, output, packages, readers
+from kmax_tf.planning import fingerprint, page, plan, timing
+
+
+def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> None:
+    """Writes the gin file `out`, its page and, from a package, the weights to start from.
+
+    Args:
+        data_dir: folder of the records, with splits "train" and "val".
+        device: as in `runtime.strategy`.
+        minutes: of the training on this machine.
+        weights: checkpoint of the official ResNet-50 model, "" for none.
+
+    Raises:
+        InputError: `out` is no .gin file, or the records or weights cannot be used.
+    """
+    stem, extension = os.path.splitext(out)
+    if extension != ".gin":
+        raise InputError(f"--out {out}: the plan is a gin file; give a name that ends in .gin")
+    dataset = datasets.load(data_dir)
+    records = reader.find(data_dir, "train", dataset)
+    records = records._replace(num_examples=reader.count(records))
+    reader.find(data_dir, "val", dataset)  # an error here comes before anything slow
+    strategy = runtime.strategy(device)
+    kind = "tpu" if isinstance(strategy, tf.distribute.TPUStrategy) else "gpu"
+    kind = kind if kind == "tpu" or tf.config.get_visible_devices("GPU") else "cpu"
+
+    print(f"reading the labels of {data_dir}", flush=True)
+    found = fingerprint.take(records, dataset)
+    recipe = plan.choose_recipe(kind, weights)
+    start = f"{stem}-{recipe.package}-0" if recipe.package else weights
+    made = plan.make(found, recipe, data_dir, start)
+    experiment = _load(made)
+    if recipe.package:
+        _import_package(recipe.package, experiment, start)
+    print(f"timing {timing.STEPS} steps", flush=True)
+    made = plan.with_steps(made, minutes, *timing.time_steps(experiment, strategy))
+    page.write(f"{stem}.html", found, made, _load(made), records)
+    write_atomic(out, plan.gin_text(made, out))
+    print(*(f"{s.name} = {s.value}  ({s.reason})" for s in made.settings if s.reason), sep="\n")
+    print(f"wrote {out} and {stem}.html")
+
+
+def _load(made):
+    """Builds the experiment of a plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "plan.gin")
+        write_atomic(path, plan.gin_text(made, path))
+        return config.load(Experiment, path)
+
+
+def _import_package(package, experiment, out):
+    """Writes a checkpoint `out` of a model whose encoder has the weights of a package."""
+    name_map = names.load(packages.KIND)
+    source = readers.read(packages.find(package), lambda name: not name_map.ignores(name))
+    runtime.set_seed(experiment.seed)
+    model = experiment.build_model()
+    importer.import_weights(model, packages.KIND, source, experiment.dataset, None)
+    output.write(model, experiment.dataset, out)

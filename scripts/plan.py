@@ -1,0 +1,35 @@
+"""Plans a training from the numbers of a dataset: writes a gin file and a page that explains it.
+
+scripts/plan.py --data_dir=data/own/records --out=plans/own.gin --minutes=40
+scripts/train.py --gin_file=plans/own.gin --run_dir=runs/own
+
+The page is beside the gin file, plans/own.html. Edit either value by --gin of scripts/train.py.
+"""
+
+from kmax_tf import command_line
+
+
+def parse():
+    parser = command_line.Parser(__doc__, optional=["device"])
+    parser.add_argument("--data_dir", required=True, help="folder of records, of data_prep")
+    parser.add_argument("--out", required=True, help="gin file to write, NAME.gin")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=30.0,
+        help="of training on this machine; default: %(default)g",
+    )
+    parser.add_argument(
+        "--weights", default="", help="official ResNet-50 checkpoint, by scripts/import_checkpoint"
+    )
+    return parser.parse_args()
+
+
+def main(options):
+    from kmax_tf.planning import planner
+
+    planner.run(options.data_dir, options.out, options.device, options.minutes, options.weights)
+
+
+if __name__ == "__main__":
+    command_line.run(main, parse)

@@ -1,0 +1,129 @@
+"""Folders of masks become panoptic labels, whatever kind of PNG the masks are."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import mask_folders
+
+H, W = 12, 16
+
+
+def disk(top, left):
+    mask = np.zeros((H, W), bool)
+    mask[top : top + 4, left : left + 3] = True
+    return mask
+
+
+def save(path, mask, mode):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gray = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    if mode == "palette":  # the object has index 0, and the color that is not black
+        picture = Image.fromarray(np.where(mask, 0, 1).astype(np.uint8))
+        picture.putpalette([9, 0, 0, 0, 0, 0])
+    elif mode == "16":
+        picture = Image.fromarray(np.where(mask, 256, 0).astype(np.uint16))
+    else:
+        picture = gray.convert(mode)
+    picture.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path, draw_image):
+    """Four images with one or two masks each, and what is no image."""
+    source = tmp_path / "own [1]*"  # a path is no pattern
+    for k, modes in enumerate((("L", "LA"), ("RGB", "RGBA"), ("palette", "16"), ("1",))):
+        draw_image(source / f"id{k}/images/a.png", H, W, k)
+        for place, mode in enumerate(modes):
+            save(source / f"id{k}/masks/{place}.png", disk(2, 1 + 8 * place), mode)
+    draw_image(source / "bare/images/a.png", H, W, 9)
+    (source / "empty/images").mkdir(parents=True)
+    for name in ("id0/masks/.DS_Store", "id0/masks/Thumbs.db", "id1/images/._a.png", "labels.csv"):
+        (source / name).write_bytes(b"no image")
+    return source
+
+
+def run(folder, *more):
+    out = folder.parent / "out [2]?"
+    arguments = ["--source", str(folder), "--out", str(out), "--thing", "cell", "--workers", "1"]
+    mask_folders.main([*arguments, "--val_share", "0.25", *more])
+    return out
+
+
+def test_all_kinds_of_masks(folder, read_labels, capsys):
+    out = run(folder)
+    train, val = read_labels(out, "train"), read_labels(out, "val")
+    assert (len(train), len(val)) == (3, 1)
+    labels = {**train, **val}
+    for k, count in enumerate((2, 2, 2, 1)):
+        objects = labels[f"id{k}/images/a.png"]
+        found = sorted(mask.tobytes() for mask in objects["cell", False])
+        assert found == sorted(disk(2, 1 + 8 * place).tobytes() for place in range(count))
+        assert objects["background", False][0].sum() == H * W - 12 * count
+    told = capsys.readouterr().out
+    assert "           1 images without masks: left out" in told
+    assert "           1 folders images/ without an image: left out" in told
+    assert "           2 files and folders that are no mask: left out" in told
+    assert "           1 files and folders that are no image: left out" in told
+    assert "           1 files, and folders without a folder images/: left out" in told
+    assert (out / "validation/val/contact_sheet.png").exists()
+
+
+def test_copies_are_on_one_side_of_the_split(folder, read_labels, capsys):
+    first = (folder / "id0/images/a.png").read_bytes()
+    for k in range(1, 3):
+        (folder / f"id{k}/images/a.png").write_bytes(first)
+    out = run(folder)
+    assert set(read_labels(out, "val")) == {"id3/images/a.png"}
+    assert "2 images are copies of others of the same split" in capsys.readouterr().out
+    run(folder, "--val_source", str(folder))
+    assert "warning: 2 images are in the training and in the val" in capsys.readouterr().out
+
+
+def jpeg(folder):
+    Image.fromarray(np.zeros((H, W), np.uint8)).save(folder / "id0/masks/z.jpg")
+
+
+def larger(folder):
+    save(folder / "id0/masks/0.png", np.zeros((H, W + 1), bool), "L")
+
+
+def gray16(folder):
+    Image.fromarray(np.zeros((H, W), np.uint16)).save(folder / "id0/images/a.png")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (jpeg, "z.jpg: is JPEG, which blurs masks"),
+        (larger, "0.png: the mask is 17 x 12 but its upright image 16 x 12"),
+        (gray16, "a.png: has pixels of kind I;16 .* save it as PNG of 8 bits"),
+        (lambda f: (f / "id0/masks/0.png").write_bytes(b"\x89PNG"), "0.png: not a readable mask"),
+        (lambda f: (f / "id0/images/a.png").write_bytes(b"\x89PNG"), "a.png: broken, or no image"),
+        (lambda f: jpeg(f) or (f / "id0/masks/z.jpg").rename(f / "id0/images/z.jpg"), "2 images"),
+    ],
+)
+def test_what_is_wrong_is_named(folder, change, message):
+    change(folder)
+    with pytest.raises(SystemExit, match=message) as stopped:
+        run(folder)
+    assert "\n" not in str(stopped.value)
+
+
+def test_errors_of_the_validation_stop_before_the_records(folder):
+    whole = (folder / "id0/images/a.png").read_bytes()
+    (folder / "id0/images/a.png").write_bytes(whole[:-60])
+    with pytest.raises(SystemExit, match=r"validation/\w+/report.txt: lists 1 errors"):
+        run(folder)
+    records = folder.parent / "out [2]?/records"
+    assert not records.exists()
+    (folder / "id0/images/a.png").write_bytes(whole)
+    run(folder)
+    assert (records / "dataset.json").exists()
+
+
+def test_the_folder_above_is_asked_for(folder):
+    with pytest.raises(SystemExit, match="no folder in it has an image in images/"):
+        run(folder / "id0")
+    with pytest.raises(SystemExit, match="no such folder"):
+        run(folder / "nowhere")

@@ -1,0 +1,113 @@
+"""What the rules make of fingerprints whose answer is known by hand."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf import config
+from kmax_tf.data import datasets
+from kmax_tf.data.records import reader
+from kmax_tf.experiment import Experiment
+from kmax_tf.planning import fingerprint, plan, rules
+
+CROPS = (97, 129, 161, 193, 225, 257)
+
+
+def made(size, side, per_image=50, images=4, num_things=1):
+    """A fingerprint of square images with a row of square things (or stuff)."""
+    count = per_image * images
+    corner = np.zeros([count, 2], np.int64)
+    corner[:, 1] = np.tile(np.arange(per_image) * size // per_image, images)
+    return fingerprint.Fingerprint(
+        num_images=images,
+        num_things=num_things,
+        num_classes=2,
+        size=np.full([images, 2], size),
+        void=np.zeros(images),
+        record_bytes=1000,
+        image=np.repeat(np.arange(images), per_image),
+        segment_class=np.zeros(count, np.int64),
+        area=np.full(count, side**2),
+        box=np.concatenate([corner, corner + side], axis=1),
+    )
+
+
+@pytest.mark.parametrize(
+    "size, side, crop, scale",
+    [
+        (90, 20, 97, None),  # no larger than the images
+        (640, 200, 129, None),  # things that are large enough at the usual size
+        (640, 32, 161, None),  # 8 of 32 pixels are a quarter, and so are 160 of 640
+        (640, 16, 129, 0.5),  # half of the scale shows 2 x 2 pixels of the grid
+        (1000, 10, 129, 1.0),
+        (1000, 4, 129, 2.0),
+        (6000, 1, 129, 2.0),  # no more than that
+    ],
+)
+def test_view(size, side, crop, scale):
+    view = rules.choose_view(made(size, side), CROPS, 129)
+    assert (view.crop, view.scale) == (crop, scale)
+
+
+def test_things_that_are_too_long_for_a_tile_are_seen_whole():
+    mixed = made(2000, 10)
+    mixed.box[::5, 2:] = mixed.box[::5, :2] + 900
+    assert rules.choose_view(mixed, CROPS, 129)[:2] == (257, None)
+
+
+def test_stuff_alone_is_seen_whole():
+    assert rules.choose_view(made(480, 8, num_things=0), CROPS, 129)[:2] == (257, None)
+
+
+def test_segments_of_crops():
+    row = made(1000, 10, per_image=100)  # one every 10 pixels, in the first 10 rows
+    assert set(row.segments_of_crops(None)) == {100}
+    assert set(row.segments_of_crops(1000)) == {100}
+    counts = row._replace(size=np.full([4, 2], [10, 1000])).segments_of_crops(100)
+    assert {10, 11} >= set(counts)
+    stuff = row._replace(num_things=0)
+    assert set(stuff.segments_of_crops(None)) == {1}
+
+
+def test_clusters_hold_the_segments_of_a_crop():
+    view = rules.View(129, 1.0, "")
+    names = ["kmax_decoder.ClusterPath.num_clusters", "training_input.TrainingInput.max_segments"]
+    for per_image, clusters in ((10, 16), (100, 128), (1000, 240)):
+        data = made(129, 1, per_image=per_image)
+        settings = rules.cluster_settings(data, view)
+        assert [(s.name, s.value) for s in settings] == [(name, clusters) for name in names]
+
+
+def test_fingerprint_of_records(records):
+    dataset = datasets.load(records)
+    found = reader.find(records, "train", dataset)
+    taken = fingerprint.take(found, dataset)
+    examples = [found.parse(record) for record in tf.data.TFRecordDataset(found.paths)]
+    assert taken.num_images == len(examples) == 6 and (taken.size == 97).all()
+    for number, example in enumerate(examples):
+        mine = taken.image == number
+        ids = example.segment_map.numpy()
+        expected = [np.argwhere(ids == k + 1) for k in range(len(example.category_id))]
+        assert taken.area[mine].tolist() == [len(places) for places in expected]
+        boxes = [[*places.min(0), *(places.max(0) + 1)] for places in expected]
+        assert taken.box[mine].tolist() == boxes
+        categories = [dataset.categories[c].id for c in taken.segment_class[mine]]
+        assert categories == example.category_id.numpy().tolist()
+        assert taken.void[number] == pytest.approx(np.mean(ids == 0))
+
+
+@pytest.mark.parametrize("weights", ["", "runs/official/ckpt-1"])
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, weights):
+    dataset = datasets.load(records)
+    taken = fingerprint.take(reader.find(records, "train", dataset), dataset)
+    recipe = plan.choose_recipe(device, weights)
+    first = plan.make(taken, recipe, records, weights)
+    timed = plan.with_steps(first, minutes=10, start=60, seconds=0.5)
+    path = tmp_path / "plan.gin"
+    path.write_text(plan.gin_text(timed, str(path)))
+    experiment = config.load(Experiment, str(path))
+    assert 9 * 60 * 0.8 < 0.5 * experiment.steps <= 9 * 60
+    assert experiment.training_input.size == experiment.evaluation_size == (97, 97)
+    assert experiment.initial_checkpoint == weights and experiment.tiles is None
+    assert experiment.training_input.max_segments % 16 == 0
