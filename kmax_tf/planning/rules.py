@@ -13,11 +13,11 @@ from kmax_tf.data.transforms.copy_paste import MAX_SEGMENTS
 from kmax_tf.planning.fingerprint import Fingerprint
 
 STRIDE = 4  # of the mask grid, in pixels of the model's input
-GRID_PIXELS = 4  # that a thing should cover
+GRID_PIXELS = 9  # that a thing should cover, 3 x 3
 SMALLEST = 0.05  # share of the things that may be smaller
 SCALES = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0, 1.5, 2.0)  # more than 2 shows nothing new
 SPREAD = 1.2  # of the random scale, both ways
-FILLED = 0.75  # share of a tile's side that nearly all things keep to
+FILLED = 0.9  # share of a tile's side that nearly all things keep to
 SPARE = 1.25  # clusters for each segment of a full crop
 BUFFER = 2**28  # bytes of records that wait to be shuffled
 
@@ -85,7 +85,9 @@ def view_settings(fingerprint: Fingerprint, view: View) -> list[Setting]:
     base = 1.0
     if view.scale is not None:
         base = view.scale
-        scale = "so the smallest things cover 4 pixels of the mask grid"
+        scale = (
+            f"so that 95 % of the things cover {GRID_PIXELS} pixels of the mask grid, if 2 will do"
+        )
         side = float(np.quantile(fingerprint.longer_side[fingerprint.is_thing], 0.95))
         overlap = int(np.clip(side * base, view.crop // 4, view.crop // 2))
         sizes += [

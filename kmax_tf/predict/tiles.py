@@ -42,8 +42,10 @@ class Tiles:
     def __post_init__(self):
         if not 0 < self.scale < math.inf:
             raise InputError(f"Tiles.scale {self.scale} is not above 0; bind it to 1.0 or 2.0")
-        if not self.overlap >= 1:
-            raise InputError(f"Tiles.overlap {self.overlap} is below 1; bind it to 32 or more")
+        if not (isinstance(self.overlap, int) and self.overlap >= 1):
+            raise InputError(
+                f"Tiles.overlap {self.overlap} is not an integer from 1 on; bind it to 32"
+            )
 
     def check(self, size: Sequence[int]) -> None:
         """Raises InputError if tiles of `size` (height, width) are not larger than the overlap."""
@@ -123,8 +125,11 @@ class Stitcher:
         if len(self.corners) == 1:
             self._single = tile
             return
-        maps = _Maps(self._label(tile)[tile.segment_map], tile.semantic_map, tile.confidence)
-        maps = _Maps(*(m if m is None else m[:height, :width] for m in maps))
+        segment_map, semantic, confidence = (
+            m if m is None else m[:height, :width]
+            for m in (tile.segment_map, tile.semantic_map, tile.confidence)
+        )
+        maps = _Maps(self._label(tile)[segment_map], semantic, confidence)
         if left == 0:
             self._row = maps.empty((height, self._size[1]))
         self._paste(self._row, maps, left, axis=1)
@@ -148,7 +153,7 @@ class Stitcher:
             return single._replace(**restored)
         self._image = self._row = _Maps()  # frees their memory
         bands = [labels[start : start + BAND] for start in range(0, len(labels), BAND)]
-        area = sum(np.bincount(band.ravel(), minlength=len(self._root)) for band in bands)
+        area = np.sum([np.bincount(b.ravel(), minlength=len(self._root)) for b in bands], axis=0)
         area[0] = 0
         roots = np.unique(self._root[area > 0])
         number = np.zeros(len(self._root), np.int32)
@@ -269,15 +274,15 @@ class _Maps(NamedTuple):
         return _Maps(*(m if m is None else np.zeros(size, t) for m, t in zip(self, types)))
 
     def restored(self, size, original_size):
-        """The maps without padding, of `size`, at the original size."""
-
-        def restore(values):
-            with tf.device("/cpu:0"):
-                return host.to_original_size(values, size, original_size).numpy()
-
+        """The maps without padding, of `size`, at the original size as by `to_original_size`."""
         if self.labels.shape == tuple(size) == tuple(original_size):
             return self
-        return _Maps(*(m if m is None else restore(m) for m in self))
+        with tf.device("/cpu:0"):  # of the indices, as a copy of a map may be large
+            rows, columns = (
+                host.to_original_size(np.arange(side)[None], [1, side], [1, original])[0].numpy()
+                for side, original in zip(size, original_size, strict=True)
+            )
+        return _Maps(*(m if m is None else m[np.ix_(rows, columns)] for m in self))
 
 
 class _Things(NamedTuple):

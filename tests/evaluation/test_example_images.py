@@ -64,6 +64,39 @@ def test_first_best_and_worst(tmp_path):
     assert visualize.decode((tmp_path / "8/image.webp").read_bytes()).shape == (HEIGHT, WIDTH, 3)
 
 
+def test_large_images_are_kept_with_fewer_pixels(tmp_path):
+    height, width = 3000, 4000
+    truth = np.full((height, width), 2, np.int32)
+    truth[:, :2000] = 1
+    image = np.full((height, width, 3), 200, np.uint8)
+    image[:, 2000:] = 50
+    classes = np.array([0, 1])
+    prediction = ImagePrediction(
+        "0",
+        "0.jpg",
+        truth,
+        truth - 1,
+        classes,
+        np.ones(2),
+        lambda: image,
+        np.array(truth.shape),
+        (),
+    )
+    label = GroundTruth(truth, classes, np.zeros(2, bool))
+    measured = evaluate_image(CATEGORIES, label, prediction)
+    kept = EvaluatedImage(0, prediction, label, measured).with_cached_image()
+    for values in (kept.prediction.segment_map, kept.ground_truth.segment_map):
+        assert values.shape == (1500, 2000)
+    examples = ExampleImages(CATEGORIES)
+    examples.offer(EvaluatedImage(0, prediction, label, measured))
+    examples.write(str(tmp_path))
+    picture = visualize.decode((tmp_path / "0/image.webp").read_bytes())
+    assert picture.shape == (576, 768, 3)
+    np.testing.assert_allclose(picture[300, [100, 600]].mean(-1), (200, 50), atol=8)
+    for name in ("label", "prediction"):
+        assert (tmp_path / f"0/{name}.webp").exists()
+
+
 def test_images_that_are_not_kept_are_not_drawn():
     examples, drawn = ExampleImages(CATEGORIES), []
     for number, found in enumerate([20] * FIRST + [1, 2, 3, 20, 19, 18] + [10] * 50):

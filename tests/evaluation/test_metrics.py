@@ -15,6 +15,7 @@ from kmax_tf.data.coco_panoptic import read_panoptic
 from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.data.datasets import Category
 from kmax_tf.data.label_png import decode_ids
+from kmax_tf.evaluation import metrics
 from kmax_tf.evaluation.coco_score import panoptic_quality
 from kmax_tf.evaluation.metrics import GROUPS, GroundTruth, Metrics, evaluate_image
 from kmax_tf.inference.predictor import ImagePrediction
@@ -247,6 +248,23 @@ def numbered(path, segments):
         segment_map[ids == identity] = k
     _, *known = zip(*segments)
     return segment_map, *map(np.array, known)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_annotations_are_those_of_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    number = int(rng.choice([1, 5, 300]))  # 300 need more than a byte
+    classes = rng.integers(-1, 5, number)
+    noise = rng.integers(0, number + 1, rng.integers(1, 30, 2))
+    segment_map = noise.repeat(rng.integers(1, 4), 0).repeat(rng.integers(1, 9), 1)
+    crowd = rng.random(number) < 0.5
+    found = metrics.coco_annotations(segment_map.astype(np.int32), classes, crowd)
+    assert set(found) == {k for k in np.unique(segment_map).tolist() if k and classes[k - 1] >= 0}
+    for k, entry in found.items():
+        rle = mask.encode(np.asfortranarray(segment_map == k))
+        assert entry["segmentation"] == rle and entry["area"] == mask.area(rle)
+        assert (entry["id"], entry["category_id"]) == (k, classes[k - 1])
+        assert entry["iscrowd"] == crowd[k - 1]
 
 
 def test_nothing_labelled_and_nothing_found():

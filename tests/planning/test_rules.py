@@ -37,9 +37,9 @@ def made(size, side, per_image=50, images=4, num_things=1):
     [
         (90, 20, 97, None),  # no larger than the images
         (640, 200, 129, None),  # things that are large enough at the usual size
-        (640, 32, 161, None),  # 8 of 32 pixels are a quarter, and so are 160 of 640
-        (640, 16, 129, 0.5),  # half of the scale shows 2 x 2 pixels of the grid
-        (1000, 10, 129, 1.0),
+        (640, 40, 193, None),  # 12 of 40 pixels are 192 of 640
+        (640, 24, 129, 0.5),  # half of the scale shows 3 x 3 pixels of the grid
+        (1000, 12, 129, 1.0),
         (1000, 4, 129, 2.0),
         (6000, 1, 129, 2.0),  # no more than that
     ],
