@@ -5,9 +5,8 @@ import tensorflow as tf
 from scipy import ndimage
 
 from kmax_tf.data.datasets import Dataset
-from kmax_tf.data.records.example import Example
 from kmax_tf.data.records.reader import Records
-from kmax_tf.evaluation.metrics import GroundTruth, Metrics, evaluate_image
+from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.inference.predictor import ImagePrediction
 from kmax_tf.report.report import GROUPS
 
@@ -69,14 +68,6 @@ def _score(examples, dataset, name, predict):
         "PQ" + suffix: 100 * quality[group]["pq"] if quality[group]["n"] else None
         for group, suffix in GROUPS
     }
-
-
-def ground_truth(dataset: Dataset, example: Example) -> GroundTruth:
-    """Returns the `GroundTruth` of an `Example`."""
-    classes = [dataset.class_of_category[c] for c in example.category_id.numpy().tolist()]
-    return GroundTruth(
-        example.segment_map.numpy(), np.array(classes, np.int32), example.is_crowd.numpy()
-    )
 
 
 def all_one(image: np.ndarray, stuff: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import baseline, best_checkpoint, bootstrap, summary
 from kmax_tf.evaluation.example_images import EvaluatedImage, ExampleImages
-from kmax_tf.evaluation.metrics import Metrics, evaluate_image
+from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_bytes, read_json, write_atomic
 from kmax_tf.inference import predictor
@@ -41,9 +41,9 @@ def evaluate(
     records = predictor.evaluation_records(experiment)
 
     def work(number, prediction, label):
-        ground_truth = baseline.ground_truth(experiment.dataset, label)
-        metrics = evaluate_image(categories, ground_truth, prediction)
-        return EvaluatedImage(number, prediction, ground_truth, metrics)
+        truth = ground_truth(experiment.dataset, label)
+        metrics = evaluate_image(categories, truth, prediction)
+        return EvaluatedImage(number, prediction, truth, metrics)
 
     images = predictor.predict_split(experiment, predict, work, _labels(records))
     bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)

@@ -16,7 +16,8 @@ from hotcoco import metrics as formulas
 from hotcoco.panoptic import PanopticEval
 
 from kmax_tf.data import label_png
-from kmax_tf.data.datasets import Category
+from kmax_tf.data.datasets import Category, Dataset
+from kmax_tf.data.records.example import Example
 from kmax_tf.evaluation.bootstrap import COUNTS, ImageCounts
 from kmax_tf.inference.predictor import ImagePrediction
 
@@ -30,6 +31,14 @@ class GroundTruth(NamedTuple):
     segment_map: np.ndarray  # int32 [height, width], 0 void, k the k-th segment
     segment_class: np.ndarray  # int32 [segments], class index
     is_crowd: np.ndarray  # bool [segments]
+
+
+def ground_truth(dataset: Dataset, example: Example) -> GroundTruth:
+    """Returns the `GroundTruth` of an `Example`."""
+    classes = [dataset.class_of_category[c] for c in example.category_id.numpy().tolist()]
+    return GroundTruth(
+        example.segment_map.numpy(), np.array(classes, np.int32), example.is_crowd.numpy()
+    )
 
 
 class ImageMetrics(NamedTuple):

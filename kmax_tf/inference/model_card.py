@@ -121,7 +121,7 @@ def weights_facts(path: str, metrics: dict | None) -> list[tuple[str, str]]:
     """Returns the facts about a checkpoint: its name and its metrics, None if there are none."""
     facts = [("weights", "/".join(path.split("/")[-2:]))]
     if metrics:
-        names = ("PQ", "PQ_things", "PQ_stuff", "AP", "mIoU")
+        names = ("PQ", "PQ_things", "PQ_stuff", "recall", "AP", "mIoU")
         figures = ", ".join(f"{n} {metrics[n]:.1f}" for n in names if metrics.get(n) is not None)
         facts.append(("metrics", f"{figures} on {metrics['num_images']} images"))
     return facts

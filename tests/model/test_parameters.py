@@ -126,14 +126,15 @@ def test_efficientnet_lite(number):
     assert 4.4e6 < parameters["without_semantic_branch"] < 5.9e6
 
 
-def test_the_small_model():
-    assert 0.9e6 < _parameters("demo")["total"] < 1.1e6
+@pytest.mark.parametrize("name", ["demo", "own_dataset_laptop"])
+def test_the_small_model(name):
+    assert 0.9e6 < _parameters(name)["total"] < 1.1e6
 
 
 def test_every_experiment_has_been_built():
     ablations = [*PRINTED, "decoders_111", "decoders_333"]
     names = {f"coco_{e}_{a}" for e in ("resnet50", "max_s") for a in ablations}
-    names |= {*OFFICIAL, *SAME, "coco_convnext_large_256", "demo"}
+    names |= {*OFFICIAL, *SAME, "coco_convnext_large_256", "demo", "own_dataset_laptop"}
     names |= {f"coco_efficientnet_lite{number}" for number in LITE}
     names |= {pathlib.Path(port.gin_file(model)).stem for model in port.MODELS}  # test_port.py
     assert names == {path.stem for path in (ROOT / "gin/experiments").glob("*.gin")}
