@@ -341,7 +341,7 @@ def _sizes(dataset: Dataset, facts: list[Facts]) -> list[str]:
     small, all_ = (sum(_total(facts, field)[k] for k in things) for field in ("small", "segments"))
     lines = [
         f"segments in an image: median {np.median(counts):g}, at most {max(counts)};"
-        f" {crowded} images have more than {CLUSTERS}",
+        f" over {CLUSTERS} in {crowded} images",
         f"things: {all_:,}; {small:,} have less than {SMALL} pixels",
     ]
     return lines + [PLAN] * bool(crowded or small)

@@ -79,32 +79,34 @@ def take(records: Records, dataset: Dataset) -> Fingerprint:
         parts = example.segment_map, example.category_id, example.is_crowd
         return *parts, tf.strings.length(record)
 
-    rows, sizes, voids, largest = [], [], [], 0
+    rows, sizes, largest = [], [], 0
     with reader.named_errors(records, "the records"):
         for number, item in enumerate(chosen.map(labels, tf.data.AUTOTUNE).as_numpy_iterator()):
             segment_map, categories, crowd, length = item
             largest = max(largest, int(length))
             sizes.append(segment_map.shape)
-            areas = np.bincount(segment_map.ravel(), minlength=len(categories) + 1)
-            learnt = 0
-            for k, place in enumerate(ndimage.find_objects(segment_map, len(categories))):
-                if place is None or crowd[k]:
-                    continue
-                learnt += areas[k + 1]
-                box = *(p.start for p in place), *(p.stop for p in place)
-                index = dataset.class_of_category[int(categories[k])]
-                rows.append((number, index, areas[k + 1], *box))
-            voids.append(1 - learnt / segment_map.size)
+            classes = [dataset.class_of_category[c] for c in categories.tolist()]
+            rows += [(number, *row) for row in _segments(segment_map, classes, crowd)]
     table = np.array(rows, np.int64).reshape(-1, 7)
+    learnt = np.bincount(table[:, 0], table[:, 2], len(sizes))
     return Fingerprint(
         num_images=count,
         num_things=dataset.num_things,
         num_classes=dataset.num_classes,
         size=np.array(sizes),
-        void=np.array(voids),
+        void=1 - learnt / np.prod(sizes, axis=1),
         record_bytes=largest,
         image=table[:, 0],
         segment_class=table[:, 1],
         area=table[:, 2],
         box=table[:, 3:],
     )
+
+
+def _segments(segment_map, classes, crowd):
+    """Yields class index, area and box of each segment that has pixels and is not crowd."""
+    areas = np.bincount(segment_map.ravel(), minlength=len(classes) + 1)[1:]
+    places = ndimage.find_objects(segment_map, len(classes))
+    for index, is_crowd, area, place in zip(classes, crowd, areas, places, strict=True):
+        if place and not is_crowd:
+            yield index, area, *(p.start for p in place), *(p.stop for p in place)

@@ -96,9 +96,8 @@ def train(
     start = _restore(trainer, saver, run_dir)
     provenance.write(folder, made_with)
     _show_segments(trainer, records, folder)
-    trainer.train_dataset = training_dataset(
-        experiment, records, strategy, trainer.model.output_stride, start, service
-    )
+    stride = trainer.model.output_stride
+    trainer.train_dataset = training_dataset(experiment, records, strategy, stride, start, service)
     every = experiment.steps_per_loop
 
     def after_loop(scalars):

@@ -116,7 +116,7 @@ def test_class_table_counts_by_hand(tmp_path, write_json, alone):
     dataset = validate.raw(str(tmp_path), path, str(tmp_path))
     text, errors = validate.validate(dataset, str(tmp_path / "out"), 1)
     assert errors == 0 and "1 images, 1 of 2 classes" in text and "void: 50.0 %" in text
-    assert "segments in an image: median 2, at most 2; 0 images have more than 128" in text
+    assert "segments in an image: median 2, at most 2; over 128 in 0 images" in text
     assert "things: 2; 2 have less than 16 pixels\nscripts/plan.py" in text
     table = (tmp_path / "out/report.txt").read_text().splitlines()
     row = next(line for line in table if line.startswith("y "))
