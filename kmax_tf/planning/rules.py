@@ -88,14 +88,10 @@ def view_settings(fingerprint: Fingerprint, view: View) -> list[Setting]:
         scale = (
             f"so that 95 % of the things cover {GRID_PIXELS} pixels of the mask grid, if 2 will do"
         )
-        side = float(np.quantile(fingerprint.longer_side[fingerprint.is_thing], 0.95))
-        overlap = int(np.clip(side * base, view.crop // 4, view.crop // 2))
         sizes += [
             Setting("experiment.Experiment.tiles", "@tiles.Tiles()", "things are small in images"),
             Setting("tiles.Tiles.scale", round(base, 4), scale),
-            Setting(
-                "tiles.Tiles.overlap", overlap, f"95 % of the things are up to {side:.0f} long"
-            ),
+            Setting("tiles.Tiles.overlap", view.crop // 4, "a quarter of a tile"),
             Setting(
                 "training_input.TrainingInput.resize_to_crop", False, "crops too keep the scale"
             ),

@@ -8,7 +8,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.training import train
 from kmax_tf.training.trainer import make_trainer
 
-STEPS = 20
+STEPS = 50  # fewer are too fast, while buffers of the input are full
 
 
 def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tuple[float, float]:
