@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf.errors import InputError
-from kmax_tf.evaluation import compare_runs, evaluate
+from kmax_tf.evaluation import compare_runs, evaluate, metrics
 from kmax_tf.inference import predictor
 from kmax_tf.model.postprocess import Panoptic
 from kmax_tf.run_folder import layout
@@ -44,7 +44,7 @@ def runs(tiny, tmp_path, monkeypatch):
     """Two run folders: the first is off by 4 pixels at step 1, 2 at step 2; the second by 0."""
     experiment = dataclasses.replace(tiny(), model=Shifted, steps=2, evaluation_batch_size=3)
     records = predictor.evaluation_records(experiment)
-    labels = [evaluate._ground_truth(experiment.dataset, e) for e in evaluate._labels(records)]
+    labels = [metrics.ground_truth(experiment.dataset, e) for e in evaluate._labels(records)]
     labels = [(label.segment_map, label.segment_class) for label in labels]
     monkeypatch.setattr(
         evaluate.predictor, "build_predictor", lambda model, e: shifted_predictor(e, labels, model)

@@ -43,6 +43,7 @@ PAPER = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("zero_weights")
 @pytest.mark.parametrize("name", PAPER)
 def test_multiply_adds_of_the_paper(name):
     size, billions = PAPER[name]

@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import time
+import types
 
 import tensorflow as tf
 import tf_keras
@@ -23,8 +24,13 @@ REAL_STEPS = 100
 TRUNCATED, DELETED, REPAIRED = 5, 7, 3  # every so many checkpoints
 
 
+CLUSTERS = types.SimpleNamespace(num_clusters=16, drop_query=False)  # what a cluster path tells
+
+
 class Stub(tf.Module):
     """Two vertical halves; the weights say which class the left one is."""
+
+    cluster_path = CLUSTERS
 
     def __init__(self, num_classes):
         super().__init__()
@@ -50,7 +56,7 @@ class Stub(tf.Module):
 class Toy(tf_keras.Model):
     """Three layers that start in a moment, with what training asks of a model."""
 
-    output_stride, num_predictions = 8, 1
+    output_stride, num_predictions, cluster_path = 8, 1, CLUSTERS
 
     def __init__(self, num_classes):
         super().__init__()
