@@ -12,7 +12,7 @@ from kmax_tf.data import segment_counts, training_input
 from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import write_atomic
+from kmax_tf.files import read_bytes, write_atomic
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.run_folder import checkpoint, layout, provenance
 from kmax_tf.training import batch_size, nonfinite, preemption
@@ -95,7 +95,7 @@ def train(
     saver = tf.train.Checkpoint(**trainer.state)
     start = _restore(trainer, saver, run_dir)
     provenance.write(folder, made_with)
-    _show_segments(trainer, records, folder)
+    _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
     stride = trainer.model.output_stride
     trainer.train_dataset = training_dataset(experiment, records, strategy, stride, start, service)
     every = experiment.steps_per_loop
@@ -130,14 +130,18 @@ def train(
     return trainer.model
 
 
-def _show_segments(trainer, records, folder):
-    """Says how many segments of the records crops and evaluation lose, on the first host."""
+def _show_segments(trainer, records, folder, known):
+    """Says how many segments of the records crops and evaluation lose, on the first host.
+
+    `known`: they are counted already, unless the file is missing.
+    """
     if not trainer.strategy.extended.should_checkpoint:
         return
-    counts = segment_counts.of_experiment(records, trainer.experiment, trainer.model)
-    text = "\n".join(segment_counts.describe(counts))
-    write_atomic(layout.segments(folder), text)
-    print(text, flush=True)
+    path = layout.segments(folder)
+    if not known or not tf.io.gfile.exists(path):
+        counts = segment_counts.of_experiment(records, trainer.experiment, trainer.model)
+        write_atomic(path, "\n".join(segment_counts.describe(counts)))
+    print(read_bytes(path).decode(), flush=True)
 
 
 def _restore(trainer, saver, run_dir):
