@@ -17,7 +17,7 @@ def parse():
     )
     parser.add_argument("--out", default="predictions", help="folder for the results")
     parser.add_argument(
-        "--batch_size", type=int, help="images per batch; default: 8 on a GPU, else 1"
+        "--batch_size", type=int, help="images or tiles per batch; default: 8, but 1 image on a CPU"
     )
     parser.add_argument(
         "--cluster_assignments", action="store_true", help="also draw each decoder's clusters"

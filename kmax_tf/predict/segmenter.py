@@ -19,6 +19,7 @@ from kmax_tf.predict import image_sources, tiles
 
 CATEGORIES = "categories.json"  # in an export, next to the SavedModel
 AHEAD = 8  # images read ahead, and batches whose files are being written
+TILES = 8  # of a batch; one at a time takes several times as long
 MOST_PIXELS = 2**25  # of the images that wait, if there are several
 
 
@@ -76,7 +77,7 @@ class Segmenter:
         return bool((options.scaled_size(image.shape[:2]).numpy() > size).any())
 
     def batch(
-        self, images: Sequence, details: bool = False, tile_batch: int | None = None
+        self, images: Sequence, details: bool = False, tile_batch: int = TILES
     ) -> list[Segmentation]:
         """Predicts images of one size.
 
@@ -84,7 +85,7 @@ class Segmenter:
             images: a sequence of images as `__call__` takes them, or uint8 [batch, height, width,
                 1, 3 or 4].
             details: predict the optional fields of `Segmentation`.
-            tile_batch: tiles that make a batch; by default 8 on a GPU, else 1.
+            tile_batch: tiles that make a batch.
 
         Raises:
             InputError: `images` have other forms or different sizes, or there is none.
@@ -96,7 +97,7 @@ class Segmenter:
         if len(sizes) != 1:
             raise InputError(f"images: {len(pixels)} of {len(sizes)} sizes; give images of one")
         if self.in_tiles(pixels[0]):
-            return self._predict_tiles(pixels, details, tile_batch or _default_batch())
+            return self._predict_tiles(pixels, details, tile_batch)
         signature = self._model.signatures["uint8_details" if details else "uint8"]
         output = signature(images=tf.constant(np.stack(pixels)))
         result = {name: value.numpy() for name, value in output.items()}
@@ -193,13 +194,14 @@ def predict_sources(
     While the device predicts, one thread reads ahead and others call `finish`.
 
     Args:
-        batch_size: images of one size, or tiles, that make a batch; by default 8 on a GPU, else 1.
+        batch_size: images of one size, or tiles, that make a batch; by default 8 tiles, and 8
+            images on a GPU, else 1.
         details: predict the optional fields of `Segmentation`.
 
     Returns:
         A list of (source, reason) of the skipped images.
     """
-    batch_size = batch_size or _default_batch()
+    tile_batch, batch_size = batch_size or TILES, batch_size or _default_batch()
     skipped = []
     with (
         ThreadPoolExecutor(1) as reader,  # one thread reads the frames of a video in order
@@ -220,7 +222,7 @@ def predict_sources(
                 bar.update()
 
         for batch in _batches(_read_ahead(reader, sources, skip), batch_size, segmenter.in_tiles):
-            predicted = _predict_batch(segmenter, batch, details, batch_size, skip)
+            predicted = _predict_batch(segmenter, batch, details, tile_batch, skip)
             waiting += [workers.submit(finish, *one) for one in predicted]
             take(_most(AHEAD * batch_size, batch[0][1]))
         take(0)
@@ -232,10 +234,10 @@ def _most(most, image):
     return max(1, min(most, MOST_PIXELS // (image.shape[0] * image.shape[1])))
 
 
-def _predict_batch(segmenter, batch, details, batch_size, skip):
+def _predict_batch(segmenter, batch, details, tile_batch, skip):
     """Returns (source, image, `Segmentation`) of a batch; if it fails, skips all of its images."""
     try:
-        results = segmenter.batch([image for _, image in batch], details, batch_size)
+        results = segmenter.batch([image for _, image in batch], details, tile_batch)
     except tf.errors.OpError as error:  # for example out of memory
         for source, _ in batch:
             skip(source, InputError(f"{source.name}: {first_line(error)}"))
