@@ -3,7 +3,7 @@
 scripts/plan.py --data_dir=data/own/records --out=plans/own.gin --minutes=40
 scripts/train.py --gin_file=plans/own.gin --run_dir=runs/own
 
-The page is beside the gin file, plans/own.html. Edit either value by --gin of scripts/train.py.
+The page is plans/own.html. --gin of scripts/train.py changes single lines of the plan.
 """
 
 from kmax_tf import command_line

@@ -12,6 +12,7 @@ from kmax_tf.data.records.reader import Records
 from kmax_tf.experiment import Experiment
 from kmax_tf.planning.fingerprint import Fingerprint
 from kmax_tf.planning.plan import Plan
+from kmax_tf.planning.rules import STRIDE
 from kmax_tf.report import report
 
 IMAGES, COLUMNS, THUMBNAIL = 8, 4, 384  # pictures of each kind, and pixels a side
@@ -88,12 +89,12 @@ def _crops(experiment, records):
     """Training crops with the segments that are learnt, at the stride of the mask grid."""
     options, dataset = experiment.training_input, experiment.dataset
     examples = training_input.training_input(
-        records, dataset, options, stride=4, batch_size=1, seed=experiment.seed
+        records, dataset, options, stride=STRIDE, batch_size=1, seed=experiment.seed
     )
-    compiled = training_input.step_examples(options, dataset, 4, compiled=False)
+    compiled = training_input.step_examples(options, dataset, STRIDE, compiled=False)
     for batch in examples.take(IMAGES):
         image, targets = compiled(*batch)
-        ids = np.repeat(np.repeat(targets.segment[0].numpy() + 1, 4, axis=0), 4, axis=1)
+        ids = np.repeat(targets.segment[0].numpy() + 1, STRIDE, axis=0).repeat(STRIDE, axis=1)
         segments = [
             (k, dataset.categories[c].name, dataset.categories[c].color)
             for k, c in enumerate(targets.segment_class[0].numpy().tolist(), 1)
