@@ -1,6 +1,7 @@
 """Compiles an experiment's whole training step with the TPU compiler, without a TPU.
 
-scripts/tpu_compile.py --gin_file=gin/experiments/coco_resnet50.gin --topology=v3-32
+scripts/tpu_compile.py --gin_file=gin/experiments/coco_resnet50.gin --topology=v5e-16
+scripts/tpu_compile.py --gin_file=gin/experiments/coco_resnet50.gin --topology v3-32 v6e-16
 scripts/tpu_compile.py --all
 """
 
@@ -11,36 +12,69 @@ from kmax_tf import command_line
 
 def parse():
     parser = command_line.Parser(__doc__, optional=["gin_file", "gin", "json"])
-    parser.add_argument("--all", action="store_true", help="print a table of all experiments")
-    parser.add_argument("--topology", default="v3-32", help="v3-8 or v3-32")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="print a table of all experiments, by default on 16 chips of each generation",
+    )
+    parser.add_argument(
+        "--topology",
+        nargs="+",
+        metavar="SLICE",
+        help="one or more of v3-N, v4-N, v5e-N, v5p-N, v6e-N, such as v5e-16; default: v3-32;"
+        " several print a table",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, help="images per step, with the schedule scaled as in train.py"
+    )
     parser.add_argument(
         "--stablehlo",
         metavar="FILE",
-        help="also write one core's step, without sums over cores, for scripts/time_stablehlo.py",
+        help="also write one replica's step, without sums over replicas, for"
+        " scripts/time_stablehlo.py",
     )
     options = parser.parse_args()
     if options.all == bool(options.gin_file):
         parser.error("give --gin_file, or --all for every experiment")
+    if options.stablehlo and (options.all or len(options.topology or []) > 1):
+        parser.error("--stablehlo is for one experiment and one slice")
     return options
 
 
 def main(options):
+    from kmax_tf.files import matching
+    from kmax_tf.tools import tpu_chips, tpu_report
+
+    slices = options.topology or (tpu_chips.SIXTEEN_CHIPS if options.all else ["v3-32"])
+    for name in slices:
+        tpu_chips.parse(name)  # a mistake is found before minutes of compilation
+    if len(slices) == 1 and not options.all:
+        report_one(options, slices[0])
+        return
+    flags = [f"--gin={binding}" for binding in options.gin]
+    if options.batch_size is not None:
+        flags.append(f"--batch_size={options.batch_size}")
+    print(tpu_report.HEAD, flush=True)
+    for path in matching("gin/experiments", "*.gin") if options.all else [options.gin_file]:
+        for name in slices:
+            print(tpu_report.table_row(__file__, path, name, flags), flush=True)
+
+
+def report_one(options, accelerator):
     from kmax_tf import config
     from kmax_tf.experiment import Experiment
-    from kmax_tf.files import matching, write_atomic
-    from kmax_tf.tools import tpu_compile, tpu_report
+    from kmax_tf.files import write_atomic
+    from kmax_tf.tools import tpu_chips, tpu_report
+    from kmax_tf.training import batch_size, replica_program
 
-    if options.all:
-        print(tpu_report.HEAD, flush=True)
-        for path in matching("gin/experiments", "*.gin"):
-            row = tpu_report.table_row(__file__, path, options.gin, options.topology)
-            print(row, flush=True)
-        return
     experiment = config.load(Experiment, options.gin_file, options.gin)
+    if options.batch_size is not None:
+        bindings = options.gin + batch_size.linear_scaling(experiment, options.batch_size)
+        experiment = config.load(Experiment, options.gin_file, bindings)
     if options.stablehlo:
-        cores = tpu_compile.topology(options.topology).cores
-        write_atomic(options.stablehlo, tpu_compile.portable(experiment, cores))
-    report = tpu_report.report(experiment, options.topology)
+        replicas = tpu_chips.parse(accelerator).replicas
+        write_atomic(options.stablehlo, replica_program.serialized(experiment, replicas))
+    report = tpu_report.report(experiment, accelerator)
     print(json.dumps(report) if options.json else tpu_report.text(report))
 
 

@@ -7,7 +7,13 @@ from kmax_tf import command_line
 
 
 def parse():
-    parser = command_line.Parser(__doc__, ["gin_file", "run_dir"], ["gin", "device"])
+    parser = command_line.Parser(__doc__, ["gin_file", "run_dir"], ["gin"])
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, gpu, tpu:NAME, local (this host's TPU), pjrt (all devices of JAX) or"
+        " pjrt:cpu:N (N virtual ones)",
+    )
     parser.add_argument(
         "--batch_size",
         type=int,
@@ -34,7 +40,7 @@ def main(options):
     from kmax_tf.experiment import Experiment
     from kmax_tf.training import batch_size, train
 
-    strategy = runtime.strategy(options.device)
+    strategy = train.make_strategy(options.device)
     experiment = config.load(Experiment, options.gin_file, options.gin)
     if options.batch_size is not None:
         bindings = options.gin + batch_size.linear_scaling(experiment, options.batch_size)

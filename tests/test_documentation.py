@@ -217,6 +217,7 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     assert namespace["result"].panoptic_map.shape == (97, 97)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("forget_models")
 def test_the_notebook(workspace, monkeypatch):

@@ -25,6 +25,11 @@ def checkpoints(run_dir: str) -> str:
     return os.path.join(run_dir, "checkpoints")
 
 
+def program(run_dir: str) -> str:
+    """The compiled training step, which a restart with PJRT loads."""
+    return os.path.join(run_dir, "program.pjrt")
+
+
 def training(run_dir: str) -> str:
     """The TensorBoard summaries of training."""
     return os.path.join(run_dir, "train")

@@ -18,6 +18,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.inference import predictor
 from kmax_tf.tools import tpu_compile
+from kmax_tf.training import replica_program
 
 WARM_UP = 3  # runs that are not counted
 FEWEST = 10  # counted runs, however long they take
@@ -103,7 +104,7 @@ def tpu_estimate(experiment: Experiment, batch_size: int) -> tpu_compile.Compile
         return experiment.segment(model(image, training=False).final)
 
     spec = tf.TensorSpec([batch_size, *experiment.evaluation_size, 3])
-    return tpu_compile.compile_for_tpu(tpu_compile.lower(predict, [spec]), TPU, 1)
+    return tpu_compile.compile_for_tpu(replica_program.lower(predict, [spec]), TPU, 1)
 
 
 def text(benchmark: Benchmark, estimate: tpu_compile.Compiled | None = None) -> str:

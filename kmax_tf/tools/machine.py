@@ -38,7 +38,10 @@ def check_devices(
     """
     problems = []
     tpu_wheel = versions.get("tensorflow-tpu")
-    if nvidia and not seen.get("GPU"):
+    if wanted.startswith("pjrt"):
+        if "jax" not in versions:
+            problems.append(Problem(f"--device={wanted} needs JAX", "pip install -e '.[pjrt]'"))
+    elif nvidia and not seen.get("GPU"):
         remedy = f'pip install "tensorflow[and-cuda]=={versions.get("tensorflow")}"'
         if tpu_wheel:
             remedy = "tensorflow-tpu supports no GPU: make another environment, scripts/setup_venv"

@@ -14,7 +14,7 @@ class NonFiniteSteps:
     """The last `LIMIT` non-finite steps, on the device; create it in the strategy's scope."""
 
     def __init__(self):
-        self._steps = tf.Variable(
+        self.steps = tf.Variable(
             tf.fill([LIMIT], tf.constant(-1, tf.int64)),
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
@@ -22,16 +22,16 @@ class NonFiniteSteps:
 
     def update(self, step: tf.Tensor, finite: tf.Tensor) -> None:
         """Adds `step`, an int64 scalar, unless `finite` is true; call it in a replica context."""
-        pushed = tf.concat([[step], self._steps[:-1]], axis=0)
-        self._steps.assign(tf.where(finite, self._steps, pushed))
+        pushed = tf.concat([[step], self.steps[:-1]], axis=0)
+        self.steps.assign(tf.where(finite, self.steps, pushed))
 
     def since(self, step: int) -> list[int]:
         """Returns the non-finite steps from `step` on, ascending, at most `LIMIT`."""
-        return sorted(int(s) for s in self._steps.numpy() if s >= step)
+        return sorted(int(s) for s in self.steps.numpy() if s >= step)
 
     def check(self, step: int) -> None:
         """Raises InputError if the last `LIMIT` steps up to `step` were all non-finite."""
-        steps = self._steps.numpy()
+        steps = self.steps.numpy()
         if steps[-1] >= 0 and steps[0] - steps[-1] == LIMIT - 1:
             raise InputError(
                 f"{LIMIT} steps in a row up to step {step} had no finite loss and gradient, and"

@@ -65,6 +65,11 @@ class AdamW(tf_keras.optimizers.Optimizer):
             [self.add_variable_from_reference(v, name) for v in variables] for name in ("m", "v")
         )
 
+    @property
+    def moments(self) -> list[tf.Variable]:
+        """The first moment of each trained variable, then the second."""
+        return self._first + self._second
+
     def apply(self, gradients: Sequence[tf.Tensor], finite: tf.Tensor) -> None:
         """Takes one step with the gradients of `model.trainable_variables`, summed over replicas.
 

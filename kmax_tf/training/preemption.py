@@ -13,7 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import tensorflow as tf
+
+from kmax_tf.training.replica_strategy import ReplicaStrategy
 
 RESTART = 75  # exit status "try again" (EX_TEMPFAIL of sysexits.h)
 
@@ -51,6 +54,8 @@ def watch() -> Iterator[Callable[[], bool]]:
 
 def on_any_host(strategy: tf.distribute.Strategy, came: bool) -> bool:
     """Returns whether `came` is true in any program of the strategy; all of them must call it."""
+    if isinstance(strategy, ReplicaStrategy):
+        return bool(strategy.sum_of_processes(np.float32(came)) > 0)
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return came  # there is only one program
     count = strategy.run(

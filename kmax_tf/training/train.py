@@ -11,12 +11,14 @@ from kmax_tf import runtime
 from kmax_tf.data import segment_counts, training_input
 from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_bytes, write_atomic
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.run_folder import checkpoint, layout, provenance
 from kmax_tf.training import batch_size, nonfinite, preemption
 from kmax_tf.training.progress import Progress
+from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import make_trainer
 
 
@@ -66,6 +68,21 @@ def training_dataset(
     return strategy.distribute_datasets_from_function(per_host)
 
 
+def make_strategy(device: str) -> tf.distribute.Strategy:
+    """Makes the strategy of a device: those of `runtime.strategy`, and "pjrt" or "pjrt:cpu:N".
+
+    Raises InputError if the device is unknown or missing, or if PJRT is asked for without JAX.
+    """
+    if device.split(":")[0] != "pjrt":
+        return runtime.strategy(device)
+    try:
+        from kmax_tf.training import pjrt
+    except ImportError as error:
+        raise InputError(f"device {device!r}: {error}; pip install -e '.[pjrt]'") from error
+    tf.config.set_visible_devices([], "GPU")  # JAX takes its memory
+    return pjrt.strategy(device)
+
+
 def train(
     experiment: Experiment,
     run_dir: str,
@@ -91,13 +108,14 @@ def train(
     made_with = provenance.describe(experiment.dataset, records)
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
     folder = runtime.writable_dir(strategy, run_dir)
-    trainer = make_trainer(experiment, strategy)
+    trainer = _make_trainer(experiment, strategy, run_dir)
     saver = tf.train.Checkpoint(**trainer.state)
     start = _restore(trainer, saver, run_dir)
     provenance.write(folder, made_with)
     _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
     stride = trainer.model.output_stride
     trainer.train_dataset = training_dataset(experiment, records, strategy, stride, start, service)
+    trainer.prepare()
     every = experiment.steps_per_loop
 
     def after_loop(scalars):
@@ -105,6 +123,7 @@ def train(
         progress.show(step, scalars, trainer.nonfinite)
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
+            trainer.fetch_state()
             checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
         if stop:
             progress.write(f"stopped at step {step}; start it again to resume")
@@ -128,6 +147,14 @@ def train(
             summary_dir=layout.training(folder),
         ).train(experiment.steps)
     return trainer.model
+
+
+def _make_trainer(experiment, strategy, run_dir):
+    if not isinstance(strategy, ReplicaStrategy):
+        return make_trainer(experiment, strategy)
+    from kmax_tf.training import pjrt_trainer  # needs JAX
+
+    return pjrt_trainer.make(experiment, strategy, run_dir)
 
 
 def _show_segments(trainer, records, folder, known):

@@ -151,6 +151,20 @@ class Trainer(orbit.StandardTrainer):
         items |= {"classes": classes}
         return items | ({"ema": self.ema} if self.ema else {})
 
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All variables that a step may read or change, always in the same order."""
+        metrics = (*self.losses, self.norm, self.void, self.nonfinite_count, self.corrupt_count)
+        owners = (self.model, self.optimizer, *([self.ema] if self.ema else []), *metrics)
+        others = [self.optimizer.learning_rate, self.step, self.nonfinite.steps]
+        return [v for owner in owners for v in owner.variables] + others
+
+    def prepare(self) -> None:
+        """Gets ready for the first step, after a restart too; here, the first step does it."""
+
+    def fetch_state(self) -> None:
+        """Brings `state` up to date before a checkpoint; here, the variables always are."""
+
     def train_step(self, iterator: Iterator) -> None:
         self.strategy.run(self._on_replica, args=next(iterator))
         self.step.assign_add(1)
@@ -204,7 +218,9 @@ class Trainer(orbit.StandardTrainer):
         return scalars
 
 
-def make_trainer(experiment: Experiment, strategy: tf.distribute.Strategy) -> Trainer:
+def make_trainer(
+    experiment: Experiment, strategy: tf.distribute.Strategy, kind: type[Trainer] = Trainer
+) -> Trainer:
     """Builds model, optimizer and step counter in the strategy's scope, as a `Trainer`.
 
     Set its `train_dataset` once the first step is known.
@@ -222,4 +238,4 @@ def make_trainer(experiment: Experiment, strategy: tf.distribute.Strategy) -> Tr
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
         ema_model = ema.build_ema(experiment.build_model) if experiment.ema_decay else None
-        return Trainer(experiment, strategy, model, optimizer, step, ema_model)
+        return kind(experiment, strategy, model, optimizer, step, ema_model)

@@ -194,6 +194,7 @@ def processes_of(folder):
     return [line for line in lines if bytes(folder) in line]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_and_started_again_a_study_ends_with_the_same_numbers(command, tmp_path):
     assert command(tmp_path / "whole").wait() == 0

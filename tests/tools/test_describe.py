@@ -40,11 +40,14 @@ PAPER = {
     "ade20k_convnext_large": ((641, 641), 333),
     "ade20k_convnext_large_1281": ((1281, 1281), 1302),
 }
+IN_CI = ("coco_resnet50", "coco_convnext_base")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("zero_weights")
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize(
+    "name", [n if n in IN_CI else pytest.param(n, marks=pytest.mark.long) for n in PAPER]
+)
 def test_multiply_adds_of_the_paper(name):
     size, billions = PAPER[name]
     experiment = config.load(Experiment, f"gin/experiments/{name}.gin")

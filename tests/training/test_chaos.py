@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import chaos_processes  # noqa: E402
 
 KILLS = 10  # of the evaluator
-REAL_KILLS = 20  # of the training
+REAL_KILLS = 9  # of the training
 
 
 @pytest.fixture
@@ -101,6 +101,7 @@ def test_training_killed_at_any_moment_ends_as_if_undisturbed(
         assert_same_state(*pair)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_good_checkpoint_is_evaluated_exactly_once(tiny, tmp_path, start):
     tiny()

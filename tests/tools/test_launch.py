@@ -1,4 +1,4 @@
-"""scripts/launch_tpu.sh from end to end, against a cloud of folders (fake_gcloud)."""
+"""scripts/launch_tpu.py from end to end, against a cloud of folders (fake_gcloud)."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 GIN = "gin/experiments/small.gin"
 RUN = [
     "--name=coco",
@@ -27,7 +27,7 @@ import os, pathlib, sys, time
 cloud = pathlib.Path(os.environ["FAKE"])
 steps = cloud / "steps"
 with (cloud / "trainings").open("a") as file:
-    name, load = os.environ["TPU_NAME"], os.environ["TPU_LOAD_LIBRARY"]
+    name, load = (os.environ.get(key) for key in ("TPU_NAME", "TPU_LOAD_LIBRARY"))
     file.write(f"{os.getcwd()} {name} {load} {sys.argv}\\n")
 start = int(steps.read_text()) if steps.exists() else 0
 print("starts at step", start, flush=True)
@@ -53,14 +53,27 @@ print("PQ 53.0")
 SETUP = """#!/bin/bash
 set -e
 cd "$(dirname "$0")/.."
-mkdir -p ".venv-$1/bin"
-cat > ".venv-$1/bin/python" <<'END'
+venv=.venv-$1
+if [ "$1" = 2.20 ]; then venv=.venv; fi
+mkdir -p "$venv/bin"
+cat > "$venv/bin/python" <<'END'
 #!/bin/bash
 echo "$(basename "$(dirname "$HOME")")/$(basename "$HOME") $*" >> "$FAKE/python"
 if [ "$1" != -m ]; then exec {python} -S -E "$@"; fi
 END
-chmod +x ".venv-$1/bin/python"
+chmod +x "$venv/bin/python"
 echo "$(basename "$(dirname "$HOME")")/$(basename "$HOME") stock $1" >> "$FAKE/python"
+"""
+
+# `python3 -m venv uv` makes a folder with the programs pip and uv.
+PYTHON3 = """#!/bin/bash
+mkdir -p "$3/bin"
+for program in pip uv; do
+    echo '#!/bin/bash' > "$3/bin/$program"
+    echo 'echo "slice/$(basename "$HOME") $(basename "$0") $*" >> "$FAKE/python"' \\
+        >> "$3/bin/$program"
+    chmod +x "$3/bin/$program"
+done
 """
 
 
@@ -77,8 +90,8 @@ class Cloud:
     def __init__(self, folder, default_signals):
         self.default_signals = default_signals
         self.clone, self.path = folder / "clone", folder / "cloud"
-        script = (ROOT / "scripts/launch_tpu.sh").read_text()
-        write(self.clone / "scripts/launch_tpu.sh", script, executable=True)
+        script = (ROOT / "scripts/launch_tpu.py").read_text()
+        write(self.clone / "scripts/launch_tpu.py", script)
         write(
             self.clone / "scripts/setup_venv",
             SETUP.replace("{python}", sys.executable),
@@ -90,11 +103,12 @@ class Cloud:
         write(self.clone / GIN, "")
         self.commit()
         (folder / "bin").mkdir()
-        (folder / "bin/gcloud").symlink_to(ROOT / "tests/fake_gcloud")
+        (folder / "bin/gcloud").symlink_to(ROOT / "tests/tools/fake_gcloud")
         write(self.path / "stand_ins/sudo", '#!/bin/bash\nexec "$@"\n', executable=True)
         for name in ("apt-get", "systemctl"):
             record = f'echo "$PWD {name} $* $(cat etc/systemd/system/*)" >> "$FAKE/root"'
             write(self.path / "stand_ins" / name, f"#!/bin/bash\n{record}\n", executable=True)
+        write(self.path / "stand_ins/python3", PYTHON3, executable=True)
         self.plan()
         self.environment = os.environ | {
             "FAKE": str(self.path),
@@ -114,13 +128,13 @@ class Cloud:
 
     def start(self, *words):
         return subprocess.Popen(
-            [self.clone / "scripts/launch_tpu.sh", *words],
+            [sys.executable, self.clone / "scripts/launch_tpu.py", *words],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=self.default_signals,  # bash cannot catch what was ignored before it
+            preexec_fn=self.default_signals,  # it does not catch what is ignored
         )
 
     def launch(self, *words):
@@ -228,6 +242,51 @@ def test_one_tensorflow_everywhere_and_the_tpu_wheel_last(cloud, version, libtpu
     assert [line.split()[0] for line in restarted] == [f"{cloud.path}/slice/{i}" for i in range(4)]
     for line in restarted:
         assert line.endswith(f'"TF_DOCKER_URL=registry/images/grpc_tpu_worker:tf-{version}-se"')
+
+
+def test_with_pjrt_every_worker_runs_the_training(cloud):
+    status, output = cloud.launch("run", *RUN, "--accelerator=v5e-16")
+    assert status == 0, output
+    assert not cloud.machines()
+    created = next(c for c in cloud.calls() if c[1:4] == ["tpus", "queued-resources", "create"])
+    assert "--accelerator-type=v5litepod-16" in created
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in created
+    trainings = [line.split()[0] for line in cloud.read("trainings")]
+    assert sorted(trainings) == [f"{cloud.path}/slice/{i}/kmax_tf" for i in range(4)]
+    assert all("'--device=pjrt'" in line for line in cloud.read("trainings"))
+    # Each worker has a Python that JAX takes, then the project, then JAX; the doctor looks at one.
+    for worker in range(4):
+        done = [line.partition(" ")[2] for line in cloud.read("python") if f"e/{worker} " in line]
+        doctor = [line for line in done if "scripts/doctor.py" in line]
+        uv, venv, stock, jax, *_, train = done
+        assert uv.startswith("pip") and stock == "stock 2.20"
+        assert venv.startswith("uv venv") and venv.endswith("--python=3.12 kmax_tf/.venv")
+        assert jax.endswith("--editable .[pjrt] jax[tpu]")
+        assert len(doctor) == (worker == 0) and train.startswith("scripts/train.py")
+    assert not [line for line in cloud.read("root") if "systemctl" in line]
+    assert "train: trained" in output and "evaluate: PQ 53.0" in output
+
+
+def test_with_pjrt_a_restart_ends_what_hangs_on_other_workers(cloud):
+    stops = """
+again, hung = pathlib.Path("again"), cloud / "hung"
+if not again.exists():
+    again.touch()
+    if "slice/0" in os.getcwd():
+        while not hung.exists() or len(hung.read_text().split()) < 3:
+            time.sleep(0.05)
+        sys.exit(75)
+    with hung.open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(600)
+"""
+    write(cloud.clone / "scripts/train.py", TRAIN.replace("for step", f"{stops}for step", 1))
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN, "--accelerator=v6e-16")
+    assert status == 0, output
+    for pid in cloud.read("hung"):
+        place = pathlib.Path(f"/proc/{pid}/cmdline")
+        assert not place.exists() or not place.read_text()  # gone, or not yet buried
 
 
 def test_goes_on_after_a_preemption(cloud):
@@ -374,6 +433,23 @@ def test_the_same_command_follows_a_training_that_was_left(cloud):
     assert "train: trained" in output
 
 
+def test_a_log_may_hold_any_bytes(cloud):
+    strange = """sys.stdout.buffer.write(b"caf\\xc3\\n")\nprint("trained")"""
+    write(cloud.clone / "scripts/train.py", TRAIN.replace('print("trained")', strange))
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 0, output
+    assert "train: trained" in output
+
+
+def test_who_closes_the_output_still_gets_the_machines_deleted(cloud):
+    process = cloud.start("run", *RUN)
+    process.stdout.close()
+    process.wait(timeout=600)
+    assert any("create" in call for call in cloud.calls())
+    assert not cloud.machines()
+
+
 def test_delete_deletes_all(cloud):
     (cloud.path / "request").write_text("ACTIVE")
     (cloud.path / "evaluator").mkdir()
@@ -413,7 +489,8 @@ def test_a_dry_run_prints_what_a_run_does_and_does_nothing(cloud):
         ("--gin_file=gin/experiments/none.gin", "committed"),
         ("--accelerator=v3-8", "one host"),
         ("--tensorflow=2.17.0", "2.18.0"),
-        ("--steps=5", "no flag"),
+        ("--steps=5", "--steps=5"),
+        ("--accelerator=v9-16", "v5e-16"),
         ("--name=Co co", "--name"),
         ("--zone=europe", "--zone"),
     ],

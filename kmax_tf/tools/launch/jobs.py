@@ -1,0 +1,131 @@
+"""Jobs on rented machines: programs that outlive the connection which starts them."""
+
+import functools
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Sequence
+
+from kmax_tf.errors import InputError
+from kmax_tf.tools.launch.gcloud import Gcloud, retry, say, show
+from kmax_tf.tools.launch.machines import Machine
+
+APT_GET = "sudo apt-get -o DPkg::Lock::Timeout=300"
+# What a machine is asked about a job: how it is ("stopped" with its seconds), and its new log.
+QUESTION = r"""
+if grep -qsa scripts/JOB.py "/proc/$(cat JOB.pid 2> /dev/null)/cmdline"; then
+    echo running
+elif grep -qsx 0 JOB.exit; then
+    echo finished
+elif tail -n 1 JOB.log 2> /dev/null | tr '\r' '\n' | tail -n 1 | grep -q '^error:'; then
+    echo failed
+elif [ -e JOB.pid ]; then
+    end=$(stat -c %Y JOB.exit 2> /dev/null || date +%s)
+    echo stopped $((end - $(stat -c %Y JOB.pid)))
+else
+    echo absent
+fi
+if [ -e JOB.log ]; then
+    seen=$(cat JOB.seen 2> /dev/null || echo 0)
+    size=$(stat -c %s JOB.log)
+    tail -c +$((seen + 1)) JOB.log | head -c $((size - seen)) | tr '\r' '\n'
+    echo $size > JOB.seen
+fi
+"""
+# Ends what an earlier start left on a worker: it would keep the chips.
+CLEAN = r"""if grep -qsa scripts/JOB.py "/proc/$(cat JOB.pid 2> /dev/null)/cmdline"; then
+    kill -9 -- "-$(cat JOB.pid)"
+fi
+rm -f JOB.exit
+"""
+
+
+class Code:
+    """The committed code, in one file: what ran can be told from its revision."""
+
+    def __init__(self, gcloud: Gcloud):
+        self.gcloud = gcloud
+        self._folder = tempfile.TemporaryDirectory()
+
+    @functools.cached_property
+    def bundle(self) -> str:
+        """The path of the file; raises InputError if something is not committed."""
+        status = subprocess.run(["git", "status", "--short"], capture_output=True, text=True).stdout
+        if status and not self.gcloud.dry_run:
+            show(status.rstrip(), is_error=True)
+            raise InputError("the above is not committed and would not be sent; commit it")
+        path = os.path.join(self._folder.name, "kmax_tf.bundle")
+        if not self.gcloud.call("git", "bundle", "create", "--quiet", path, "HEAD"):
+            raise InputError("git cannot pack the code; its message is above")
+        return path
+
+    def install(self, machine: Machine, workers: str, environment: str) -> bool:
+        """Copies the code to workers of a machine, and makes its Python environment there.
+
+        Args:
+            machine: The machine.
+            workers: As in `Machine.ssh`.
+            environment: The shell commands that make the environment.
+        """
+        commands = [
+            "set -e",
+            f"{APT_GET} update -q",
+            f"{APT_GET} install -q -y git python3-venv",
+            "rm -rf kmax_tf",
+            "git -c advice.detachedHead=false clone --quiet kmax_tf.bundle kmax_tf",
+            environment,
+        ]
+        return (
+            retry(10, lambda: machine.run("true", workers))
+            and self.gcloud.call(*machine.copying(self.bundle, workers))
+            and retry(2, lambda: machine.run("\n".join(commands), workers))
+        )
+
+
+class Job:
+    """A job: scripts/NAME.py on a machine.
+
+    Its files in the home folder are NAME.pid, NAME.log, NAME.exit (the exit status) and NAME.seen
+    (how many bytes of the log were shown).
+
+    Attributes:
+        state: "running", "finished", "failed" (with an error of its own), "stopped", "absent", or
+            "unknown" if the machine does not answer.
+        seconds: How long a stopped job ran.
+    """
+
+    def __init__(self, name: str, machine: Machine, workers: str = "0"):
+        self.name, self.machine, self.workers = name, machine, workers
+        self.state, self.seconds = "", 0
+        self.dry_state = "absent"
+
+    def start(self, command: Sequence[str]) -> bool:
+        """Starts a command in the folder of the code, on all workers of the job."""
+        say(f"starting: {shlex.join(command)}")
+        line = f"cd kmax_tf && {shlex.join(command)} >> ~/{self.name}.log 2>&1; echo $?"
+        line = shlex.quote(f"{line} > ~/{self.name}.exit")
+        started = self.machine.run(
+            f"{CLEAN.replace('JOB', self.name)}"
+            f"setsid nohup bash -c {line} < /dev/null > /dev/null 2>&1 & echo $! > {self.name}.pid",
+            self.workers,
+        )
+        if started:
+            self.dry_state = "finished"
+        return started
+
+    def follow(self) -> str:
+        """Returns the new state, by the first worker, and prints what is new in its log."""
+        question = QUESTION.strip().replace("JOB", self.name)
+        done = self.machine.gcloud.ask(*self.machine.ssh(question, "0"), dry=self.dry_state)
+        if done.stderr:
+            show(done.stderr.strip(), is_error=True)
+        answer = done.stdout if done.returncode == 0 else ""
+        state, *log = answer.splitlines() or ["unknown"]
+        for line in filter(None, log):
+            show(f"{self.name}: {line}")
+        stopped = re.fullmatch(r"stopped (\d+)", state)
+        self.state = "stopped" if stopped else state
+        self.seconds = int(stopped[1]) if stopped else 0
+        return self.state

@@ -1,0 +1,152 @@
+"""The devices that JAX drives, and a program that runs on all of them, through PJRT.
+
+Only the device "pjrt" imports this module: it needs JAX.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.errors import JaxRuntimeError
+from jax.experimental import multihost_utils
+from jax.extend.backend import get_backend
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxlib import _jax
+
+from kmax_tf.errors import InputError, first_line
+from kmax_tf.training.replica_strategy import ReplicaStrategy
+
+
+class Devices(NamedTuple):
+    """The devices of all processes, in the order of replicas, and those of this process."""
+
+    everywhere: list[jax.Device]
+    here: list[jax.Device]
+
+    def __str__(self) -> str:
+        return f"{len(self.everywhere)} x {self.everywhere[0].device_kind}"
+
+
+class PjrtStrategy(ReplicaStrategy):
+    """One replica on each device that JAX finds, on all hosts."""
+
+    def __init__(self, devices: Devices):
+        super().__init__(len(devices.everywhere), jax.process_index(), jax.process_count())
+        self.devices = devices
+
+    def sum_of_processes(self, value: Any) -> Any:
+        value = np.asarray(value)
+        return multihost_utils.process_allgather(value).reshape(-1, *value.shape).sum(0)
+
+
+def strategy(device: str) -> PjrtStrategy:
+    """Makes the strategy of all devices, after all hosts have met.
+
+    The environment variable TF_CONFIG lists the hosts, as for TensorFlow. On a Cloud TPU slice and
+    in a cluster that JAX knows, they find each other without it.
+
+    Args:
+        device: "pjrt" (all devices that JAX finds) or "pjrt:cpu:N" (N virtual devices of the CPU).
+
+    Raises:
+        InputError: `device` has another form, or the hosts or devices cannot be reached.
+    """
+    match = re.fullmatch(r"pjrt(?::cpu:([1-9]\d*))?", device)
+    if not match:
+        raise InputError(f"device {device!r} is none of pjrt, pjrt:cpu:N")
+    jax.config.update("jax_enable_x64", True)  # the step counter is an int64
+    if match[1]:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(match[1]))
+    try:
+        _meet()
+        everywhere = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"device {device!r} cannot be used: {first_line(error):.200}") from error
+    return PjrtStrategy(Devices(everywhere, jax.local_devices()))
+
+
+def _meet():
+    """Joins the processes of all hosts."""
+    if jax.distributed.is_initialized():
+        return
+    if text := os.environ.get("TF_CONFIG"):
+        hosts = json.loads(text)
+        workers, index = hosts["cluster"]["worker"], hosts["task"]["index"]
+        jax.distributed.initialize(workers[0], len(workers), index)
+        return
+    with contextlib.suppress(ValueError):  # this host is alone
+        jax.distributed.initialize()
+
+
+class Executable:
+    """A compiled program of one replica, loaded on all devices."""
+
+    def __init__(self, loaded: Any, devices: Devices):
+        self._loaded, self._devices = loaded, devices
+        # Each replica has an array of its own, but JAX knows no such array. So it is told that all
+        # are the same.
+        mesh = Mesh(np.array(devices.everywhere), ("replica",))
+        self._sharding = NamedSharding(mesh, PartitionSpec())
+
+    def send(self, values: Sequence[np.ndarray]) -> jax.Array:
+        """Copies `values`, one of equal shape for each device here, to the devices."""
+        return self._array(jax.device_put(list(values), self._devices.here))
+
+    def __call__(self, arguments: Sequence[jax.Array]) -> tuple[list[jax.Array], Any]:
+        """Starts the program, and returns its outputs and a token before it has ended.
+
+        An argument that an output replaces is used up.
+        """
+        results = self._loaded.execute_sharded(arguments, with_tokens=True)
+        token = results.consume_token()
+        outputs = results.disassemble_into_single_device_arrays()
+        return [self._array(shards) for shards in outputs], token
+
+    def serialize(self) -> bytes:
+        return get_backend().serialize_executable(self._loaded)
+
+    def _array(self, shards):
+        shape = shards[0].shape
+        return jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
+
+
+def compile_module(module: Any, devices: Devices) -> Executable:
+    """Compiles a StableHLO module of one replica; InputError if it does not fit in memory."""
+    everywhere = _jax.DeviceList(tuple(devices.everywhere))
+    try:
+        loaded = get_backend().compile_and_load(module, everywhere, _options(devices))
+    except JaxRuntimeError as error:
+        raise _described(error) from error
+    return Executable(loaded, devices)
+
+
+def load(content: bytes, devices: Devices) -> Executable:
+    """Loads what `Executable.serialize` gave for the same devices."""
+    everywhere = _jax.DeviceList(tuple(devices.everywhere))
+    loaded = get_backend().deserialize_executable(content, everywhere, _options(devices))
+    return Executable(loaded, devices)
+
+
+def _options(devices):
+    options = _jax.CompileOptions()
+    options.num_replicas, options.num_partitions = len(devices.everywhere), 1
+    numbers = np.array([device.id for device in devices.everywhere])
+    options.device_assignment = _jax.DeviceAssignment.create(numbers[:, None])
+    return options
+
+
+def _described(error):
+    """Returns an InputError for a lack of memory, the error itself otherwise."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    return InputError(
+        f"the step does not fit in the device's memory ({first_line(error):.200}); give a smaller"
+        ' --batch_size, or bind experiment.Experiment.precision = "mixed_bfloat16" or a larger'
+        " experiment.Experiment.accumulation"
+    )

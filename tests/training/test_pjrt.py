@@ -1,0 +1,215 @@
+"""Training through PJRT: the same losses, bits and checkpoints as on TensorFlow's own devices."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kmax_tf import config, runtime
+from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
+from kmax_tf.run_folder import checkpoint, layout
+from kmax_tf.training import replica_program, train
+from kmax_tf.training.replica_strategy import ReplicaStrategy
+from kmax_tf.training.trainer import make_trainer
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 20
+# A step's random numbers depend on the number of replicas; this model has none.
+SAME_ON_ALL = (
+    "criterion.Criterion.contrast_pixels = 169",
+    f"experiment.Experiment.steps = {STEPS}",
+    f"experiment.Experiment.checkpoint_interval = {STEPS}",
+    "experiment.Experiment.batch_size = 4",
+)
+
+
+@pytest.fixture
+def gin_file(tiny, tmp_path):
+    tiny()
+    return str(tmp_path / "tiny.gin")
+
+
+@pytest.fixture
+def start(gin_file):
+    """Starts scripts/train.py; a process that is still there at the end is killed."""
+    pytest.importorskip("jax")
+    processes = []
+
+    def start(run_dir, device, bindings, **environment):
+        command = [sys.executable, str(ROOT / "scripts/train.py"), f"--gin_file={gin_file}"]
+        command += [f"--run_dir={run_dir}", f"--device={device}"]
+        command += [f"--gin={binding}" for binding in bindings]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(subprocess.Popen(command, env=os.environ | environment, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture
+def run(start):
+    """Runs scripts/train.py to its end, and returns what it prints."""
+
+    def run(*arguments, **environment):
+        process = start(*arguments, **environment)
+        text, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, text
+        return text
+
+    return run
+
+
+def free_ports(number):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def losses(run_dir):
+    """{tag: [value of each step]} of all terms and decoders."""
+    values = {}
+    for path in (run_dir / "train").glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                if value.tag.startswith(("loss", "decoder")):
+                    values.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+    return values
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for tag, values in expected.items():
+        np.testing.assert_allclose(actual[tag], values, rtol=1e-5, atol=1e-5, err_msg=tag)
+
+
+def test_another_device_is_refused_in_one_line():
+    pytest.importorskip("jax")
+    for device in ("pjrt:gpu:2", "pjrt:cpu:0", "pjrt:"):
+        with pytest.raises(InputError, match=f"'{device}' is none of pjrt, pjrt:cpu:N"):
+            train.make_strategy(device)
+
+
+def test_jax_is_needed_only_when_asked_for():
+    code = """
+import sys
+sys.modules["jax"] = None  # as if missing; TensorFlow imports it where it can
+from kmax_tf.errors import InputError
+from kmax_tf.training import train
+train.make_strategy("cpu")
+try:
+    train.make_strategy("pjrt")
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"device 'pjrt': .*jax.*; pip install -e '.\[pjrt\]'\n", done.stdout)
+
+
+@pytest.mark.xla
+@pytest.mark.long
+@pytest.mark.slow
+def test_one_device_trains_as_the_same_step_in_tensorflow(gin_file, tmp_path, run):
+    run(tmp_path / "run", "pjrt:cpu:1", SAME_ON_ALL)
+    experiment = config.load(Experiment, gin_file, SAME_ON_ALL)
+    trainer = make_trainer(experiment, ReplicaStrategy(1))
+    step, _ = replica_program.training_step(trainer)
+    records, stride = train.training_records(experiment), trainer.model.output_stride
+    batches = train.training_dataset(experiment, records, trainer.strategy, stride, 0)
+    expected = {}
+    for batch in batches.take(STEPS):
+        step(*tf.nest.flatten(batch))
+        for tag, value in trainer.train_loop_end().items():
+            if tag.startswith(("loss", "decoder")):
+                expected.setdefault(tag, []).append(value)
+    assert_same(losses(tmp_path / "run"), expected)
+
+
+@pytest.mark.xla
+@pytest.mark.slow
+def test_devices_of_two_hosts_train_as_one_device(gin_file, tmp_path, start):
+    experiment = config.load(Experiment, gin_file, SAME_ON_ALL)
+    train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
+    hosts = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
+    processes = []
+    for index in range(2):
+        task = json.dumps({"cluster": hosts, "task": {"type": "worker", "index": index}})
+        place = dict(TF_CONFIG=task, TMPDIR=str(tmp_path))
+        processes.append(start(tmp_path / "hosts", "pjrt:cpu:2", SAME_ON_ALL, **place))
+    texts = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    assert "device: 4 x cpu" in texts[0]
+    assert_same(losses(tmp_path / "hosts"), losses(tmp_path / "one"))
+    (path,) = checkpoint.completed(str(tmp_path / "hosts"))
+    assert checkpoint.step_of(path) == STEPS
+    assert not list(tmp_path.glob("tmp*"))  # what the other host wrote is gone
+
+
+@pytest.mark.xla
+@pytest.mark.slow
+def test_killed_it_resumes_to_the_same_bits_without_compiling(
+    tmp_path, start, run, assert_same_state
+):
+    """With all that a step may do: bfloat16, augmentation, accumulation, drop query, an EMA."""
+    bindings = (
+        "experiment.Experiment.steps = 8",
+        "experiment.Experiment.batch_size = 4",
+        "experiment.Experiment.accumulation = 2",
+        "experiment.Experiment.ema_decay = 0.9",
+        'experiment.Experiment.precision = "mixed_bfloat16"',
+        'training_input.TrainingInput.placement = "device"',
+        "training_input.TrainingInput.max_segments = 8",
+        "kmax_decoder.ClusterPath.drop_query = True",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert "compiled in" in run(whole, "pjrt:cpu:2", bindings)
+    killed.mkdir()
+    kept = pathlib.Path(layout.program(str(whole)))
+    (killed / kept.name).write_bytes(kept.read_bytes())
+    process = start(killed, "pjrt:cpu:2", bindings)
+    while not checkpoint.completed(str(killed)):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.kill()
+    text = run(killed, "pjrt:cpu:2", bindings)
+    assert "resuming from" in text and "loaded the compiled training step" in text
+    assert_same_state(*(checkpoint.newest(str(folder)) for folder in (killed, whole)))
+
+
+@pytest.mark.xla
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_run_goes_from_one_kind_of_device_to_another(gin_file, tmp_path, run, two_replicas):
+    bindings = [*SAME_ON_ALL, "experiment.Experiment.checkpoint_interval = 5"]
+    experiment = config.load(Experiment, gin_file, bindings)
+    train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
+    run_dir = tmp_path / "moving"
+    train.train(experiment, str(run_dir), two_replicas)
+    cut(run_dir, 5)
+    run(run_dir, "pjrt:cpu:2", bindings)
+    cut(run_dir, 15)
+    tf.io.gfile.rmtree(layout.training(str(run_dir)))
+    train.train(experiment, str(run_dir), runtime.strategy("cpu"))
+    expected = {tag: values[15:] for tag, values in losses(tmp_path / "one").items()}
+    assert_same(losses(run_dir), expected)
+
+
+def cut(run_dir, step):
+    """Removes the checkpoints after `step`, as if the run had been killed there."""
+    for path in checkpoint.completed(str(run_dir)):
+        if checkpoint.step_of(path) > step:
+            for file in tf.io.gfile.glob(f"{path}.*"):
+                tf.io.gfile.remove(file)
