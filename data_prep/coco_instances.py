@@ -5,37 +5,50 @@
 
 python -m data_prep.coco_instances --images own/images --json own/objects.json --out data/own
 
-All categories are things. Where objects overlap, the smaller one has the pixels, and crowd lies
-below all. The validation is a random share of the images, or --val_images and --val_json.
+All categories are things, but for those without objects that only group others, as Roboflow's
+first, and labelme's "_background_". Where objects overlap, the smaller one has the pixels, and
+crowd lies below all. The validation is a random share of the images, or --val_images and
+--val_json.
 
 OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
 lists them.
 """
 
 import collections
+from collections.abc import Container
 from typing import Any
 
 from data_prep import coco_masks, drawing, own_dataset, raw_dataset
 from kmax_tf import errors, files
 from kmax_tf.data import json_fields
 
+NOTHING = "_background_"  # labelme's category of the pixels of no object
+CROWD = 'crowd: cvat marks each mask of its brush so; if they are objects, set "iscrowd" to 0'
+
 
 def read(flags: Any) -> raw_dataset.RawDataset:
     """Lists the images and objects of the folders and JSON files of the flags."""
     if bool(flags.val_images) != bool(flags.val_json):
         raise errors.InputError("--val_images and --val_json: give both or none of them")
-    notes, listings, classes = collections.Counter(), [], []
+    notes, listings, categories = collections.Counter(), [], {}
     for images, path in ((flags.images, flags.json), (flags.val_images, flags.val_json)):
         if path:
             content = files.read_json(path)
-            entries = read_categories(content, path)
-            classes.append(drawing.with_background(entries, flags.background, path))
+            categories[path] = read_categories(content, path)
             listings.append(raw_dataset.Listing(images, list_sources(content, path, notes)))
+    sources = [source for listing in listings for source in listing.sources]
+    segments = [found.segment for source in sources for found in source.labels.objects]
+    used = {segment.category_id for segment in segments}
+    classes = [
+        drawing.with_background(without_groups(entries, used, notes), flags.background, path)
+        for path, entries in categories.items()
+    ]
     if classes[0] != classes[-1]:
         raise errors.InputError(
             f'{flags.val_json}: "categories" differ from those of {flags.json}; make them equal'
         )
-    return raw_dataset.RawDataset(listings, *classes[0], coco_masks.draw, notes, [])
+    remarks = [CROWD] if any(segment.is_crowd for segment in segments) else []
+    return raw_dataset.RawDataset(listings, *classes[0], coco_masks.draw, notes, remarks)
 
 
 def read_categories(content: Any, path: str) -> list[dict]:
@@ -44,6 +57,23 @@ def read_categories(content: Any, path: str) -> list[dict]:
     for index, entry in enumerate(entries):
         json_fields.integer(entry, "id", f"{path}: categories[{index}]")
     return [{**entry, "isthing": 1} for entry in entries]
+
+
+def without_groups(
+    entries: list[dict], used: Container[int], notes: collections.Counter
+) -> list[dict]:
+    """Leaves out categories that only group others, or stand for the pixels of no object.
+
+    Args:
+        entries: those of `read_categories`.
+        used: ids of the categories that have objects, which all stay.
+        notes: gets the number of those left out.
+    """
+    named = [(entry.get("supercategory"), entry.get("name")) for entry in entries]
+    groups = [NOTHING, *(group for group, name in named if group != name)]
+    kept = [e for e in entries if int(e["id"]) in used or e.get("name") not in groups]
+    notes["categories without objects, of groups or nothing: left out"] = len(entries) - len(kept)
+    return kept
 
 
 def list_sources(content: Any, path: str, notes: collections.Counter) -> list[raw_dataset.Source]:

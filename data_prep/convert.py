@@ -59,7 +59,8 @@ def convert(
         The size of the split.
 
     Raises:
-        InputError: the source is wrong. Then only finished shards in <split>.partial are new.
+        InputError: the source is wrong. Then only finished shards in <split>.partial are new. Also
+            if a name in `out_dir` is not UTF-8.
     """
     if not re.fullmatch(r"\w+", split):
         raise errors.InputError(f'--split "{split}": use letters, digits and "_" only')
@@ -72,6 +73,8 @@ def convert(
         raise errors.InputError(f"--shards {count}: choose 1 to {len(items)}, the number of images")
     size = datasets.Split(len(items), count)
     content = datasets.with_split(out_dir, dataset, split, size)
+    present = files.names(out_dir) if tf.io.gfile.isdir(out_dir) else []
+    old = [name for name in present if re.fullmatch(rf"{split}-\d{{5}}-of-\d{{5}}\.tfrecord", name)]
 
     partial = os.path.join(out_dir, f"{split}.partial")
     files.make_folder(partial)
@@ -83,7 +86,7 @@ def convert(
     parts = [os.path.join(partial, "-".join(pair)) for pair in zip(names, digests, strict=True)]
     run(convert_shard, list(zip(shares, parts, strict=True)))
     with _writing(out_dir):
-        _publish(out_dir, split, dict(zip(names, parts, strict=True)), content)
+        _publish(out_dir, old, dict(zip(names, parts, strict=True)), content)
         tf.io.gfile.rmtree(partial)
     return size
 
@@ -100,14 +103,13 @@ def _writing(path: str) -> Iterator[None]:
         ) from error
 
 
-def _publish(folder: str, split: str, parts: dict[str, str], content: str) -> None:
+def _publish(folder: str, old: list[str], parts: dict[str, str], content: str) -> None:
     """Moves the shards of a split (name -> path) to the place of old ones, and tells of it.
 
     `content` is the text of dataset.json.
     """
-    for old in tf.io.gfile.listdir(folder):
-        if re.fullmatch(rf"{split}-\d{{5}}-of-\d{{5}}\.tfrecord", old):
-            tf.io.gfile.remove(os.path.join(folder, old))
+    for name in old:
+        tf.io.gfile.remove(os.path.join(folder, name))
     for name, part in parts.items():
         tf.io.gfile.rename(part, os.path.join(folder, name))
     files.write_atomic(os.path.join(folder, datasets.FILE_NAME), content)

@@ -22,7 +22,7 @@ class Segment(NamedTuple):
 class Drawing(NamedTuple):
     """The labels of one image."""
 
-    segment_map: np.ndarray  # int32 [height, width], 0 nothing, k the k-th segment, from 1
+    segment_map: np.ndarray  # int32 [height, width], -1 void, 0 nothing, k the k-th segment
     segments: list[Segment]
     notes: collections.Counter[str]  # what was left out or changed, and how often
 
@@ -72,8 +72,12 @@ def paint(size: tuple[int, int], masks: Iterable[Mask]) -> Drawing:
 
 
 def fill(drawing: Drawing, background: int | None) -> Drawing:
-    """Makes the pixels of nothing one segment of the category `background`, unless it is None."""
+    """Makes the pixels of nothing one segment of the category `background`, unless it is None.
+
+    Void pixels become 0.
+    """
     nothing = drawing.segment_map == 0
+    drawing = drawing._replace(segment_map=np.maximum(drawing.segment_map, 0))
     if background is None or not nothing.any():
         return drawing
     segments = [*drawing.segments, Segment(background)]

@@ -5,8 +5,9 @@
 
 python -m data_prep.label_images --images own/images --labels own/labels --out data/own --thing cell
 
-PNG of 8 or 16 bits, or TIFF of 8, 16 or 32. All objects are of one class. The validation is a
-random share of the images, or --val_images and --val_labels.
+PNG of 8 or 16 bits, or TIFF of 8, 16 or 32. In a PNG with a palette, 255 is void, as VOC and
+labelme write it. All objects are of one class. The validation is a random share of the images, or
+--val_images and --val_labels.
 
 OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
 lists them.
@@ -20,6 +21,7 @@ import numpy as np
 from data_prep import drawing, label_pairs, own_dataset, raw_dataset
 
 THING = 1  # id of the category of all objects
+VOID = 255  # in a palette
 
 
 def read(flags: Any) -> raw_dataset.RawDataset:
@@ -34,11 +36,15 @@ def read(flags: Any) -> raw_dataset.RawDataset:
 def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
     """Numbers the objects of a label image; its size may differ from `size`."""
     values = label_pairs.read_values(source.labels)
-    found = np.union1d(values, 0)  # sorted, 0 first
-    segment_map = np.searchsorted(found, values).astype(np.int32)
+    void = values == VOID
+    if void.any():
+        void &= label_pairs.has_palette(source.labels)
+    found = np.union1d(values[~void], 0)  # sorted, 0 first
+    segment_map = np.where(void, -1, np.searchsorted(found, values)).astype(np.int32)
     segments = [drawing.Segment(THING)] * (len(found) - 1)
-    empty = collections.Counter() if segments else collections.Counter(["images without an object"])
-    return drawing.Drawing(segment_map, segments, empty)
+    notes = collections.Counter({"pixels of value 255 of a palette: void": int(void.sum())})
+    notes["images without an object"] = int(not segments)
+    return drawing.Drawing(segment_map, segments, notes)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -119,6 +119,13 @@ def read_values(path: str) -> np.ndarray:
     return values.astype(np.int32)
 
 
+def has_palette(path: str) -> bool:
+    """Returns whether a label file, which `read_values` can read, is a PNG with a palette."""
+    content = files.read_bytes(path)
+    is_png = content.startswith(label_png.SIGNATURE)
+    return is_png and label_png.read_header(content, path).color == "palette"
+
+
 def count_values(paths: Iterable[str]) -> collections.Counter[int]:
     """Counts the pixels of each value of label files."""
     total = collections.Counter()

@@ -1,7 +1,7 @@
 """Converts images with a folder of masks each, as of the Data Science Bowl 2018, to TFRecord.
 
     own/ID/images/NAME.png    one image
-    own/ID/masks/*.png        a mask for each object, whose pixels are not black
+    own/ID/masks/*.png        a mask for each object, whose pixels are neither black nor transparent
 
 python -m data_prep.mask_folders --source own --out data/own --thing nucleus
 
@@ -23,8 +23,10 @@ from PIL import Image
 
 from data_prep import drawing, own_dataset, raw_dataset, raw_images
 from kmax_tf import errors, files
+from kmax_tf.data import label_png
 
 THING = 1  # id of the category of all objects
+BLURRED = "JPEG", "MPO", "WEBP"  # formats of Pillow that do not keep the colors of pixels
 
 
 def read(flags: Any) -> raw_dataset.RawDataset:
@@ -47,7 +49,7 @@ def list_folder(folder: str, notes: collections.Counter) -> raw_dataset.Listing:
         InputError: nothing is in it, or a folder has several images.
     """
     sources = []
-    for name in raw_images.names(folder):
+    for name in files.names(folder):
         inside = {kind: os.path.join(folder, name, kind) for kind in ("images", "masks")}
         if not tf.io.gfile.isdir(inside["images"]):
             notes["files, and folders without a folder images/: left out"] += 1
@@ -79,28 +81,36 @@ def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
 
 
 def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
-    """Reads a mask, bool (height, width) = `size`: the pixels whose color is not black.
+    """Reads a mask, bool (height, width) = `size`: pixels neither black nor fully transparent.
 
     Raises:
-        InputError: the file is broken, is a JPEG, or has another size.
+        InputError: the file is broken, blurred by its format, turned by EXIF, of more than 8 bits
+            and colors, or has another size.
     """
+    content = files.read_bytes(path)
+    if content.startswith(label_png.SIGNATURE):
+        header = label_png.read_header(content, path)
+        if header.bits == 16 and header.color != "gray":
+            raise errors.InputError(
+                f"{path}: is a PNG of 16 bits, {header.color}; save masks as gray PNG of 8 bits"
+            )
     try:
-        picture = Image.open(io.BytesIO(files.read_bytes(path)))
+        picture = Image.open(io.BytesIO(content))
         kind = picture.format
-        if picture.mode in ("P", "PA", "LA", "RGBA"):
-            picture = picture.convert("RGB")  # the color that is shown, without alpha
+        if picture.mode in ("P", "PA", "LA", "RGBA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
         values = np.asarray(picture)
-    except errors.InputError:
-        raise
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise errors.InputError(f"{path}: not a readable mask; save it again as PNG") from error
-    if kind == "JPEG":
-        raise errors.InputError(f"{path}: is JPEG, which blurs masks; save masks as PNG")
+    if kind in BLURRED:
+        raise errors.InputError(f"{path}: is {kind}, which blurs masks; save masks as PNG")
     if values.shape[:2] != size:
         raise errors.InputError(
             f"{path}: the mask is {values.shape[1]} x {values.shape[0]} but its upright image"
             f" {size[1]} x {size[0]}; make them the same size"
         )
+    if picture.mode == "RGBA":
+        return np.any(values[..., :3], axis=-1) & (values[..., 3] > 0)
     return np.any(values.reshape(*size, -1), axis=-1)
 
 

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import tensorflow as tf
+
 from data_prep import drawing, pool, random_split, raw_images
 from kmax_tf import errors
 from kmax_tf.data import datasets
@@ -60,8 +62,20 @@ def look_at_all(listing: Listing, workers: int | None) -> list[Picture]:
 
 def look(images: str, sources: list[Source]) -> list[Picture]:
     """Reads the facts of some images in the folder `images`."""
-    paths = [os.path.join(images, source.file_name) for source in sources]
-    return [Picture(s, raw_images.look(path)) for s, path in zip(sources, paths, strict=True)]
+    return [Picture(source, _look_at(images, source.file_name)) for source in sources]
+
+
+def _look_at(images: str, file_name: str) -> raw_images.Facts:
+    path = os.path.join(images, file_name)
+    try:
+        return raw_images.look(path)
+    except errors.InputError as error:
+        if tf.io.gfile.exists(path):
+            raise
+        raise errors.InputError(
+            f'{error} ("file_name" {file_name!r:.80} starts from the folder of the images; give'
+            " another folder, or correct the name)"
+        ) from error
 
 
 def divide(pictures: list[Picture], share: float, seed: int) -> list[list[Picture]]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import tensorflow as tf
 from PIL import Image, ImageOps
 
 from kmax_tf import errors, files
@@ -26,22 +25,6 @@ class Facts(NamedTuple):
     is_recorded: bool  # whether records hold the format
 
 
-def names(folder: str) -> list[str]:
-    """Returns the sorted names in a folder.
-
-    Raises:
-        InputError: the folder does not exist, or a name is not UTF-8.
-    """
-    if not tf.io.gfile.isdir(folder):
-        raise errors.InputError(f"{folder}: no such folder; check the path")
-    try:
-        return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
-    except UnicodeDecodeError as error:
-        raise errors.InputError(
-            f"{folder}: has a name that is not UTF-8 ({error.object!r:.80}); rename it"
-        ) from error
-
-
 def list_images(folder: str, notes: collections.Counter, kind: str) -> list[str]:
     """Lists the names of the image files in a folder.
 
@@ -50,7 +33,7 @@ def list_images(folder: str, notes: collections.Counter, kind: str) -> list[str]
         notes: counts the other entries, and hidden files.
         kind: which files are listed, for the notes, such as "image".
     """
-    found = names(folder)
+    found = files.names(folder)
     images = [n for n in found if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
     notes[f"files and folders that are no {kind}: left out"] += len(found) - len(images)
     return images

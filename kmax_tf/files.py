@@ -14,13 +14,29 @@ from kmax_tf.errors import InputError
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder that holds gin/
 
 
+def names(folder: str) -> list[str]:
+    """Returns the sorted names in a folder, without the "/" after those of folders.
+
+    Raises:
+        InputError: the folder does not exist, or a name is not UTF-8.
+    """
+    if not tf.io.gfile.isdir(folder):
+        raise InputError(f"{folder}: no such folder; check the path")
+    try:
+        return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{folder}: has a name that is not UTF-8 ({error.object!r:.80}); rename it"
+        ) from error
+
+
 def matching(folder: str, pattern: str) -> list[str]:
     """Returns the sorted paths in a folder whose names match a pattern such as "*.json".
 
     The signs `*`, `?`, `[` and `\\` of the folder stand for themselves. A missing folder has none.
     """
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    return sorted(os.path.join(folder, name) for name in fnmatch.filter(names, pattern))
+    present = names(folder) if tf.io.gfile.isdir(folder) else []
+    return [os.path.join(folder, name) for name in fnmatch.filter(present, pattern)]
 
 
 def check_literal(path: str) -> None:

@@ -57,6 +57,7 @@ def main(options):
     files = OutputFiles(
         options.out,
         segmenter.categories,
+        sources,
         cluster_assignments=options.cluster_assignments,
         confidence=options.pseudo_labels,
         labels=labels,

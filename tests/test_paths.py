@@ -159,7 +159,7 @@ def test_predictions(exported, tmp_path, name):
     shutil.copy(photo, image)
     _, sources = image_sources.find([str(image)])
     segmenter = predict.load(exported.folder if name in PATTERNS else str(place / "export"))
-    files = OutputFiles(str(place / "out"), segmenter.categories)
+    files = OutputFiles(str(place / "out"), segmenter.categories, sources)
     assert predict.predict_sources(segmenter, sources, files.add) == []
     files.finish()
     [entry] = json.loads((place / "out/predictions.json").read_text())["annotations"]

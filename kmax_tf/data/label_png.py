@@ -81,6 +81,8 @@ def decode_ids(png: bytes, name: str) -> np.ndarray:
 def decode_classes(png: bytes, name: str) -> np.ndarray:
     """Decodes a map of classes: gray values of any depth, or the indices of a palette.
 
+    RGB of 8 bits counts as gray if red, green and blue are equal in all pixels.
+
     Args:
         png: content of the file.
         name: the file it came from, for messages.
@@ -92,11 +94,6 @@ def decode_classes(png: bytes, name: str) -> np.ndarray:
         InputError: the content is not a PNG, is corrupt, has colors or alpha, or is turned by EXIF.
     """
     header = read_header(png, name)
-    if header.color not in ("gray", "palette"):
-        raise errors.InputError(
-            f"{name}: is a PNG of {header.bits} bits, {header.color}, but a map of classes has one"
-            " channel; save the numbers of the classes as a gray PNG"
-        )
     try:
         tf.io.decode_png(png)  # checks more than Pillow
         values = np.asarray(Image.open(io.BytesIO(png)), np.int32)
@@ -104,6 +101,13 @@ def decode_classes(png: bytes, name: str) -> np.ndarray:
         raise errors.InputError(
             f"{name}: not a readable PNG of classes; download or save it again"
         ) from error
+    if header == Header(8, "RGB") and (values == values[..., :1]).all():
+        return values[..., 0]
+    if header.color not in ("gray", "palette"):
+        raise errors.InputError(
+            f"{name}: is a PNG of {header.bits} bits, {header.color}, but a map of classes has one"
+            " channel; save the numbers of the classes as a gray PNG"
+        )
     # Pillow stretches gray of 2 and 4 bits to 0 to 255.
     stretched = header.color == "gray" and header.bits in (2, 4)
     return values // (255 // (2**header.bits - 1)) if stretched else values

@@ -8,6 +8,8 @@ from PIL import Image
 
 TAG = 0x0112  # of EXIF
 UPRIGHT = 1
+# Where a PNG can have an orientation. Pillow decodes all pixels to search after them.
+PLACES = b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"
 
 
 def read(content: bytes) -> int:
@@ -16,8 +18,8 @@ def read(content: bytes) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(content))
-            # Otherwise Pillow searches EXIF after the pixels, and decodes them all.
-            exif = picture.getexif() if "exif" in picture.info else {}
+            has_place = picture.format != "PNG" or any(place in content for place in PLACES)
+            exif = picture.getexif() if has_place else {}
     except Exception:  # Pillow raises many classes for broken files
         return UPRIGHT
     value = exif.get(TAG, UPRIGHT)

@@ -30,7 +30,7 @@ def panoptic_quality(gt_json: str, gt_folder: str, pred_json: str, pred_folder: 
     Args:
         gt_json: path of the ground truth in COCO panoptic format ("annotations", "categories").
         gt_folder: folder of its PNG files, id = r + 256 g + 256 * 256 b, 0 for void.
-        pred_json: path of the predictions in the same format; its "categories" are not read.
+        pred_json: path of the predictions in the same format; its "categories" may be missing.
         pred_folder: folder of the predictions' PNG files.
 
     Returns:
@@ -40,12 +40,14 @@ def panoptic_quality(gt_json: str, gt_folder: str, pred_json: str, pred_folder: 
         Categories without a segment have no entry. pq, sq and rq are fractions in [0, 1].
 
     Raises:
-        InputError: a file, field or prediction is missing, or a JSON file and its PNG files have
-            other segments or sizes.
+        InputError: a file, field or prediction is missing, a JSON file and its PNG files have other
+            segments or sizes, or an id of the predictions has the name of another class.
     """
     content = read_json(gt_json)
     categories = parse_categories(content, gt_json)
-    truth, predictions = _read(content, gt_json), _read(read_json(pred_json), pred_json)
+    predicted = read_json(pred_json)
+    truth, predictions = _read(content, gt_json), _read(predicted, pred_json)
+    _check_names(categories, predicted, gt_json, pred_json)
     if not truth:
         raise InputError(f"{gt_json}: annotations: empty; give ground truth of at least one image")
     pairs = zip(truth, _pair(truth, predictions, gt_json, pred_json))
@@ -73,6 +75,23 @@ def panoptic_quality(gt_json: str, gt_folder: str, pred_json: str, pred_folder: 
 
 def _say(line):
     print(line, file=sys.stderr, flush=True)
+
+
+def _check_names(
+    categories: Sequence[Category], predicted: Any, gt_json: str, pred_json: str
+) -> None:
+    """Checks that the "categories" of the predictions, if given, are those of the ground truth."""
+    if "categories" not in predicted:
+        return
+    names = {category.id: category.name for category in categories}
+    for index, entry in enumerate(field(predicted, "categories", list, pred_json)):
+        where = f"{pred_json}: categories[{index}]"
+        identity, name = json_fields.integer(entry, "id", where), entry.get("name")
+        if name is not None and names.get(identity, name) != name:
+            raise InputError(
+                f'{where}: "name" of id {identity} is {name!r:.40} but {names[identity]!r:.40} in'
+                f" {gt_json}; score predictions of the same classes, or correct the name"
+            )
 
 
 class _Image(NamedTuple):

@@ -3,18 +3,22 @@
 torch_file.py reads PyTorch's format. No reader runs code from the file.
 """
 
+import contextlib
+import glob
 import io
 import json
 import math
+import os
 import struct
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 import h5py
 import numpy as np
 import tensorflow as tf
 
 from kmax_tf.errors import InputError, first_line
-from kmax_tf.files import read_bytes
+from kmax_tf.files import check_literal, matching, read_bytes
 from kmax_tf.importers import torch_file
 
 _BFLOAT16 = tf.bfloat16.as_numpy_dtype
@@ -43,11 +47,9 @@ def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict
     Raises:
         InputError: the file is missing, corrupt or of none of these formats.
     """
+    source = os.path.expanduser(source)
     if tf.io.gfile.isdir(source):
-        prefix = tf.train.latest_checkpoint(source)
-        if prefix is None:
-            raise InputError(f"{source}: holds no checkpoint; give a checkpoint prefix or a file")
-        return _read_tensorflow(prefix, wanted)
+        return _read_tensorflow(_newest(source), wanted)
     prefix = source.removesuffix(".index")
     if tf.io.gfile.exists(f"{prefix}.index"):
         return _read_tensorflow(prefix, wanted)
@@ -66,6 +68,16 @@ def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict
     return {name: arrays[name] for name in _chosen(source, arrays, wanted)}
 
 
+def _newest(folder):
+    """Returns the prefix of the newest TensorFlow checkpoint in a folder, which is no pattern."""
+    # TensorFlow's own function takes the folder for a pattern.
+    state = tf.train.get_checkpoint_state(folder)
+    prefix = state and os.path.join(folder, os.path.basename(state.model_checkpoint_path))
+    if not prefix or not tf.io.gfile.exists(f"{prefix}.index"):
+        raise InputError(f"{folder}: holds no checkpoint; give a checkpoint prefix or a file")
+    return prefix
+
+
 def _chosen(source, names, wanted):
     chosen = list(filter(wanted, names))
     if not chosen:
@@ -78,12 +90,29 @@ def _chosen(source, names, wanted):
 
 def _read_tensorflow(prefix, wanted):
     try:
-        reader = tf.train.load_checkpoint(prefix)
-        names = _chosen(prefix, reader.get_variable_to_shape_map(), wanted)
-        return {name: reader.get_tensor(name) for name in names}
+        with _literal(prefix) as path:
+            reader = tf.train.load_checkpoint(path)
+            names = _chosen(prefix, reader.get_variable_to_shape_map(), wanted)
+            return {name: reader.get_tensor(name) for name in names}
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         reason = first_line(error)
         raise InputError(f"{prefix}: cannot be read ({reason}); use another checkpoint") from error
+
+
+@contextlib.contextmanager
+def _literal(prefix: str) -> Iterator[str]:
+    """Yields the prefix, or that of a copy if TensorFlow takes the prefix for a pattern."""
+    try:
+        check_literal(prefix)
+    except InputError:
+        folder, name = os.path.split(prefix)
+        with tempfile.TemporaryDirectory() as copies:
+            for path in matching(folder or ".", f"{glob.escape(name)}.*"):
+                end = os.path.basename(path).removeprefix(name)
+                tf.io.gfile.copy(path, os.path.join(copies, f"weights{end}"))
+            yield os.path.join(copies, "weights")
+    else:
+        yield prefix
 
 
 def _read_hdf5(path, data):

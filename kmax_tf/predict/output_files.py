@@ -4,8 +4,10 @@ predictions.json, predictions/       COCO panoptic format
 pseudo_labels.json, pseudo_labels/   the same for confident segments; the rest is void
 overlays/, contact_sheet.png         the segments over the image
 cluster_assignments/                 image, clusters of each decoder, prediction, label
+unfinished.json                      names of the PNG files, until all files are written
 """
 
+import json
 import os
 from collections.abc import Sequence
 
@@ -17,12 +19,12 @@ from kmax_tf.data import coco_panoptic, label_png
 from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.data.datasets import Category
 from kmax_tf.errors import InputError
-from kmax_tf.files import read_bytes, write_atomic
+from kmax_tf.files import read_bytes, read_json, write_atomic
 from kmax_tf.predict.image_sources import Source
 from kmax_tf.predict.segmenter import Segmentation, measure
 
 KINDS = ("predictions", "overlays", "cluster_assignments", "pseudo_labels")  # folders
-SHEET_NAME = "contact_sheet.png"
+LIST_NAME, SHEET_NAME, UNFINISHED = "predictions.json", "contact_sheet.png", "unfinished.json"
 SHEET, COLUMNS, THUMBNAIL = 24, 4, 384  # contact sheet: images, columns, pixels a side
 
 
@@ -49,11 +51,13 @@ class Labels:
 class OutputFiles:
     """Writes the files of each image, and at the end those of all images.
 
-    The folder is that of one run: files of an earlier run are removed first, and counted in a line.
+    The folder is that of one run: files of an earlier run, also of one that was interrupted, are
+    removed first, and counted in a line.
 
     Args:
         folder: output folder.
         categories: the classes.
+        sources: the images that `add` may get.
         cluster_assignments: also draw the cluster assignments.
         confidence: least confidence of a pseudo label's segments and pixels; None: write none.
         labels: `Labels` to show next to the cluster assignments, or None.
@@ -63,12 +67,17 @@ class OutputFiles:
         self,
         folder: str,
         categories: Sequence[Category],
+        sources: Sequence[Source],
         *,
         cluster_assignments: bool = False,
         confidence: float | None = None,
         labels: Labels | None = None,
     ):
         _remove_earlier(folder)
+        # A name that is not UTF-8 gets no file.
+        stems = [source.stem.encode(errors="replace").decode() for source in sources]
+        names = json.dumps([f"{stem}.png" for stem in stems])
+        write_atomic(os.path.join(folder, UNFINISHED), names)
         self._folder = folder
         self._by_id = {category.id: category for category in categories}
         self._predictions = self._writer("predictions", categories)
@@ -116,6 +125,7 @@ class OutputFiles:
         if self._thumbnails:
             sheet = _sheet(sorted(self._thumbnails.items()), COLUMNS)
             write_atomic(os.path.join(self._folder, SHEET_NAME), visualize.png(sheet))
+        tf.io.gfile.remove(os.path.join(self._folder, UNFINISHED))
 
     def _write_picture(self, kind, source, picture):
         path = os.path.join(self._folder, kind, f"{source.stem}.png")
@@ -139,23 +149,46 @@ class OutputFiles:
 
 
 def _remove_earlier(folder):
-    """Removes the files of an earlier run, which its predictions.json lists, and says so."""
-    listed = os.path.join(folder, "predictions.json")
-    try:
-        found = coco_panoptic.read_panoptic(listed, report=lambda problem: None).annotations
-    except InputError:
-        return
-    names = [a.png_name for a in found if ".." not in a.png_name.split("/")]
-    # Every run draws overlays; a list without them is not from here.
-    names = [n for n in names if tf.io.gfile.exists(os.path.join(folder, "overlays", n))]
+    """Removes the files of an earlier run, and says so."""
+    names = sorted({*_finished(folder), *_unfinished(folder)})
     if not names:
         return
     paths = [os.path.join(folder, kind, name) for kind in KINDS for name in names]
-    paths += [listed, *(os.path.join(folder, n) for n in ("pseudo_labels.json", SHEET_NAME))]
+    paths += [os.path.join(folder, n) for n in (LIST_NAME, "pseudo_labels.json", SHEET_NAME)]
     existing = [path for path in paths if tf.io.gfile.exists(path)]
     for path in existing:
         tf.io.gfile.remove(path)
-    print(f"removed {len(existing)} files of an earlier run from {folder}", flush=True)
+    if existing:
+        print(f"removed {len(existing)} files of an earlier run from {folder}", flush=True)
+
+
+def _finished(folder):
+    """Returns the names of the PNG files of a run that wrote all of its files."""
+    listed = os.path.join(folder, LIST_NAME)
+    try:
+        found = coco_panoptic.read_panoptic(listed, report=lambda problem: None).annotations
+    except InputError:
+        return []
+    names = [a.png_name for a in found if _is_below(a.png_name)]
+    # Every run draws overlays; a list without them is not from here.
+    return [n for n in names if tf.io.gfile.exists(os.path.join(folder, "overlays", n))]
+
+
+def _unfinished(folder):
+    """Returns the names of the PNG files that an interrupted run wrote or had yet to write."""
+    path = os.path.join(folder, UNFINISHED)
+    if not tf.io.gfile.exists(path):
+        return []
+    names = read_json(path)
+    is_ours = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_ours or not all(map(_is_below, names)):
+        raise InputError(f"{path}: lists no PNG files of a run; delete it, or choose another --out")
+    return names
+
+
+def _is_below(name):
+    """Returns whether a name is one below its folder."""
+    return not {"", ".."} & set(name.split("/"))
 
 
 def confident_part(result: Segmentation, confidence: float) -> tuple[np.ndarray, list]:

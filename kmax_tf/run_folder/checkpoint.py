@@ -20,7 +20,7 @@ from absl import logging
 from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError, first_line
-from kmax_tf.files import check_literal, make_folder, matching, read_bytes, read_json
+from kmax_tf.files import check_literal, make_folder, matching, names, read_bytes, read_json
 from kmax_tf.run_folder import layout
 
 UNREADABLE = (tf.errors.OpError, IndexError)  # IndexError: a truncated file
@@ -97,16 +97,16 @@ def _remove_unfinished(folder):
 def complete(folder: str) -> list[str]:
     """Returns the paths of a folder's complete checkpoints, in the order of steps."""
     check_literal(folder)
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    present = names(folder) if tf.io.gfile.isdir(folder) else []
     shards = {}  # name of a checkpoint -> for each data file, how many it should have
-    for name in names:
+    for name in present:
         match = re.fullmatch(r"(ckpt-\d+)\.data-\d{5}-of-(\d{5})", name)
         if match:
             shards.setdefault(match[1], []).append(int(match[2]))
     whole = [
         os.path.join(folder, name)
         for name, counts in shards.items()
-        if f"{name}.index" in names and any(counts.count(count) == count for count in counts)
+        if f"{name}.index" in present and any(counts.count(count) == count for count in counts)
     ]
     return sorted(whole, key=step_of)
 

@@ -42,6 +42,21 @@ def test_labels_are_a_png_for_everyone(dtype):
     np.testing.assert_array_equal(tf.io.decode_png(encoded, 1, dtype)[..., 0], labels)
 
 
+def test_equal_red_green_and_blue_are_gray():
+    values = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)
+    for change, mode in ((0, "RGB"), (1, "RGB"), (0, "RGBA")):
+        rgb = np.dstack([values, values, values])
+        rgb[2, 3, 1] ^= change
+        content = io.BytesIO()
+        Image.fromarray(rgb).convert(mode).save(content, "PNG")
+        if change or mode == "RGBA":
+            with pytest.raises(errors.InputError, match=f"a.png: is a PNG of 8 bits, {mode}, but"):
+                label_png.decode_classes(content.getvalue(), "a.png")
+        else:
+            found = label_png.decode_classes(content.getvalue(), "a.png")
+            np.testing.assert_array_equal(found, values)
+
+
 @pytest.mark.parametrize("decode", [label_png.decode_ids, label_png.decode_classes])
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from kmax_tf import errors
 from kmax_tf.data import orientation
@@ -58,6 +58,38 @@ def test_a_label_of_the_stored_size_is_refused(turn):
     message = r"a\.jpg: the image is 7 x 5 \(upright, .* EXIF .*\) but its label map 5 x 7"
     with pytest.raises(errors.InputError, match=message):
         record(encode("JPEG", turn), np.ones((7, 5), np.int32))
+
+
+def xmp(turn):
+    return f'<x:xmpmeta><rdf:Description tiff:Orientation="{turn}"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_other_places_of_a_png(turn, is_compressed):
+    """XMP, and the text in which ImageMagick puts EXIF; Pillow turns the image by each."""
+    image, exif = Image.new("RGB", (5, 7)), Image.Exif()
+    exif[orientation.TAG] = turn
+    dump = exif.tobytes().hex()
+    text = {
+        "XML:com.adobe.xmp": xmp(turn),
+        "Raw profile type exif": f"\nexif\n {len(dump)}\n{dump}",
+    }
+    for key, value in text.items():
+        info, content = PngImagePlugin.PngInfo(), io.BytesIO()
+        info.add_itxt(key, value, zip=is_compressed)
+        image.save(content, "PNG", pnginfo=info)
+        assert ImageOps.exif_transpose(Image.open(content)).size == (
+            (5, 7) if turn == 3 else (7, 5)
+        )
+        assert orientation.read(content.getvalue()) == turn
+
+
+def test_xmp_of_a_jpeg():
+    content = io.BytesIO()
+    Image.new("RGB", (5, 7)).save(content, "JPEG", xmp=xmp(6).encode())
+    assert ImageOps.exif_transpose(Image.open(content)).size == (7, 5)
+    assert orientation.read(content.getvalue()) == 6
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])

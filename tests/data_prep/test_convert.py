@@ -275,6 +275,15 @@ def test_names_of_all_kinds(source, tmp_path, alone, read_all, name):
     assert validate.validate(validate.raw(*paths), str(tmp_path / "validation"), 1)[1] == 0
 
 
+def test_a_name_that_is_not_utf8_stops_before_anything_is_written(source, tmp_path, alone):
+    (tmp_path / "out").mkdir()
+    with open(os.fsencode(tmp_path) + b"/out/caf\xe9.txt", "w"):
+        pass
+    with pytest.raises(errors.InputError, match=r"has a name that is not UTF-8 .*caf.*; rename it"):
+        convert.convert(*source(), str(tmp_path / "out"), "train", 3, alone)
+    assert len(os.listdir(os.fsencode(tmp_path / "out"))) == 1
+
+
 def test_images_of_a_folder_with_signs_of_patterns(tmp_path):
     folder = tmp_path / "a [1]*?/x"
     folder.mkdir(parents=True)

@@ -86,7 +86,10 @@ PAGE = Image.fromarray(np.zeros((H, W), np.uint8))
 @pytest.mark.parametrize(
     "change, message",
     [
-        (save("labels/0_masks.png", np.zeros((H, W, 3), np.uint8)), "0_masks.png: .* RGB, but"),
+        (
+            save("labels/0_masks.png", np.uint8(label(9)[..., None] * [1, 2, 3])),
+            "0_masks.png: .* RGB",
+        ),
         (save("labels/2_masks.tif", np.zeros((H, W, 3), np.uint8)), "2_masks.tif: has colors"),
         (save("labels/4_masks.tif", np.full((H, W), -1, np.int32)), "4_masks.tif: has the value"),
         (save("labels/5_masks.tif", np.full((H, W), 0.5, np.float32)), "has the value 0.5; lab"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from data_prep import mask_folders
@@ -69,6 +70,19 @@ def test_all_kinds_of_masks(folder, read_labels, capsys):
     assert (out / "validation/val/contact_sheet.png").exists()
 
 
+def test_transparent_pixels_are_outside(folder, read_labels):
+    """Programs save white under what they erase; color keys are transparent too."""
+    rgba = np.full((H, W, 4), 255, np.uint8)
+    rgba[..., 3] = np.where(disk(2, 1), 128, 0)
+    Image.fromarray(rgba).save(folder / "id0/masks/0.png")
+    gray = Image.fromarray(np.where(disk(2, 9), 255, 7).astype(np.uint8))
+    gray.save(folder / "id0/masks/1.png", transparency=7)
+    out = run(folder)
+    labels = {**read_labels(out, "train"), **read_labels(out, "val")}
+    found = sorted(mask.tobytes() for mask in labels["id0/images/a.png"]["cell", False])
+    assert found == sorted([disk(2, 1).tobytes(), disk(2, 9).tobytes()])
+
+
 def test_copies_are_on_one_side_of_the_split(folder, read_labels, capsys):
     first = (folder / "id0/images/a.png").read_bytes()
     for k in range(1, 3):
@@ -84,6 +98,23 @@ def jpeg(folder):
     Image.fromarray(np.zeros((H, W), np.uint8)).save(folder / "id0/masks/z.jpg")
 
 
+def webp(folder):
+    Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(folder / "id0/masks/z.webp")
+
+
+def turned(folder):
+    exif = Image.Exif()
+    exif[0x112] = 3
+    Image.fromarray(np.zeros((H, W), np.uint8)).save(folder / "id0/masks/0.png", exif=exif)
+
+
+def deep(folder):
+    """16-bit RGB with 255 of 65535, of which Pillow and others keep 0."""
+    samples = np.full((H, W, 3), 255, np.uint16)
+    content = tf.io.encode_png(samples).numpy()
+    (folder / "id0/masks/0.png").write_bytes(content)
+
+
 def larger(folder):
     save(folder / "id0/masks/0.png", np.zeros((H, W + 1), bool), "L")
 
@@ -96,6 +127,9 @@ def gray16(folder):
     "change, message",
     [
         (jpeg, "z.jpg: is JPEG, which blurs masks"),
+        (webp, "z.webp: is WEBP, which blurs masks"),
+        (turned, "0.png: labels with EXIF orientation 3; save them upright"),
+        (deep, "0.png: is a PNG of 16 bits, RGB; save masks as gray PNG of 8 bits"),
         (larger, "0.png: the mask is 17 x 12 but its upright image 16 x 12"),
         (gray16, "a.png: has pixels of kind I;16 .* save it as PNG of 8 bits"),
         (lambda f: (f / "id0/masks/0.png").write_bytes(b"\x89PNG"), "0.png: not a readable mask"),

@@ -250,6 +250,42 @@ def test_json_and_png_that_disagree_are_refused(number, edit, message, tmp_path)
         panoptic_quality(*files[0], *files[1])
 
 
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda c: c[0].update(name="dog"), "\"name\" of id 1 is 'dog' but 'cat' in .*gt.json; "),
+        (lambda c: c[0].update(id=2) or c[1].update(id=1), "of id 2 is 'cat' but 'dog' in"),
+        (lambda c: c[2].update(name="Grass"), "of id 7 is 'Grass' but 'grass' in"),
+        (lambda c: c[0].update(id="1"), '"id" must be int'),
+        (lambda c: c[0].pop("id"), '"id" is missing'),
+    ],
+)
+def test_predictions_of_other_classes_are_refused(edit, message, tmp_path):
+    image = (5, stripes(x1=80, x2=20), {1: CAT, 2: GRASS}, ())
+    truth, prediction = (write(tmp_path, name, image) for name in ("gt", "pred"))
+    change(prediction[0], lambda content: edit(content["categories"]))
+    with pytest.raises(InputError, match=rf"pred.json: categories\[\d\].*{message}") as refusal:
+        panoptic_quality(*truth, *prediction)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.pop("categories"),  # of the official results
+        lambda content: content["categories"].reverse(),
+        lambda content: content["categories"].pop(1),
+        lambda content: content["categories"].append({"id": 9, "name": "else"}),
+        lambda content: [category.pop("name") for category in content["categories"]],
+    ],
+)
+def test_predictions_of_the_same_classes_are_scored(edit, tmp_path):
+    image = (5, stripes(x1=80, x2=20), {1: CAT, 2: GRASS}, ())
+    truth, prediction = (write(tmp_path, name, image) for name in ("gt", "pred"))
+    change(prediction[0], edit)
+    assert panoptic_quality(*truth, *prediction)["All"]["pq"] == 1.0
+
+
 def test_prediction_of_another_size_is_refused(tmp_path):
     segment_map = stripes(x1=80, x2=20)
     truth = write(tmp_path, "gt", (5, segment_map, {1: CAT, 2: GRASS}, ()))

@@ -135,6 +135,32 @@ def test_tensorflow(tmp_path):
     assert set(readers.read(str(tmp_path / "run"))) == {"encoder/a", "optimizer/a"}
 
 
+ODD = ("lr=[1e-3,1e-4]", "a[!b]", "a*b", "a?b", "\\", "b\\s", "~", "~root", " a ", " ", "x" * 250)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_folders_of_any_name(name, tmp_path, monkeypatch):
+    """A folder is no pattern; a checkpoint is found where it lies now, and not where it was."""
+    folder = tmp_path / name
+    tf.train.Checkpoint(a=tf.Variable([1.0, 2.0])).write(str(tmp_path / "odd/ckpt-1"))
+    (tmp_path / "odd").rename(folder)
+    (folder / "checkpoint").write_text('model_checkpoint_path: "/moved/ckpt-1"\n')
+    with h5py.File(folder / "w.h5", "w") as file:
+        file["a/.ATTRIBUTES/VARIABLE_VALUE"] = [1.0, 2.0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for end in ("", "/", "/ckpt-1", "/ckpt-1.index", "/w.h5"):
+        for start in (f"{tmp_path}/", "./", "~/"):
+            found = readers.read(f"{start}{name}{end}", lambda name: name.startswith("a/"))
+            assert_same(found, {"a/.ATTRIBUTES/VARIABLE_VALUE": [1.0, 2.0]})
+
+
+def test_a_checkpoint_that_is_gone(tmp_path):
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-1"\n')
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        readers.read(str(tmp_path))
+
+
 def test_index_file_of_a_tensorflow_checkpoint(tmp_path):
     """What completing the name by the tab key gives."""
     path = tf.train.Checkpoint(a=tf.Variable([1.0, 2.0])).write(str(tmp_path / "ckpt"))

@@ -40,7 +40,7 @@ def photos(exported):
 def run(segmenter, paths, folder, **options):
     """Predicts as the script does; returns what was skipped."""
     _, sources = image_sources.find([str(path) for path in paths])
-    written = OutputFiles(str(folder), segmenter.categories, **options)
+    written = OutputFiles(str(folder), segmenter.categories, sources, **options)
     skipped = predict.predict_sources(
         segmenter, sources, written.add, batch_size=2, details=written.needs_details
     )
@@ -208,6 +208,39 @@ def test_files_of_an_earlier_run_are_removed_and_nothing_else(segmenter, photos,
     assert all((out / name).read_bytes() == b"mine" for name in own)
 
 
+def test_files_of_an_interrupted_run_are_removed(segmenter, photos, tmp_path, capsys):
+    paths = [f"{photos}/{source.name}" for source in image_sources.find([photos])[1]]
+    out, sources = tmp_path / "out", image_sources.find([photos])[1]
+    (out / "overlays").mkdir(parents=True)
+    (out / "overlays/mine.png").write_bytes(b"mine")
+    written = OutputFiles(str(out), segmenter.categories, sources, confidence=0.5)
+
+    def stop(source, *rest):
+        written.add(source, *rest)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict_sources(segmenter, sources, stop, batch_size=1, details=True)
+    assert not (out / "predictions.json").exists()
+    left = len(files_below(out)) - 2  # without mine, and the list of names
+    assert left >= 3
+    run(segmenter, paths[2:], out)
+    assert f"removed {left} files of an earlier run from {out}\n" in capsys.readouterr().out
+    run(segmenter, paths[2:], tmp_path / "fresh")
+    assert files_below(out) == files_below(tmp_path / "fresh") | {"overlays/mine.png"}
+
+
+@pytest.mark.parametrize(
+    "content", ["no JSON", "7", "[7]", '["../a.png"]', '["/a.png"]', '{"a": 1}']
+)
+def test_a_list_of_names_that_is_not_ours_stops(content, segmenter, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"mine")
+    (tmp_path / "unfinished.json").write_text(content)
+    with pytest.raises(InputError, match="unfinished.json: .*; "):
+        OutputFiles(str(tmp_path), segmenter.categories, [])
+    assert files_below(tmp_path) == {"a.png", "unfinished.json"}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -220,6 +253,9 @@ def test_files_of_an_earlier_run_are_removed_and_nothing_else(segmenter, photos,
         '{"images": [{"id": 1, "file_name": "mine.png"}], "annotations": [{"image_id": 1,'
         ' "file_name": "../photos/mine.png", "segments_info": []}],'
         ' "categories": [{"id": 1, "name": "a", "isthing": 1}]}',
+        '{"images": [{"id": 1, "file_name": "mine.png"}], "annotations": [{"image_id": 1,'
+        ' "file_name": "FOLDER/photos/mine.png", "segments_info": []}],'
+        ' "categories": [{"id": 1, "name": "a", "isthing": 1}]}',
     ],
 )
 def test_predictions_that_are_not_ours_delete_nothing(content, segmenter, tmp_path, capsys):
@@ -227,9 +263,10 @@ def test_predictions_that_are_not_ours_delete_nothing(content, segmenter, tmp_pa
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"mine")
     (tmp_path / "overlays").mkdir()
-    (tmp_path / "predictions.json").write_text(content)
+    (tmp_path / "predictions.json").write_text(content.replace("FOLDER", str(tmp_path)))
     before = files_below(tmp_path)
-    OutputFiles(str(tmp_path), segmenter.categories)
+    OutputFiles(str(tmp_path), segmenter.categories, [])
+    (tmp_path / "unfinished.json").unlink()
     assert files_below(tmp_path) == before and not capsys.readouterr().out
 
 

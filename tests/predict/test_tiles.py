@@ -514,7 +514,11 @@ def test_files_and_page_of_images_in_tiles(segmenter, exported, photos, tmp_path
     scores = [s.score for photo in photos.values() for s in segmenter(photo).segments]
     least = float(np.median(scores))
     written = OutputFiles(
-        str(tmp_path), segmenter.categories, cluster_assignments=True, confidence=least
+        str(tmp_path),
+        segmenter.categories,
+        sources,
+        cluster_assignments=True,
+        confidence=least,
     )
     skipped = predict_sources(segmenter, sources, written.add, batch_size=2, details=True)
     written.finish()

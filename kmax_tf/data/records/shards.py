@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from kmax_tf import errors
+from kmax_tf import errors, files
 
 
 def name(split: str, index: int, count: int) -> str:
@@ -20,13 +20,14 @@ def paths(folder: str, split: str) -> list[str]:
     Their names are those of `name`, or TFDS' (coco-train.tfrecord-00000-of-00512).
 
     Raises:
-        InputError: no shard exists, one is missing, or two conversions are mixed.
+        InputError: no shard exists, one is missing, two conversions are mixed, or a name in the
+            folder is not UTF-8.
     """
     number = r"(\d{5})-of-(\d{5})"
     pattern = re.compile(
         rf"{re.escape(split)}-{number}\.tfrecord|\w+-{re.escape(split)}\.tfrecord-{number}"
     )
-    present = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    present = files.names(folder) if tf.io.gfile.isdir(folder) else []
     matches = sorted(filter(None, map(pattern.fullmatch, present)), key=lambda match: match[0])
     if not matches:
         raise errors.InputError(

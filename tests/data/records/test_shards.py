@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import tensorflow as tf
 
@@ -47,3 +49,11 @@ def test_shards_are_found_by_the_names_of_tfds(tmp_path):
     (tmp_path / names[1]).unlink()
     with pytest.raises(errors.InputError, match="train.tfrecord-00001-of-00003 is missing"):
         shards.paths(str(tmp_path), "train")
+
+
+def test_a_folder_with_a_name_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / shards.name("val", 0, 1)).touch()
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w"):
+        pass
+    with pytest.raises(errors.InputError, match=r"has a name that is not UTF-8 .*caf.*; rename it"):
+        shards.paths(str(tmp_path), "val")
