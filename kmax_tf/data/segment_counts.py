@@ -41,6 +41,7 @@ class SegmentCounts(NamedTuple):
     evaluation: Counts  # of the segments of whole images
     max_segments: int  # of a crop
     num_clusters: int  # of an image or tile in the evaluation
+    tiled: bool  # whether the evaluation cuts images into tiles
 
 
 class _View(NamedTuple):
@@ -110,6 +111,7 @@ def count(
         evaluation=Counts(*map(sum, zip(nothing, *evaluation))),
         max_segments=options.max_segments,
         num_clusters=num_clusters,
+        tiled=scale is not None,
     )
 
 
@@ -249,6 +251,10 @@ def describe(counts: SegmentCounts) -> list[str]:
     """Returns plain lines: the segments, those lost, and the bindings that change it."""
     training, evaluation = counts.training, counts.evaluation
     images = f"{counts.images} images"
+    larger = "experiment.Experiment.evaluation_size, or experiment.Experiment.tiles"
+    fewer = "higher, or experiment.Experiment.tiles"
+    if counts.tiled:
+        larger, fewer = "tiles.Tiles.scale", "higher"
     if not any((*training[1:], *evaluation[1:])):
         return [f"segments: none of {training.segments:,} lost in crops of {images}"]
     return [
@@ -263,9 +269,9 @@ def describe(counts: SegmentCounts) -> list[str]:
         *_lines(
             f"segments of these {images} at the evaluation's size",
             evaluation,
-            "bind a larger experiment.Experiment.evaluation_size, or experiment.Experiment.tiles",
+            f"bind a larger {larger}",
             f"the {counts.num_clusters} clusters: bind kmax_decoder.ClusterPath.num_clusters"
-            " higher, or experiment.Experiment.tiles",
+            f" {fewer}",
         ),
     ]
 

@@ -103,7 +103,7 @@ def _crops(experiment, records):
         height, width = options.size
         shown = np.rint(image[0].numpy()).astype(np.uint8)
         count = len(np.unique(ids[ids > 0]))
-        yield f"{count} segments", visualize.overlay(shown, ids[:height, :width], segments)
+        yield f"segments: {count}", visualize.overlay(shown, ids[:height, :width], segments)
 
 
 def _figure(pictures):

@@ -103,14 +103,24 @@ def test_crops_of_a_large_image(write, scale):
     assert side == 16 if scale == 1 else 8 <= side <= 9 and counts.segments in (64, 72, 81)
 
 
+def described(training, evaluation, tiled=False):
+    return segment_counts.describe(
+        segment_counts.SegmentCounts(
+            7, training, evaluation, max_segments=16, num_clusters=32, tiled=tiled
+        )
+    )
+
+
 def test_lines_name_the_bindings():
     lost, none = Counts(200, 50, 1), Counts(100, 0, 0)
-    title, small, many, rest = segment_counts.describe(
-        segment_counts.SegmentCounts(7, lost, none, max_segments=16, num_clusters=32)
-    )
+    title, small, many, rest = described(lost, none)
     assert title.endswith("7 images: 200") and rest.endswith(": 100, none lost")
     assert "50 (25.0 %)" in small and "training_input.TrainingInput.size" in small
     assert "1 (0.5 %) are beyond TrainingInput.max_segments 16" in many
     assert "kmax_decoder.ClusterPath.num_clusters" in many
-    (line,) = segment_counts.describe(segment_counts.SegmentCounts(7, none, none, 16, 32))
+    *_, small, many = described(none, lost)
+    assert "Experiment.evaluation_size" in small and "or experiment.Experiment.tiles" in many
+    *_, small, many = described(none, lost, tiled=True)
+    assert "tiles.Tiles.scale" in small and "Experiment.tiles" not in small + many
+    (line,) = described(none, none)
     assert line == "segments: none of 100 lost in crops of 7 images"
