@@ -53,7 +53,7 @@ def load(target: Callable, gin_file: str, bindings: Sequence[str] = ()) -> Any:
         InputError: A file, name, parameter or value is missing or wrong. The message is one line
             with the place and the nearest valid name.
     """
-    path = _find(gin_file, ["", files.ROOT], where="")
+    path = _find(gin_file, ["", files.GIN_ROOT], where="")
     sources = _read(path, parents=(), done=set())
     imports = [s.format() for source in sources for s in source.of_kind(parser.ImportStatement)]
     imports = list(dict.fromkeys([_DYNAMIC, *imports]))
@@ -162,7 +162,7 @@ def _read(path: str, parents: tuple[str, ...], done: set[str]) -> list[_Source]:
                     f"{file.at(statement)}: include comes after the binding in line {bound} and "
                     "would override it; move the include up"
                 )
-            folders = [os.path.dirname(path), files.ROOT]
+            folders = [os.path.dirname(path), files.GIN_ROOT]
             included = _find(statement.filename, folders, where=f"{file.at(statement)}: ")
             if included in (*parents, path):
                 raise InputError(f"{file.at(statement)}: {included} includes itself")

@@ -11,7 +11,10 @@ import tensorflow as tf
 
 from kmax_tf.errors import InputError
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder that holds gin/
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(PACKAGE)  # the repository, where this is one
+# The folder that holds gin/: a wheel carries it within the package.
+GIN_ROOT = ROOT if os.path.isdir(os.path.join(ROOT, "gin", "experiments")) else PACKAGE
 
 
 def names(folder: str) -> list[str]:

@@ -1,30 +1,11 @@
-"""Checks packages, devices, the run folder and the records; exit status 1 if there are problems.
-
-scripts/doctor.py
-scripts/doctor.py --gin_file=gin/experiments/demo.gin --run_dir=runs/demo
-"""
+"""Runs `kmax doctor` in a clone."""
 
 import sys
 
 try:
-    from kmax_tf import command_line
-    from kmax_tf.tools import doctor
+    from kmax_tf.commands import run
 except ModuleNotFoundError as missing:
     sys.exit(f"error: no package {missing.name} in {sys.executable}; run scripts/setup_venv")
 
-
-def parse():
-    optional = ["gin_file", "gin", "run_dir", "device"]
-    parser = command_line.Parser(__doc__, optional=optional)
-    parser.add_argument("--data_dir", help="folder of records; default: the experiment's")
-    return parser.parse_args()
-
-
-def main(options):
-    rows, problems = doctor.examine(options)
-    print(doctor.text(rows, problems))
-    sys.exit(bool(problems))
-
-
 if __name__ == "__main__":
-    command_line.run(main, parse)
+    run("doctor")

@@ -1,35 +1,6 @@
-"""Plans a training from the numbers of a dataset: writes a gin file and a page that explains it.
+"""Runs `kmax plan` in a clone."""
 
-scripts/plan.py --data_dir=data/own/records --out=plans/own.gin --minutes=40
-scripts/train.py --gin_file=plans/own.gin --run_dir=runs/own
-
-The page is plans/own.html. --gin of scripts/train.py changes single lines of the plan.
-"""
-
-from kmax_tf import command_line
-
-
-def parse():
-    parser = command_line.Parser(__doc__, optional=["device"])
-    parser.add_argument("--data_dir", required=True, help="folder of records, of data_prep")
-    parser.add_argument("--out", required=True, help="gin file to write, NAME.gin")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=30.0,
-        help="of training on this machine; default: %(default)g",
-    )
-    parser.add_argument(
-        "--weights", default="", help="official ResNet-50 checkpoint, by scripts/import_checkpoint"
-    )
-    return parser.parse_args()
-
-
-def main(options):
-    from kmax_tf.planning import planner
-
-    planner.run(options.data_dir, options.out, options.device, options.minutes, options.weights)
-
+from kmax_tf.commands import run
 
 if __name__ == "__main__":
-    command_line.run(main, parse)
+    run("plan")

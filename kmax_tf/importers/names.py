@@ -69,7 +69,7 @@ def _fill(replacement, found):
 def experiment(name_map: NameMap, gin_file: str) -> str:
     """Returns the experiment for weights of a map that is nearest to another experiment."""
     folder, prefix = "gin/experiments", name_map.experiments
-    files_there = tf.io.gfile.listdir(os.path.join(files.ROOT, folder))
+    files_there = tf.io.gfile.listdir(os.path.join(files.GIN_ROOT, folder))
     ours = [f for f in files_there if f.startswith(PORT) == bool(prefix)]
     wanted = prefix + os.path.basename(gin_file).removeprefix(PORT)
     return os.path.join(folder, difflib.get_close_matches(wanted, sorted(ours), 1, 0)[0])

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from kmax_tf import config, runtime
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import ROOT, check_literal, matching, read_json, write_atomic
+from kmax_tf.files import check_literal, matching, read_json, write_atomic
 from kmax_tf.report import report
 from kmax_tf.run_folder import checkpoint, layout
 
@@ -100,8 +100,8 @@ def commands(name: str, study: Study, seeds: int) -> list[str]:
         for seed in range(seeds):
             run_dir = f"gs://BUCKET/{name}/{folder}/seed{seed}"
             train = _train_command(study.full_size, (*bindings, f"{SEED} = {seed}"), run_dir)
-            lines.append(shlex.join([*train, "--device=tpu:NAME"]))
-            lines.append(shlex.join(_evaluate_command(run_dir)))
+            lines.append(shlex.join(["kmax", *train, "--device=tpu:NAME"]))
+            lines.append(shlex.join(["kmax", *_evaluate_command(run_dir)]))
     return lines
 
 
@@ -257,20 +257,20 @@ def _trained_encoder(gin_file, out):
 
 def _train_command(gin_file, bindings, run_dir):
     gin = [f"--gin={binding}" for binding in bindings]
-    return ["scripts/train.py", f"--gin_file={gin_file}", *gin, f"--run_dir={run_dir}"]
+    return ["train", f"--gin_file={gin_file}", *gin, f"--run_dir={run_dir}"]
 
 
 def _evaluate_command(run_dir):
-    return ["scripts/evaluate.py", f"--run_dir={run_dir}"]
+    return ["evaluate", f"--run_dir={run_dir}"]
 
 
 def _run_script(name, words, run_dir, threads):
-    """Runs a command of scripts/ with so many threads; its output becomes log.txt if it fails."""
-    # The kernel kills the script with this process; it would disturb the study's next start.
-    command = ["setpriv", "--pdeathsig=KILL", sys.executable, os.path.join(ROOT, words[0])]
+    """Runs a verb of `kmax` with so many threads; its output becomes log.txt if it fails."""
+    # The kernel kills the program with this process; it would disturb the study's next start.
+    command = ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", "kmax_tf.commands"]
     limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
     done = subprocess.run(
-        [*command, *words[1:]],
+        [*command, *words],
         env=os.environ | limits,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -278,5 +278,5 @@ def _run_script(name, words, run_dir, threads):
     if done.returncode:
         write_atomic(os.path.join(run_dir, LOG), done.stdout)
         errors = re.findall("^error: (.*)", done.stdout.decode(errors="replace"), re.MULTILINE)
-        reason = errors[-1] if errors else f"{words[0]} ended with status {done.returncode}"
+        reason = errors[-1] if errors else f"kmax {words[0]} ended with status {done.returncode}"
         raise InputError(f"{name}: {reason}; see {run_dir}/{LOG}")

@@ -1,0 +1,74 @@
+"""The command `kmax`: one verb, and one module here, for each program.
+
+A verb's module has `parse`, which returns its flags, and `main`, which runs them. It imports what
+takes long inside `main`, so that `--help` and mistakes are answered at once.
+"""
+
+import difflib
+import importlib
+import sys
+
+from kmax_tf import command_line
+
+VERBS = {
+    "prepare": "make records of a dataset: kmax prepare FORMAT",
+    "validate": "list every problem of a dataset",
+    "plan": "choose the training of a dataset by its numbers",
+    "train": "train an experiment",
+    "evaluate": "evaluate the checkpoints of a run",
+    "report": "write the report of a run again, or compare two runs",
+    "export": "export a run as a SavedModel",
+    "predict": "segment images with an export",
+    "serve": "serve a page that segments images",
+    "submit": "write predictions in the format of a test server",
+    "panoptic_quality": "score prediction files",
+    "import_checkpoint": "convert weights of another code base",
+    "study": "train variants of an experiment and compare them",
+    "describe": "count parameters and multiply-adds of a model",
+    "doctor": "check this machine, a run and its records",
+}
+FORMATS = {
+    "mask_folders": "a folder of masks for each image",
+    "label_images": "images of object numbers",
+    "class_maps": "images of class numbers",
+    "coco_instances": "COCO instances",
+    "coco_format": "COCO panoptic format",
+    "coco": "COCO itself",
+    "cityscapes": "Cityscapes",
+    "ade20k": "ADE20K",
+    "demo": "no input: makes the embedded dataset, panoptic digits",
+}
+
+
+def main() -> None:
+    """Runs `kmax VERB FLAGS`."""
+    words = sys.argv[1:]
+    verb = _choose(words, VERBS, "kmax", "verb")
+    if verb == "prepare":
+        name = _choose(words[1:], FORMATS, "kmax prepare", "format")
+        sys.argv = [f"kmax prepare {name}", *words[2:]]
+        importlib.import_module(f"data_prep.{name}").main(words[2:])
+    else:
+        sys.argv = [f"kmax {verb}", *words[1:]]
+        run(verb)
+
+
+def run(verb: str) -> None:
+    """Runs the program of a verb with the flags of this process."""
+    module = importlib.import_module(f"{__name__}.{verb}")
+    command_line.run(module.main, module.parse)
+
+
+def _choose(words, choices, program, kind):
+    """Returns the first word, one of `choices`; without one, lists them and ends the program."""
+    word = words[0] if words else "--help"
+    if word in choices:
+        return word
+    if word in ("--help", "-h"):
+        rows = [f"  {name:<18} {what}" for name, what in choices.items()]
+        print(f"usage: {program} {kind.upper()} ...\n", *rows, sep="\n")
+        print(f"\n{program} {kind.upper()} --help lists the flags.")
+        sys.exit()
+    near = difflib.get_close_matches(word, choices, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
+    sys.exit(f"error: no {kind} {word!r}; {hint}")

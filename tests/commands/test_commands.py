@@ -1,0 +1,96 @@
+"""The command `kmax`: every verb, one line for a mistake, and a wheel that needs no clone."""
+
+import configparser
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kmax_tf import commands
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def kmax(*words, **options):
+    command = [sys.executable, "-m", "kmax_tf.commands", *words]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_every_verb_and_format_is_a_program():
+    modules = {p.stem for p in (ROOT / "kmax_tf/commands").glob("*.py")}
+    assert {m for m in modules if not m.startswith("_")} == commands.VERBS.keys() - {"prepare"}
+    shown = kmax("--help").stdout, kmax("prepare", "--help").stdout
+    for text, names in zip(shown, (commands.VERBS, commands.FORMATS), strict=True):
+        assert re.findall(r"^  (\w+) ", text, re.M) == list(names)
+    for name in commands.FORMATS:
+        assert (ROOT / f"data_prep/{name}.py").exists()
+    assert "usage: kmax prepare demo" in kmax("prepare", "demo", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["trian"], "error: no verb 'trian'; did you mean train?"),
+        (["xyz"], "error: no verb 'xyz'; see kmax --help"),
+        (["prepare", "coco_instance"], "error: no format 'coco_instance'; did you mean"),
+        (["train", "--gin_fil=x"], "error: no flag --gin_fil; did you mean --gin_file?"),
+    ],
+)
+def test_mistakes(words, line):
+    done = kmax(*words)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_a_wheel_gets_every_folder():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    packages = set(config["options"]["packages"].split())
+    folders = {p.parent for top in ("kmax_tf", "data_prep") for p in (ROOT / top).rglob("*.py")}
+    gin = {p.parent for p in (ROOT / "gin").rglob("*.gin")}
+    expected = {f.relative_to(ROOT).as_posix().replace("/", ".") for f in folders}
+    expected |= {"kmax_tf." + f.relative_to(ROOT).as_posix().replace("/", ".") for f in gin}
+    assert packages == expected
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_wheel_in_an_empty_folder(tmp_path, tiny_text):
+    """From no data to overlays, without the clone; packages are those of this environment."""
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={tmp_path}", str(ROOT)]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", f"--target={site}", str(wheel)], check=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(*words):
+        place = os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+        done = kmax(*words, cwd=empty, env=place)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    place = subprocess.run(
+        [sys.executable, "-c", "import kmax_tf; print(kmax_tf.__file__)"],
+        env=os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"},
+        cwd=empty,
+        capture_output=True,
+        text=True,
+    )
+    assert place.stdout.startswith(str(site))
+    run("prepare", "demo", "--out=data", "--num_train=6", "--num_val=3")
+    for split in ("train", "val"):
+        places = [f"--images=data/{split}", f"--panoptic_dir=data/panoptic_{split}"]
+        places += [f"--panoptic_json=data/panoptic_{split}.json", "--out=records"]
+        run("prepare", "coco_format", f"--split={split}", "--name=panoptic_digits", *places)
+    (empty / "tiny.gin").write_text(tiny_text.format(records="records"))
+    run("train", "--gin_file=tiny.gin", "--run_dir=run")
+    assert "step 4: PQ" in run("evaluate", "--run_dir=run", "--once")
+    run("export", "--run_dir=run", "--out=export")
+    assert "3 images, 0 skipped" in run("predict", "export", "data/val", "--out=predictions")
+    assert len(list((empty / "predictions/overlays").iterdir())) == 3
