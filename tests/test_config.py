@@ -192,7 +192,7 @@ def test_includes_from_any_working_directory(toy, write, tmp_path, monkeypatch):
     write("toy.Experiment.steps = 5\n", name="models/base.gin")
     write('toy.Experiment.run_dir = "a"\n', name="gin/data.gin")
     write('include "../models/base.gin"\ninclude "gin/data.gin"\n', name="runs/run.gin")
-    monkeypatch.setattr(files, "ROOT", str(tmp_path))
+    monkeypatch.setattr(files, "GIN_ROOT", str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     for folder, path in [("elsewhere", "runs/run.gin"), ("runs", "run.gin"), (".", "runs/run.gin")]:
         monkeypatch.chdir(tmp_path / folder)
