@@ -90,10 +90,10 @@ def losses(run_dir):
     return values
 
 
-def assert_same(actual, expected):
+def assert_same(actual, expected, tolerance=1e-5):
     assert actual.keys() == expected.keys()
     for tag, values in expected.items():
-        np.testing.assert_allclose(actual[tag], values, rtol=1e-5, atol=1e-5, err_msg=tag)
+        np.testing.assert_allclose(actual[tag], values, tolerance, tolerance, err_msg=tag)
 
 
 def test_another_device_is_refused_in_one_line():
@@ -140,9 +140,8 @@ def test_one_device_trains_as_the_same_step_in_tensorflow(gin_file, tmp_path, ru
 
 @pytest.mark.xla
 @pytest.mark.slow
-def test_devices_of_two_hosts_train_as_one_device(gin_file, tmp_path, start):
-    experiment = config.load(Experiment, gin_file, SAME_ON_ALL)
-    train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
+def test_devices_of_two_hosts_train_as_one_device(tmp_path, start, run):
+    run(tmp_path / "one", "pjrt:cpu:1", SAME_ON_ALL)
     hosts = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     processes = []
     for index in range(2):
@@ -204,7 +203,8 @@ def test_a_run_goes_from_one_kind_of_device_to_another(gin_file, tmp_path, run, 
     tf.io.gfile.rmtree(layout.training(str(run_dir)))
     train.train(experiment, str(run_dir), runtime.strategy("cpu"))
     expected = {tag: values[15:] for tag, values in losses(tmp_path / "one").items()}
-    assert_same(losses(run_dir), expected)
+    # XLA and oneDNN round differently, so that a pixel may take another cluster.
+    assert_same(losses(run_dir), expected, tolerance=1e-3)
 
 
 def cut(run_dir, step):
