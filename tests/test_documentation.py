@@ -190,7 +190,9 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     # tests/planning makes a plan, and tests/data_prep reads the other forms of labels
     places = {"photos/": "own/val"}
     run_page(
-        "own_dataset.md", places, "mask_folders|label_images|class_maps|instances|plan.py|nuclei"
+        "own_dataset.md",
+        places,
+        "mask_folders|label_images|class_maps|instances|plan.py|nuclei|camvid",
     )
     assert (workspace / "data/own/validation/val/contact_sheet.png").exists()
     assert "Pictures" in (workspace / "runs/own/report.html").read_text()

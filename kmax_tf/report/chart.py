@@ -10,7 +10,7 @@ COLORS = (
     "#3b82f6", "#f97316", "#10b981", "#ef4444", "#a855f7", "#eab308", "#06b6d4", "#ec4899",
 )  # fmt: skip
 POINTS = 400  # of a curve, at most
-LEFT, RIGHT, TOP, BOTTOM = 44, 348, 10, 172  # edges of the plot in its 360 x 196 box
+LEFT, RIGHT, TOP, BOTTOM = 44, 340, 10, 172  # edges of the plot in its 360 x 196 box
 
 
 def draw_chart(

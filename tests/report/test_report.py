@@ -190,8 +190,8 @@ def test_chart_of_a_single_point_shows_it_inside(step):
     svg = draw_chart("PQ", [step], {"all": [40.0], "things": [None], "stuff": [0.0]})
     dots = re.findall(r'<circle cx="(.*?)" cy="(.*?)" r="4"', svg)
     assert len(dots) == 2 and dots[0][0] == dots[1][0]
-    assert float(dots[0][0]) == 196  # the middle
-    assert re.findall(r'<text x="([^"]*)" y="190"[^>]*>(.*?)<', svg) == [("196.0", f"{step:,}")]
+    assert float(dots[0][0]) == 192  # the middle
+    assert re.findall(r'<text x="([^"]*)" y="190"[^>]*>(.*?)<', svg) == [("192.0", f"{step:,}")]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
