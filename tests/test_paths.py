@@ -12,10 +12,12 @@ import string
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from data_prep import coco_format, convert, pool, validate
+from data_prep import coco_format, convert, label_images, pool, validate
 from kmax_tf import config, predict
 from kmax_tf.data.records import shards
 from kmax_tf.errors import InputError
@@ -141,6 +143,26 @@ def test_a_dataset(records, tmp_path, name):
     convert.convert(*coco_format.read(*([path] for path in source)), out, "val", run=alone)
     found = b"".join(record for path in shards.paths(out, "val") for record in shards.read(path))
     assert other.encode() in found
+
+
+@pytest.mark.parametrize("name", [*WORKING, *PATTERNS])
+def test_labels_without_json(tmp_path, name):
+    """Images and label images become records in a folder of that name."""
+    place = tmp_path / name
+    for kind in ("images", "labels"):
+        (place / kind).mkdir(parents=True)
+    for number in range(4):
+        file = f"{name[:200]}{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(place / "images" / file)
+        objects = np.zeros((32, 40), np.uint8)
+        objects[4:20, 4:20], objects[8:30, 24:36] = 1, 2
+        Image.fromarray(objects).save(place / "labels" / file)
+    places = [f"--{flag}={place}/{flag}" for flag in ("images", "labels", "out")]
+    label_images.main([*places, "--workers=1"])
+    folder = str(place / "out/records")
+    paths = [path for split in ("train", "val") for path in shards.paths(folder, split)]
+    assert sum(1 for path in paths for _ in shards.read(path)) == 4
 
 
 @pytest.mark.parametrize("name", PATTERNS)
