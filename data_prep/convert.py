@@ -73,7 +73,7 @@ def convert(
         raise errors.InputError(f"--shards {count}: choose 1 to {len(items)}, the number of images")
     size = datasets.Split(len(items), count)
     content = datasets.with_split(out_dir, dataset, split, size)
-    present = files.names(out_dir) if tf.io.gfile.isdir(out_dir) else []
+    present = files.names(out_dir, required=False)
     old = [name for name in present if re.fullmatch(rf"{split}-\d{{5}}-of-\d{{5}}\.tfrecord", name)]
 
     partial = os.path.join(out_dir, f"{split}.partial")

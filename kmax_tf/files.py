@@ -17,14 +17,20 @@ ROOT = os.path.dirname(PACKAGE)  # the repository, where this is one
 GIN_ROOT = ROOT if os.path.isdir(os.path.join(ROOT, "gin", "experiments")) else PACKAGE
 
 
-def names(folder: str) -> list[str]:
+def names(folder: str, *, required: bool = True) -> list[str]:
     """Returns the sorted names in a folder, without the "/" after those of folders.
+
+    Args:
+        folder: the folder.
+        required: whether it must exist; else a missing folder has no names.
 
     Raises:
         InputError: the folder does not exist, or a name is not UTF-8.
     """
     if not tf.io.gfile.isdir(folder):
-        raise InputError(f"{folder}: no such folder; check the path")
+        if required:
+            raise InputError(f"{folder}: no such folder; check the path")
+        return []
     try:
         return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
     except UnicodeDecodeError as error:
@@ -38,7 +44,7 @@ def matching(folder: str, pattern: str) -> list[str]:
 
     The signs `*`, `?`, `[` and `\\` of the folder stand for themselves. A missing folder has none.
     """
-    present = names(folder) if tf.io.gfile.isdir(folder) else []
+    present = names(folder, required=False)
     return [os.path.join(folder, name) for name in fnmatch.filter(present, pattern)]
 
 

@@ -2,10 +2,10 @@
 
 import sys
 
-try:
-    from kmax_tf.commands import run
-except ModuleNotFoundError as missing:
-    sys.exit(f"error: no package {missing.name} in {sys.executable}; run scripts/setup_venv")
-
 if __name__ == "__main__":
-    run("doctor")
+    try:
+        from kmax_tf.commands import run
+
+        run("doctor")
+    except ModuleNotFoundError as missing:
+        sys.exit(f"error: no package {missing.name} in {sys.executable}; run scripts/setup_venv")

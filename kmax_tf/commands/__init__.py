@@ -47,7 +47,7 @@ def main() -> None:
     if verb == "prepare":
         name = _choose(words[1:], FORMATS, "kmax prepare", "format")
         sys.argv = [f"kmax prepare {name}", *words[2:]]
-        importlib.import_module(f"data_prep.{name}").main(words[2:])
+        importlib.import_module(f"data_prep.{name}").main()
     else:
         sys.argv = [f"kmax {verb}", *words[1:]]
         run(verb)

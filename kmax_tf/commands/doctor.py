@@ -17,10 +17,8 @@ def parse():
 
 
 def main(options):
-    try:
-        from kmax_tf.tools import doctor
-    except ModuleNotFoundError as missing:
-        sys.exit(f"error: no package {missing.name} in {sys.executable}; run scripts/setup_venv")
+    from kmax_tf.tools import doctor
+
     rows, problems = doctor.examine(options)
     print(doctor.text(rows, problems))
     sys.exit(bool(problems))

@@ -97,7 +97,7 @@ def _remove_unfinished(folder):
 def complete(folder: str) -> list[str]:
     """Returns the paths of a folder's complete checkpoints, in the order of steps."""
     check_literal(folder)
-    present = names(folder) if tf.io.gfile.isdir(folder) else []
+    present = names(folder, required=False)
     shards = {}  # name of a checkpoint -> for each data file, how many it should have
     for name in present:
         match = re.fullmatch(r"(ckpt-\d+)\.data-\d{5}-of-(\d{5})", name)

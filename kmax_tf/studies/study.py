@@ -227,8 +227,8 @@ def _run_one(job, initial, out, threads):
     bindings = (*job.bindings, *_starting_from(initial))
     begin = time.monotonic()
     name = f"{job.variant}, seed {job.seed}"
-    _run_script(name, _train_command(job.gin_file, bindings, run_dir), run_dir, threads)
-    _run_script(name, [*_evaluate_command(run_dir), "--wait=0"], run_dir, threads)
+    _run_verb(name, _train_command(job.gin_file, bindings, run_dir), run_dir, threads)
+    _run_verb(name, [*_evaluate_command(run_dir), "--wait=0"], run_dir, threads)
     evaluations = report.read_evaluations(run_dir)
     curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
     minutes = round((time.monotonic() - begin) / 60, 2)
@@ -246,7 +246,7 @@ def _trained_encoder(gin_file, out):
     if path not in checkpoint.complete(os.path.dirname(path)):
         tqdm.write("training the pixel encoder that all runs start from")
         words = _train_command(gin_file, (), run_dir)
-        _run_script("pixel encoder", words, run_dir, os.cpu_count() or 1)
+        _run_verb("pixel encoder", words, run_dir, os.cpu_count() or 1)
         with runtime.strategy("cpu").scope():  # the GPUs are for the runs
             model = config.load(Experiment, gin_file).build_model()
         checkpoint.restore_model(model, checkpoint.newest(run_dir))
@@ -264,7 +264,7 @@ def _evaluate_command(run_dir):
     return ["evaluate", f"--run_dir={run_dir}"]
 
 
-def _run_script(name, words, run_dir, threads):
+def _run_verb(name, words, run_dir, threads):
     """Runs a verb of `kmax` with so many threads; its output becomes log.txt if it fails."""
     # The kernel kills the program with this process; it would disturb the study's next start.
     command = ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", "kmax_tf.commands"]

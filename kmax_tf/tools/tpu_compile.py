@@ -6,8 +6,6 @@ It needs the extra `tpu_compile`.
 import os
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kmax_tf.errors import InputError
 from kmax_tf.tools import tpu_chips
 from kmax_tf.training import replica_program
@@ -72,9 +70,7 @@ def compile_for_tpu(hlo: bytes, accelerator: str, replicas: int) -> Compiled:
     from jax.errors import JaxRuntimeError
     from jaxlib import _jax
 
-    options = _jax.CompileOptions()
-    options.num_replicas, options.num_partitions = replicas, 1
-    options.device_assignment = _jax.DeviceAssignment.create(np.arange(replicas)[:, None])
+    options = replica_program.compile_options(range(replicas))
     module = replica_program.stablehlo(hlo)
     try:
         program = used[0].client.compile(module, _jax.DeviceList(tuple(used)), options)

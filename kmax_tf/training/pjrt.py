@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlib import _jax
 
 from kmax_tf.errors import InputError, first_line
+from kmax_tf.training import replica_program
 from kmax_tf.training.replica_strategy import ReplicaStrategy
 
 
@@ -118,35 +119,26 @@ class Executable:
 
 def compile_module(module: Any, devices: Devices) -> Executable:
     """Compiles a StableHLO module of one replica; InputError if it does not fit in memory."""
-    everywhere = _jax.DeviceList(tuple(devices.everywhere))
     try:
-        loaded = get_backend().compile_and_load(module, everywhere, _options(devices))
+        loaded = get_backend().compile_and_load(module, *_placement(devices))
     except JaxRuntimeError as error:
-        raise _described(error) from error
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"the step does not fit in the device's memory ({first_line(error):.200}); give a"
+            ' smaller --batch_size, or bind experiment.Experiment.precision = "mixed_bfloat16" or a'
+            " larger experiment.Experiment.accumulation"
+        ) from error
     return Executable(loaded, devices)
 
 
 def load(content: bytes, devices: Devices) -> Executable:
     """Loads what `Executable.serialize` gave for the same devices."""
-    everywhere = _jax.DeviceList(tuple(devices.everywhere))
-    loaded = get_backend().deserialize_executable(content, everywhere, _options(devices))
+    loaded = get_backend().deserialize_executable(content, *_placement(devices))
     return Executable(loaded, devices)
 
 
-def _options(devices):
-    options = _jax.CompileOptions()
-    options.num_replicas, options.num_partitions = len(devices.everywhere), 1
-    numbers = np.array([device.id for device in devices.everywhere])
-    options.device_assignment = _jax.DeviceAssignment.create(numbers[:, None])
-    return options
-
-
-def _described(error):
-    """Returns an InputError for a lack of memory, the error itself otherwise."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    return InputError(
-        f"the step does not fit in the device's memory ({first_line(error):.200}); give a smaller"
-        ' --batch_size, or bind experiment.Experiment.precision = "mixed_bfloat16" or a larger'
-        " experiment.Experiment.accumulation"
-    )
+def _placement(devices):
+    """Returns all devices and the compiler's options, as JAX's functions take them."""
+    options = replica_program.compile_options([d.id for d in devices.everywhere])
+    return _jax.DeviceList(tuple(devices.everywhere)), options

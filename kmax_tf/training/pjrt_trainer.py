@@ -20,7 +20,7 @@ from jax.errors import JaxRuntimeError
 from kmax_tf import config
 from kmax_tf.errors import first_line
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import ROOT, read_bytes, write_atomic
+from kmax_tf.files import PACKAGE, read_bytes, write_atomic
 from kmax_tf.run_folder import layout
 from kmax_tf.training import pjrt, replica_program
 from kmax_tf.training.trainer import Trainer, make_trainer
@@ -69,13 +69,14 @@ class PjrtTrainer(Trainer):
         self._send(self._light)
         return scalars
 
-    def fetch_state(self) -> None:
+    def save(self, run_dir: str) -> None:
         self._fetch(self._heavy)
+        super().save(run_dir)
 
     def prepare(self) -> None:
         """Loads or compiles the step, and copies the variables to the devices."""
         self._step = _kept(self) or _compile(self)
-        self._variables = [self.variables[number] for number in self._step.variables]
+        self._variables = [self.step_variables[number] for number in self._step.variables]
         heavy = [*self.model.variables, *self.optimizer.moments]
         heavy = {v.ref() for v in (*heavy, *(self.ema.variables if self.ema else ()))}
         numbers = range(len(self._variables))
@@ -143,7 +144,7 @@ def _compile(trainer):
     print("compiling the training step", flush=True)
     step, specs = replica_program.training_step(trainer)
     captured = step.get_concrete_function(*specs).captured_inputs
-    numbers = {id(v.handle): number for number, v in enumerate(trainer.variables)}
+    numbers = {id(v.handle): number for number, v in enumerate(trainer.step_variables)}
     variables = [numbers[id(handle)] for handle in captured]
     module = replica_program.stablehlo(replica_program.lower(step, specs))
     replaced = replica_program.replaced_arguments(module)
@@ -186,10 +187,7 @@ def _key(trainer):
     devices = trainer.strategy.devices.everywhere
     parts = [config.resolved(), tf.__version__, tf_keras.__version__, jax.__version__]
     parts += [str(trainer.strategy.devices), devices[0].client.platform_version]
-    parts += [read_bytes(path).decode() for path in _sources()]
+    folders = os.walk(PACKAGE)
+    sources = sorted(os.path.join(f, n) for f, _, names in folders for n in names)
+    parts += [read_bytes(path).decode() for path in sources if path.endswith(".py")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _sources():
-    folders = os.walk(os.path.join(ROOT, "kmax_tf"))
-    return sorted(os.path.join(f, n) for f, _, names in folders for n in names if n.endswith(".py"))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kmax_tf.data import training_input
@@ -138,6 +139,16 @@ def _named(module, name):
 
     module.operation.walk(collect)
     return found
+
+
+def compile_options(ids: Sequence[int]) -> Any:
+    """Returns the compiler's options: replica number k runs on the device of ids[k]."""
+    from jaxlib import _jax
+
+    options = _jax.CompileOptions()
+    options.num_replicas, options.num_partitions = len(ids), 1
+    options.device_assignment = _jax.DeviceAssignment.create(np.array(ids)[:, None])
+    return options
 
 
 def portable(module: Any) -> Any:

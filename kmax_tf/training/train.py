@@ -109,8 +109,7 @@ def train(
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
     folder = runtime.writable_dir(strategy, run_dir)
     trainer = _make_trainer(experiment, strategy, run_dir)
-    saver = tf.train.Checkpoint(**trainer.state)
-    start = _restore(trainer, saver, run_dir)
+    start = _restore(trainer, run_dir)
     provenance.write(folder, made_with)
     _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
     stride = trainer.model.output_stride
@@ -123,8 +122,7 @@ def train(
         progress.show(step, scalars, trainer.nonfinite)
         stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
         if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
-            trainer.fetch_state()
-            checkpoint.save(saver, folder, step, experiment.checkpoints_kept)
+            trainer.save(folder)
         if stop:
             progress.write(f"stopped at step {step}; start it again to resume")
             raise SystemExit(preemption.RESTART)
@@ -171,11 +169,11 @@ def _show_segments(trainer, records, folder, known):
     print(read_bytes(path).decode(), flush=True)
 
 
-def _restore(trainer, saver, run_dir):
+def _restore(trainer, run_dir):
     """Reads the newest checkpoint, or in a new run the initial one; returns the step reached."""
     initial = trainer.experiment.initial_checkpoint
     with trainer.strategy.scope():
-        resumed = checkpoint.resume(saver, run_dir)
+        resumed = checkpoint.resume(trainer.saver, run_dir)
         if initial and not resumed:
             lines = _start_from(trainer, initial)
             print(*lines, sep="\n", end="\n" * bool(lines))

@@ -142,6 +142,7 @@ class Trainer(orbit.StandardTrainer):
             model.output_stride,
             compiled=not isinstance(strategy, tf.distribute.TPUStrategy),
         )
+        self.saver = tf.train.Checkpoint(**self.state)
 
     @property
     def state(self) -> dict:
@@ -152,7 +153,7 @@ class Trainer(orbit.StandardTrainer):
         return items | ({"ema": self.ema} if self.ema else {})
 
     @property
-    def variables(self) -> list[tf.Variable]:
+    def step_variables(self) -> list[tf.Variable]:
         """All variables that a step may read or change, always in the same order."""
         metrics = (*self.losses, self.norm, self.void, self.nonfinite_count, self.corrupt_count)
         owners = (self.model, self.optimizer, *([self.ema] if self.ema else []), *metrics)
@@ -162,8 +163,10 @@ class Trainer(orbit.StandardTrainer):
     def prepare(self) -> None:
         """Gets ready for the first step, after a restart too; here, the first step does it."""
 
-    def fetch_state(self) -> None:
-        """Brings `state` up to date before a checkpoint; here, the variables always are."""
+    def save(self, run_dir: str) -> None:
+        """Saves `state` as a checkpoint of the step that is reached."""
+        step = int(self.step.numpy())
+        checkpoint.save(self.saver, run_dir, step, self.experiment.checkpoints_kept)
 
     def train_step(self, iterator: Iterator) -> None:
         self.strategy.run(self._on_replica, args=next(iterator))

@@ -1,16 +1,13 @@
 """Training through PJRT: the same losses, bits and checkpoints as on TensorFlow's own devices."""
 
-import contextlib
 import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -23,14 +20,6 @@ from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import make_trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 20
-# A step's random numbers depend on the number of replicas; this model has none.
-SAME_ON_ALL = (
-    "criterion.Criterion.contrast_pixels = 169",
-    f"experiment.Experiment.steps = {STEPS}",
-    f"experiment.Experiment.checkpoint_interval = {STEPS}",
-    "experiment.Experiment.batch_size = 4",
-)
 
 
 @pytest.fixture
@@ -71,31 +60,6 @@ def run(start):
     return run
 
 
-def free_ports(number):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("localhost", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def losses(run_dir):
-    """{tag: [value of each step]} of all terms and decoders."""
-    values = {}
-    for path in (run_dir / "train").glob("events*"):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                if value.tag.startswith(("loss", "decoder")):
-                    values.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
-    return values
-
-
-def assert_same(actual, expected, tolerance=1e-5):
-    assert actual.keys() == expected.keys()
-    for tag, values in expected.items():
-        np.testing.assert_allclose(actual[tag], values, tolerance, tolerance, err_msg=tag)
-
-
 def test_another_device_is_refused_in_one_line():
     pytest.importorskip("jax")
     for device in ("pjrt:gpu:2", "pjrt:cpu:0", "pjrt:"):
@@ -122,38 +86,42 @@ except InputError as error:
 @pytest.mark.xla
 @pytest.mark.long
 @pytest.mark.slow
-def test_one_device_trains_as_the_same_step_in_tensorflow(gin_file, tmp_path, run):
-    run(tmp_path / "run", "pjrt:cpu:1", SAME_ON_ALL)
-    experiment = config.load(Experiment, gin_file, SAME_ON_ALL)
+def test_one_device_trains_as_the_same_step_in_tensorflow(
+    gin_file, tmp_path, run, same_on_all, losses, assert_same_losses
+):
+    run(tmp_path / "run", "pjrt:cpu:1", same_on_all)
+    experiment = config.load(Experiment, gin_file, same_on_all)
     trainer = make_trainer(experiment, ReplicaStrategy(1))
     step, _ = replica_program.training_step(trainer)
     records, stride = train.training_records(experiment), trainer.model.output_stride
     batches = train.training_dataset(experiment, records, trainer.strategy, stride, 0)
     expected = {}
-    for batch in batches.take(STEPS):
+    for batch in batches.take(experiment.steps):
         step(*tf.nest.flatten(batch))
         for tag, value in trainer.train_loop_end().items():
             if tag.startswith(("loss", "decoder")):
                 expected.setdefault(tag, []).append(value)
-    assert_same(losses(tmp_path / "run"), expected)
+    assert_same_losses(losses(tmp_path / "run"), expected)
 
 
 @pytest.mark.xla
 @pytest.mark.slow
-def test_devices_of_two_hosts_train_as_one_device(tmp_path, start, run):
-    run(tmp_path / "one", "pjrt:cpu:1", SAME_ON_ALL)
+def test_devices_of_two_hosts_train_as_one_device(
+    tmp_path, start, run, same_on_all, losses, assert_same_losses, free_ports
+):
+    run(tmp_path / "one", "pjrt:cpu:1", same_on_all)
     hosts = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     processes = []
     for index in range(2):
         task = json.dumps({"cluster": hosts, "task": {"type": "worker", "index": index}})
         place = dict(TF_CONFIG=task, TMPDIR=str(tmp_path))
-        processes.append(start(tmp_path / "hosts", "pjrt:cpu:2", SAME_ON_ALL, **place))
+        processes.append(start(tmp_path / "hosts", "pjrt:cpu:2", same_on_all, **place))
     texts = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     assert "device: 4 x cpu" in texts[0]
-    assert_same(losses(tmp_path / "hosts"), losses(tmp_path / "one"))
+    assert_same_losses(losses(tmp_path / "hosts"), losses(tmp_path / "one"))
     (path,) = checkpoint.completed(str(tmp_path / "hosts"))
-    assert checkpoint.step_of(path) == STEPS
+    assert checkpoint.step_of(path) == 20
     assert not list(tmp_path.glob("tmp*"))  # what the other host wrote is gone
 
 
@@ -191,8 +159,10 @@ def test_killed_it_resumes_to_the_same_bits_without_compiling(
 @pytest.mark.xla
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_run_goes_from_one_kind_of_device_to_another(gin_file, tmp_path, run, two_replicas):
-    bindings = [*SAME_ON_ALL, "experiment.Experiment.checkpoint_interval = 5"]
+def test_a_run_goes_from_one_kind_of_device_to_another(
+    gin_file, tmp_path, run, two_replicas, same_on_all, losses, assert_same_losses
+):
+    bindings = [*same_on_all, "experiment.Experiment.checkpoint_interval = 5"]
     experiment = config.load(Experiment, gin_file, bindings)
     train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
     run_dir = tmp_path / "moving"
@@ -204,7 +174,7 @@ def test_a_run_goes_from_one_kind_of_device_to_another(gin_file, tmp_path, run, 
     train.train(experiment, str(run_dir), runtime.strategy("cpu"))
     expected = {tag: values[15:] for tag, values in losses(tmp_path / "one").items()}
     # XLA and oneDNN round differently, so that a pixel may take another cluster.
-    assert_same(losses(run_dir), expected, tolerance=1e-3)
+    assert_same_losses(losses(run_dir), expected, tolerance=1e-3, steps=5)
 
 
 def cut(run_dir, step):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -56,13 +55,8 @@ def test_the_second_signal_ends_it_at_once(second, default_signals):
 
 
 @pytest.mark.slow
-def test_all_hosts_hear_of_a_signal_to_one():
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            ports.append(free.getsockname()[1])
-    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+def test_all_hosts_hear_of_a_signal_to_one(free_ports):
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     processes = []
     for index, signals in enumerate((["False", "False", "True"], ["False", "True", "True"])):
         config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})

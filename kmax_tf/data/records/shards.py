@@ -27,7 +27,7 @@ def paths(folder: str, split: str) -> list[str]:
     pattern = re.compile(
         rf"{re.escape(split)}-{number}\.tfrecord|\w+-{re.escape(split)}\.tfrecord-{number}"
     )
-    present = files.names(folder) if tf.io.gfile.isdir(folder) else []
+    present = files.names(folder, required=False)
     matches = sorted(filter(None, map(pattern.fullmatch, present)), key=lambda match: match[0])
     if not matches:
         raise errors.InputError(
