@@ -72,6 +72,13 @@ class Parser(argparse.ArgumentParser):
         self.flags += [name[2:] for name in names if name.startswith("--")]
         return super().add_argument(*names, **settings)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks for the flags
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(args, namespace)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.words = sys.argv[1:] if args is None else args
         options, others = super().parse_known_args(args, namespace)

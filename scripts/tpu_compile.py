@@ -27,17 +27,9 @@ def parse():
     parser.add_argument(
         "--batch_size", type=int, help="images per step, with the schedule scaled as in train.py"
     )
-    parser.add_argument(
-        "--stablehlo",
-        metavar="FILE",
-        help="also write one replica's step, without sums over replicas, for"
-        " scripts/time_stablehlo.py",
-    )
     options = parser.parse_args()
     if options.all == bool(options.gin_file):
         parser.error("give --gin_file, or --all for every experiment")
-    if options.stablehlo and (options.all or len(options.topology or []) > 1):
-        parser.error("--stablehlo is for one experiment and one slice")
     return options
 
 
@@ -63,17 +55,13 @@ def main(options):
 def report_one(options, accelerator):
     from kmax_tf import config
     from kmax_tf.experiment import Experiment
-    from kmax_tf.files import write_atomic
-    from kmax_tf.tools import tpu_chips, tpu_report
-    from kmax_tf.training import batch_size, replica_program
+    from kmax_tf.tools import tpu_report
+    from kmax_tf.training import batch_size
 
     experiment = config.load(Experiment, options.gin_file, options.gin)
     if options.batch_size is not None:
         bindings = options.gin + batch_size.linear_scaling(experiment, options.batch_size)
         experiment = config.load(Experiment, options.gin_file, bindings)
-    if options.stablehlo:
-        replicas = tpu_chips.parse(accelerator).replicas
-        write_atomic(options.stablehlo, replica_program.serialized(experiment, replicas))
     report = tpu_report.report(experiment, accelerator)
     print(json.dumps(report) if options.json else tpu_report.text(report))
 

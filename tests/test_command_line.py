@@ -12,7 +12,7 @@ from kmax_tf.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Each parses its flags before it imports TensorFlow or JAX.
-SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "time_stablehlo.py")
+SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "run_step.py")
 WITHOUT_TENSORFLOW = """
 import runpy, sys
 sys.modules["tensorflow"] = None

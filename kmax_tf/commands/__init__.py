@@ -6,6 +6,7 @@ takes long inside `main`, so that `--help` and mistakes are answered at once.
 
 import difflib
 import importlib
+import os
 import sys
 
 from kmax_tf import command_line
@@ -41,8 +42,15 @@ FORMATS = {
 
 
 def main() -> None:
-    """Runs `kmax VERB FLAGS`."""
-    words = sys.argv[1:]
+    """Runs `kmax VERB FLAGS`, or completes it for the shell."""
+    if "_ARGCOMPLETE" in os.environ:
+        from kmax_tf.commands import _completion
+
+        _completion.complete(_dispatch, [list(VERBS), list(FORMATS)])
+    _dispatch(sys.argv[1:])
+
+
+def _dispatch(words):
     verb = _choose(words, VERBS, "kmax", "verb")
     if verb == "prepare":
         name = _choose(words[1:], FORMATS, "kmax prepare", "format")

@@ -141,15 +141,8 @@ def _is_sum(variable):
 def _compile(trainer):
     """Traces, compiles and keeps the step."""
     start = time.monotonic()
-    print("compiling the training step", flush=True)
-    step, specs = replica_program.training_step(trainer)
-    captured = step.get_concrete_function(*specs).captured_inputs
-    numbers = {id(v.handle): number for number, v in enumerate(trainer.step_variables)}
-    variables = [numbers[id(handle)] for handle in captured]
-    module = replica_program.stablehlo(replica_program.lower(step, specs))
-    replaced = replica_program.replaced_arguments(module)
-    outputs = [replaced[len(specs) + i] for i in range(len(variables))]
-    module = replica_program.portable(module)
+    print("compiling the training step; this can take minutes", flush=True)
+    module, variables, outputs = replica_program.step_program(trainer)
     compiled = Step(pjrt.compile_module(module, trainer.strategy.devices), variables, outputs)
     print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
     _keep(compiled, trainer)

@@ -4,10 +4,9 @@ The program is the part of one device: augmentation on the device, forward pass,
 gradients, their sum over all devices, optimizer. It holds no weight: they are its arguments.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,10 +14,8 @@ import tensorflow as tf
 from kmax_tf.data import training_input
 from kmax_tf.data.records import example
 from kmax_tf.errors import InputError
-from kmax_tf.experiment import Experiment
 from kmax_tf.training import batch_size
-from kmax_tf.training.replica_strategy import ReplicaStrategy
-from kmax_tf.training.trainer import Trainer, make_trainer
+from kmax_tf.training.trainer import Trainer
 
 PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 DYNAMIC_OPS = ("Where", "Unique", "UniqueV2", "NonMaxSuppressionV3")
@@ -172,11 +169,31 @@ def portable(module: Any) -> Any:
     return module
 
 
-def serialized(experiment: Experiment, cores: int) -> bytes:
-    """Returns one core's step, without sums over cores, for scripts/time_stablehlo.py."""
+class Program(NamedTuple):
+    """A training step that needs no TensorFlow.
+
+    Its arguments are a batch, then `variables` of the trainer by their numbers in `step_variables`.
+    """
+
+    module: Any  # StableHLO
+    variables: list[int]
+    outputs: list[int]  # for each of `variables`, the number of the output that replaces it
+
+
+def step_program(trainer: Trainer) -> Program:
+    """Traces the step of a trainer in a `ReplicaStrategy`."""
+    step, specs = training_step(trainer)
+    captured = step.get_concrete_function(*specs).captured_inputs
+    numbers = {id(v.handle): number for number, v in enumerate(trainer.step_variables)}
+    variables = [numbers[id(handle)] for handle in captured]
+    module = stablehlo(lower(step, specs))
+    replaced = replaced_arguments(module)
+    outputs = [replaced[len(specs) + i] for i in range(len(variables))]
+    return Program(portable(module), variables, outputs)
+
+
+def serialize(module: Any) -> bytes:
+    """Returns a portable module as bytes that other versions of JAX read."""
     from jaxlib.mlir.dialects import stablehlo as dialect
 
-    share = dataclasses.replace(experiment, batch_size=experiment.batch_size // cores)
-    step = training_step(make_trainer(share, ReplicaStrategy(1)))
-    module = portable(stablehlo(lower(*step)))
     return dialect.serialize_portable_artifact(module, dialect.get_minimum_version())

@@ -45,6 +45,26 @@ def test_mistakes(words, line):
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("kmax pre", {"predict", "prepare"}),
+        ("kmax prepare coco_", {"coco_instances", "coco_format"}),
+        ("kmax train --gin", {"--gin", "--gin_file"}),
+        ("kmax train --once=1 --gin_f", {"--gin_file"}),
+        ("kmax prepare demo --num_t", {"--num_train"}),
+        ("kmax train --gin_file=gin/experiments/demo", {"--gin_file=gin/experiments/demo.gin"}),
+    ],
+)
+def test_tab(tmp_path, line, words):
+    """Asks as the shell function of argcomplete does."""
+    answer = tmp_path / "answer"
+    shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
+    shell |= {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    kmax(env=os.environ | shell, cwd=ROOT)
+    assert {word.strip() for word in answer.read_text().split("\013")} == words
+
+
 def test_a_wheel_gets_every_folder():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

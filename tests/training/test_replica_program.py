@@ -1,10 +1,7 @@
 """The program of one replica: what a TPU refuses is named, and the cores really meet."""
 
 import inspect
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -61,19 +58,3 @@ def test_the_cores_sum_gradients_and_statistics(tiny, cores):
     groups = re.findall(r"all-reduce.*replica_groups=(\{[{}\d,]*\})", text)
     assert set(groups) == ({"{{0,1,2,3}}"} if cores == 4 else set())
     assert specs[0].shape[0] == 4 // cores
-
-
-@pytest.mark.xla
-@pytest.mark.long
-@pytest.mark.slow
-def test_the_step_runs_where_there_is_only_jax(tiny, tmp_path):
-    pytest.importorskip("jax")
-    path = tmp_path / "step.stablehlo"
-    # With the paper's activation, whose error function StableHLO has not.
-    experiment = tiny("experiment.Experiment.batch_size=2", "resnet.ResNet.activation='gelu'")
-    path.write_bytes(replica_program.serialized(experiment, 2))
-    script = pathlib.Path(__file__).parents[2] / "scripts/time_stablehlo.py"
-    done = subprocess.run(
-        [sys.executable, script, path], capture_output=True, text=True, env={"JAX_PLATFORMS": "cpu"}
-    )
-    assert re.search(r"cpu: [\d.]+ ms, at least [\d.]+, of 10 runs", done.stdout), done.stderr
