@@ -119,6 +119,8 @@ def run(main: Callable[[Any], None], parse: Callable[[], Any]) -> None:
         main(parse())
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command starts again")
     except Exception as error:
         reason = file_system_reason(error)
         if not reason:

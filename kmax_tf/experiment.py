@@ -36,7 +36,7 @@ class Experiment:
     initial_checkpoint: str = ""  # of a model or a pixel encoder, that a new run starts from
     train_split: str = "train"
     evaluation_split: str = "val"
-    steps_per_loop: int = 100  # steps on the device between two actions of the host
+    steps_per_loop: int = 100  # steps of a summary
     checkpoint_interval: int = 1000  # steps, a multiple of steps_per_loop
     checkpoints_kept: int = 5
     accumulation: int = 1  # micro-batches of each replica, one after another

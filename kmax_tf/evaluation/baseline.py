@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
+from tqdm import tqdm
 
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.records.reader import Records
@@ -36,9 +37,15 @@ def measure(records: Records, dataset: Dataset) -> dict | None:
     return max(results, key=lambda result: result["PQ"] or 0)
 
 
+def _shown(examples):
+    """The examples, with a progress bar."""
+    bar = dict(desc="trivial baseline", unit="image", leave=False, disable=None)
+    return tqdm(examples.prefetch(1), **bar)
+
+
 def _most_frequent_stuff(examples, dataset):
     pixels = np.zeros(dataset.num_classes, np.int64)
-    for example in examples.prefetch(1):
+    for example in _shown(examples):
         truth = ground_truth(dataset, example)
         area = np.bincount(truth.segment_map.ravel(), minlength=1 + len(truth.segment_class))
         np.add.at(pixels, truth.segment_class, area[1:])
@@ -48,7 +55,7 @@ def _most_frequent_stuff(examples, dataset):
 def _score(examples, dataset, name, predict):
     """The result of `measure` for predict(image) -> (segment map, class indices)."""
     totals = Metrics(dataset.categories)
-    for number, example in enumerate(examples.prefetch(1)):
+    for number, example in enumerate(_shown(examples)):
         segment_map, classes = predict(example.image.numpy())
         prediction = ImagePrediction(
             image_id=str(number),

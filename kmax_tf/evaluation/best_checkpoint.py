@@ -46,6 +46,7 @@ def export(run_dir: str, experiment: Experiment, model: tf_keras.Model) -> None:
     if best is None or best == _read_note(target):
         return
     path = checkpoint.path_of(folder, best["step"])
+    print(f"exporting {path} to {target}; this can take minutes", flush=True)
     checkpoint.restore_model(model, path)
     facts = model_card.weights_facts(path, _read(layout.metrics(run_dir, best["step"])))
     facts += [("in training", line.strip()) for line in read_lost_segments(run_dir)]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from kmax_tf.data import json_fields
 from kmax_tf.data.coco_panoptic import LabelSegment, number_segments, read_segments
@@ -60,7 +61,8 @@ def panoptic_quality(gt_json: str, gt_folder: str, pred_json: str, pred_folder: 
         return _score(categories, *labels)
 
     with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for matches, numbers in workers.map(work, pairs):
+        bar = dict(desc="scoring", total=len(truth), unit="image", leave=False, disable=None)
+        for matches, numbers in tqdm(workers.map(work, pairs), **bar):
             for index, found in matches.items():
                 counts[index] += [found[name] for name in COUNTS]
             tally += numbers

@@ -83,7 +83,9 @@ def _write_panoptic(experiment, predict, target, categories, write_image=lambda 
         return image
 
     images = predictor.predict_split(experiment, predict, work)
-    for image in tqdm(images, desc="predicting", unit="image", leave=False, disable=None):
+    total = predictor.evaluation_records(experiment).num_examples
+    bar = dict(desc="predicting", unit="image", leave=False, disable=None)
+    for image in tqdm(images, total=total, **bar):
         segments = [
             {"id": k, "category_id": categories[image.segment_class[k - 1]].id}
             for k in np.unique(image.segment_map[image.segment_map > 0]).tolist()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
+from tqdm import tqdm
 
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.records import reader
@@ -81,7 +82,9 @@ def take(records: Records, dataset: Dataset) -> Fingerprint:
 
     rows, sizes, largest = [], [], 0
     with reader.named_errors(records, "the records"):
-        for number, item in enumerate(chosen.map(labels, tf.data.AUTOTUNE).as_numpy_iterator()):
+        items = chosen.map(labels, tf.data.AUTOTUNE).as_numpy_iterator()
+        bar = dict(total=-(-count // every), unit="image", leave=False, disable=None)
+        for number, item in enumerate(tqdm(items, "labels", **bar)):
             segment_map, categories, crowd, length = item
             largest = max(largest, int(length))
             sizes.append(segment_map.shape)

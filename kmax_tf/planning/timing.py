@@ -1,18 +1,22 @@
 """Times a few training steps of an experiment on this machine."""
 
+import tempfile
 import time
 
 import tensorflow as tf
 
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.training import train
-from kmax_tf.training.trainer import make_trainer
+from kmax_tf.training import preemption, train
+from kmax_tf.training.progress import duration
 
 STEPS = 50  # fewer are too fast, while buffers of the input are full
+LOOP = 5  # steps
+SECONDS = 30  # of slow steps, fewer are enough
 
 
 def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tuple[float, float]:
-    """Trains `STEPS` steps and forgets them; nothing is written.
+    """Trains up to `STEPS` steps and forgets them; nothing is written.
 
     Returns:
         The seconds until the first loop of steps is done, with compilation; and the seconds of a
@@ -23,10 +27,36 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
     """
     begin = time.perf_counter()
     records = train.training_records(experiment)
-    trainer = make_trainer(experiment, strategy)
-    stride = trainer.model.output_stride
-    trainer.train_dataset = train.training_dataset(experiment, records, strategy, stride, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = train.new_trainer(experiment, strategy, folder)
+        stride = trainer.model.output_stride
+        trainer.train_dataset = train.training_dataset(experiment, records, strategy, stride, 0)
+        trainer.prepare()
     trainer.train(tf.constant(2))
-    first = time.perf_counter()
-    trainer.train(tf.constant(STEPS))
-    return first - begin, (time.perf_counter() - first) / STEPS
+    first, steps = time.perf_counter(), 0
+    while steps < STEPS and time.perf_counter() < first + SECONDS:
+        trainer.train(tf.constant(LOOP))
+        steps += LOOP
+    return first - begin, (time.perf_counter() - first) / steps
+
+
+def steps_within(minutes: float, experiment: Experiment, strategy: tf.distribute.Strategy) -> int:
+    """Returns how many steps fit into `minutes`, with this timing and the start of the training.
+
+    Raises InputError if none fits, or as `time_steps` does.
+    """
+    begin = time.perf_counter()
+    first, each = time_steps(experiment, strategy)
+    start = time.perf_counter() - begin + first
+    # All hosts must take the same number.
+    start, each, one = (preemption.sum_of_hosts(strategy, v) for v in (start, each, 1.0))
+    steps = int((60 * minutes * one - start) / each)
+    start, each = start / one, each / one
+    if steps < 1:
+        raise InputError(f"{minutes:g} minutes: timing and the start take {start:.0f} s; give more")
+    print(
+        f"{minutes:g} minutes: {duration(start)} for timing and the start, then {steps} steps of"
+        f" {each:.2f} s",
+        flush=True,
+    )
+    return steps

@@ -10,6 +10,11 @@ def config(run_dir: str) -> str:
     return os.path.join(run_dir, "config.gin")
 
 
+def plan(run_dir: str) -> str:
+    """The plan of a training that was started from Python."""
+    return os.path.join(run_dir, "plan.gin")
+
+
 def provenance(run_dir: str) -> str:
     """The code, packages and data of the run."""
     return os.path.join(run_dir, "run.json")
@@ -70,6 +75,11 @@ def latest_metrics(run_dir: str) -> str:
     return os.path.join(run_dir, "metrics.json")
 
 
+def metrics_table(run_dir: str) -> str:
+    """The metrics of all evaluated steps as one table."""
+    return os.path.join(run_dir, "metrics.csv")
+
+
 def report(run_dir: str) -> str:
     """The report page."""
     return os.path.join(run_dir, "report.html")
@@ -83,6 +93,11 @@ def best(run_dir: str) -> str:
 def best_export(run_dir: str) -> str:
     """The export of the best checkpoint."""
     return os.path.join(best(run_dir), "export")
+
+
+def export(run_dir: str) -> str:
+    """The export of the newest checkpoint, for a run without a best one."""
+    return os.path.join(run_dir, "export")
 
 
 def best_note(folder: str) -> str:

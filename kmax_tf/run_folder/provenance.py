@@ -85,6 +85,14 @@ def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
         )
 
 
+def steps(run_dir: str) -> int | None:
+    """Returns the number of steps that a run began with; None before its first checkpoint."""
+    if not checkpoint.completed(run_dir):
+        return None
+    text = read_bytes(layout.config(run_dir)).decode()
+    return int(config.bindings(text)["experiment.Experiment.steps"])
+
+
 def _revision():
     """Returns the git revision of the checkout of this code, None outside a checkout."""
     if not os.path.exists(os.path.join(ROOT, ".git")):

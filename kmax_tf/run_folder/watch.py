@@ -2,6 +2,7 @@
 
 import glob
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,13 +16,19 @@ from kmax_tf.run_folder import checkpoint, layout
 SECONDS = 1.0  # between two probes
 
 
-def poll(probe: Callable[[], Any], seconds: float) -> Any:
-    """Calls `probe` until it returns anything but None; returns that, or None after `seconds`."""
-    deadline = time.monotonic() + seconds
+def poll(probe: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Calls `probe` until it returns anything but None; returns that, or None after `seconds`.
+
+    A line on stderr says that it waits for `what`.
+    """
+    deadline, told = time.monotonic() + seconds, False
     while True:
         result = probe()
         if result is not None or time.monotonic() >= deadline:
             return result
+        if not told:
+            print(f"waiting for {what}", file=sys.stderr, flush=True)
+        told = True
         time.sleep(SECONDS)
 
 
@@ -31,8 +38,8 @@ def wait_for_config(run_dir: str, seconds: float) -> str:
     Raises InputError if it is missing after `seconds`.
     """
     path = layout.config(run_dir)
-    if not poll(lambda: tf.io.gfile.exists(path) or None, seconds):
-        raise InputError(f"{path}: missing; start scripts/train.py with this run_dir")
+    if not poll(lambda: tf.io.gfile.exists(path) or None, seconds, path):
+        raise InputError(f"{path}: missing; start kmax train with this run_dir")
     return path
 
 
@@ -67,7 +74,7 @@ def watch_checkpoints(
                     return path
         return "" if is_done(last) else None
 
-    while path := poll(fresh, seconds):
+    while path := poll(fresh, seconds, f"the next checkpoint of {run_dir}"):
         yield path
 
 

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -44,7 +45,8 @@ def pack(experiment: Experiment, path: str, num_batches: int) -> int:
     program = replica_program.step_program(trainer)
     stride = trainer.model.output_stride
     batches = train.training_dataset(experiment, records, strategy, stride, 0)
-    arrays = {"program": np.frombuffer(replica_program.serialize(program.module), np.uint8)}
+    code = replica_program.serialize(program.module)
+    arrays: dict[str, Any] = {"program": np.frombuffer(code, np.uint8)}
     for i, batch in enumerate(itertools.islice(batches, num_batches)):
         for j, part in enumerate(tf.nest.flatten(batch)):
             arrays[f"batch_{i}_{j}"] = part.numpy()

@@ -1,7 +1,9 @@
-"""The batch size: its division among replicas, and the schedule that follows from it."""
+"""The batch size and the number of steps: their schedule, and the division among replicas."""
 
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
+
+SAVES = 6  # checkpoints of a training at least
 
 
 def linear_scaling(experiment: Experiment, batch_size: int) -> list[str]:
@@ -20,9 +22,36 @@ def linear_scaling(experiment: Experiment, batch_size: int) -> list[str]:
     schedule = experiment.optimizer(experiment.steps).schedule
     return [
         f"experiment.Experiment.batch_size = {batch_size}",
-        f"experiment.Experiment.steps = {max(1, round(experiment.steps / k))}",
         f"experiment.Experiment.ema_decay = {experiment.ema_decay**k!r}",
         f"optimizer.AdamW.learning_rate = {schedule.base * k!r}",
+        *_schedule(experiment, k),
+    ]
+
+
+def length(experiment: Experiment, steps: int) -> list[str]:
+    """Returns gin bindings that train `experiment` for `steps` steps.
+
+    Warm-up and schedule keep their proportion. The interval of checkpoints becomes shorter if
+    there would be less than `SAVES`.
+
+    Raises InputError if `steps` is not positive.
+    """
+    if steps < 1:
+        raise InputError(f"{steps} steps are no training; give 1 or more")
+    interval = min(experiment.checkpoint_interval, max(1, steps // SAVES))
+    loop = min(experiment.steps_per_loop, interval)
+    return [
+        f"experiment.Experiment.checkpoint_interval = {interval // loop * loop}",
+        f"experiment.Experiment.steps_per_loop = {loop}",
+        *_schedule(experiment, experiment.steps / steps),
+    ]
+
+
+def _schedule(experiment, k):
+    """Returns the bindings of 1 / k of the steps."""
+    schedule = experiment.optimizer(experiment.steps).schedule
+    return [
+        f"experiment.Experiment.steps = {max(1, round(experiment.steps / k))}",
         f"optimizer.AdamW.warmup_steps = {round(schedule.warmup_steps / k)}",
     ]
 

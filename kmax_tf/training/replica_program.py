@@ -5,7 +5,7 @@ gradients, their sum over all devices, optimizer. It holds no weight: they are i
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ DYNAMIC_OPS = ("Where", "Unique", "UniqueV2", "NonMaxSuppressionV3")
 DOUBLES = (tf.float64, tf.complex128)
 
 
-def training_step(trainer: Trainer) -> tuple[Callable, list[tf.TensorSpec]]:
+def training_step(trainer: Trainer) -> tuple[Any, list[tf.TensorSpec]]:
     """Returns the step that each replica runs, and the TensorSpecs of its arguments.
 
     The step is a tf.function with jit_compile=True. It takes one replica's part of a batch and

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import shlex
+import sys
 
 import orbit
 import tensorflow as tf
@@ -19,7 +21,9 @@ from kmax_tf.run_folder import checkpoint, layout, provenance
 from kmax_tf.training import batch_size, nonfinite, preemption
 from kmax_tf.training.progress import Progress
 from kmax_tf.training.replica_strategy import ReplicaStrategy
-from kmax_tf.training.trainer import make_trainer
+from kmax_tf.training.trainer import Trainer, make_trainer
+
+LOOP_SECONDS = 5  # between two actions of the host, up to twice as many
 
 
 def training_records(experiment: Experiment) -> Records:
@@ -101,53 +105,78 @@ def train(
 
     Raises:
         InputError: records, checkpoints or losses that training cannot continue with.
-        SystemExit: RESTART, after SIGTERM and a saved checkpoint; see preemption.py.
+        SystemExit: RESTART, after SIGTERM or Ctrl-C and a saved checkpoint; see preemption.py.
     """
     records = training_records(experiment)  # an error here comes before anything slow
     print(batch_size.describe(experiment, strategy.num_replicas_in_sync, records.num_examples))
     made_with = provenance.describe(experiment.dataset, records)
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
     folder = runtime.writable_dir(strategy, run_dir)
-    trainer = _make_trainer(experiment, strategy, run_dir)
+    trainer = new_trainer(experiment, strategy, run_dir)
     start = _restore(trainer, run_dir)
     provenance.write(folder, made_with)
     _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
+    if start >= experiment.steps:
+        print(f"{run_dir}: all {experiment.steps} steps are done")
+        return trainer.model
     stride = trainer.model.output_stride
     trainer.train_dataset = training_dataset(experiment, records, strategy, stride, start, service)
-    trainer.prepare()
-    every = experiment.steps_per_loop
-
-    def after_loop(scalars):
-        step = int(trainer.step.numpy())
-        progress.show(step, scalars, trainer.nonfinite)
-        stop = preemption.on_any_host(strategy, terminated()) and step < experiment.steps
-        if stop or step % experiment.checkpoint_interval == 0 or step == experiment.steps:
-            trainer.save(folder)
-        if stop:
-            progress.write(f"stopped at step {step}; start it again to resume")
-            raise SystemExit(preemption.RESTART)
-
     with (
         reader.named_errors(records, f"{experiment.data_dir}: split {experiment.train_split!r}"),
-        preemption.watch() as terminated,
         _progress(experiment, records, start) as progress,
-        contextlib.redirect_stdout(io.StringIO()),  # orbit prints every scalar
     ):
-        # No checkpoint manager: orbit would insist on its newest checkpoint.
-        orbit.Controller(
-            global_step=trainer.step,
-            trainer=trainer,
-            strategy=strategy,
-            train_actions=[after_loop],
-            # Loops end where checkpoints are due, wherever the run resumed.
-            steps_per_loop=lambda step: every - step % every,
-            summary_interval=every,
-            summary_dir=layout.training(folder),
-        ).train(experiment.steps)
+        trainer.prepare()
+        with preemption.watch() as came:
+            _run(trainer, folder, progress, came)
     return trainer.model
 
 
-def _make_trainer(experiment, strategy, run_dir):
+def _run(trainer, folder, progress, came):
+    """Runs loops of steps up to the last one, and saves; `came` tells whether to stop.
+
+    The host acts between two loops. They double in length until one takes `LOOP_SECONDS`.
+    """
+    experiment, strategy = trainer.experiment, trainer.strategy
+    every, length = experiment.steps_per_loop, 1
+
+    def after_loop(scalars):
+        nonlocal length
+        step = int(trainer.step.numpy())
+        is_last = step == experiment.steps
+        summary = step % every == 0 or is_last
+        seconds = progress.show(step, scalars, trainer.nonfinite, summary=summary)
+        if not summary:
+            scalars.clear()
+        # All hosts must run loops of the same length.
+        if not preemption.on_any_host(strategy, seconds * length > LOOP_SECONDS):
+            length *= 2
+        stop = preemption.on_any_host(strategy, came()) and not is_last
+        if stop or is_last or step % experiment.checkpoint_interval == 0:
+            trainer.save(folder)
+        if stop:
+            command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
+            progress.write(
+                f"stopped at step {step}; to go on, run the same command again: {command}"
+            )
+            raise SystemExit(preemption.RESTART)
+
+    # No checkpoint manager: orbit would insist on its newest checkpoint.
+    controller = orbit.Controller(
+        global_step=trainer.step,
+        trainer=trainer,
+        strategy=strategy,
+        train_actions=[after_loop],
+        # Loops end where summaries and checkpoints are due, wherever the run resumed.
+        steps_per_loop=lambda step: min(length, every - step % every),
+        summary_interval=every,
+        summary_dir=layout.training(folder),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
+        controller.train(experiment.steps)
+
+
+def new_trainer(experiment: Experiment, strategy: tf.distribute.Strategy, run_dir: str) -> Trainer:
+    """Builds the trainer of a run for its strategy; see `make_trainer`."""
     if not isinstance(strategy, ReplicaStrategy):
         return make_trainer(experiment, strategy)
     from kmax_tf.training import pjrt_trainer  # needs JAX
@@ -164,6 +193,7 @@ def _show_segments(trainer, records, folder, known):
         return
     path = layout.segments(folder)
     if not known or not tf.io.gfile.exists(path):
+        print("counting the segments that crops and the evaluation lose", flush=True)
         counts = segment_counts.of_experiment(records, trainer.experiment, trainer.model)
         write_atomic(path, "\n".join(segment_counts.describe(counts)))
     print(read_bytes(path).decode(), flush=True)

@@ -162,6 +162,7 @@ class Trainer(orbit.StandardTrainer):
 
     def prepare(self) -> None:
         """Gets ready for the first step, after a restart too; here, the first step does it."""
+        print("compiling the training step; this can take minutes", flush=True)
 
     def save(self, run_dir: str) -> None:
         """Saves `state` as a checkpoint of the step that is reached."""
@@ -199,7 +200,7 @@ class Trainer(orbit.StandardTrainer):
         self.nonfinite.update(self.step, finite)
 
     def train_loop_end(self) -> dict[str, float]:
-        """Returns scalars: means since the last call, and corrupt records since the start."""
+        """Returns scalars: means since the last summary, and corrupt records since the start."""
         losses = Losses(*(metric.result() for metric in self.losses))
         scalars = {
             "loss/total": float(losses.total),
@@ -216,8 +217,9 @@ class Trainer(orbit.StandardTrainer):
         scalars |= {metric.name: float(metric.result()) for metric in others}
         if self.experiment.training_input.skip_corrupt:
             scalars[self.corrupt_count.name] = float(self.corrupt_count.result())
-        for metric in (*self.losses, *others):
-            metric.reset_state()
+        if int(self.step.numpy()) % self.experiment.steps_per_loop == 0:
+            for metric in (*self.losses, *others):
+                metric.reset_state()
         return scalars
 
 

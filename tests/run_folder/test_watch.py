@@ -92,7 +92,7 @@ def test_one_that_vanished_is_passed_over(run, tmp_path):
 
 
 def test_without_a_run_there_is_one_clear_line(tmp_path):
-    with pytest.raises(InputError, match="config.gin: missing; start scripts/train.py"):
+    with pytest.raises(InputError, match="config.gin: missing; start kmax train"):
         watch.wait_for_config(str(tmp_path), seconds=0)
 
 
@@ -100,4 +100,4 @@ def test_once_does_not_wait_for_a_run_that_is_not_there(tmp_path):
     command = [sys.executable, ROOT / "scripts/evaluate.py", "--run_dir", tmp_path, "--once"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert f"error: {tmp_path}/config.gin: missing; start scripts/train.py" in done.stderr
+    assert f"error: {tmp_path}/config.gin: missing; start kmax train" in done.stderr

@@ -41,6 +41,22 @@ def test_the_recipe_itself_is_left_as_it_is(tiny):
         batch_size.linear_scaling(recipe, 0)
 
 
+@pytest.mark.parametrize(
+    "steps, warmup, interval, loop",
+    [(150_000, 5000, 1000, 100), (6000, 200, 1000, 100), (1000, 33, 100, 100), (40, 1, 6, 6)],
+)
+def test_another_number_of_steps_keeps_the_share_of_the_warm_up(
+    tiny, steps, warmup, interval, loop
+):
+    intervals = ("checkpoint_interval = 1000", "steps_per_loop = 100")
+    recipe = (*RECIPE, *(f"experiment.Experiment.{name}" for name in intervals))
+    made = tiny(*recipe, *batch_size.length(tiny(*recipe), steps))
+    schedule = made.optimizer(made.steps).schedule
+    assert (made.steps, schedule.steps, schedule.warmup_steps) == (steps, steps, warmup)
+    assert (made.checkpoint_interval, made.steps_per_loop) == (interval, loop)
+    assert (made.batch_size, schedule.base) == (64, 5e-4)
+
+
 def test_a_batch_that_the_replicas_do_not_divide(tiny):
     experiment = tiny("experiment.Experiment.batch_size = 64")
     assert batch_size.per_replica_batch_size(experiment, 32) == 2

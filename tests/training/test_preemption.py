@@ -1,4 +1,4 @@
-"""SIGTERM is heard at once, also in the middle of a loop of steps, and by all hosts together."""
+"""Signals are heard at once, also in the middle of a loop of steps, and by all hosts together."""
 
 import json
 import os
@@ -31,27 +31,41 @@ for came in sys.argv[1:]:
 """
 
 
-def test_the_first_signal_is_noted_and_the_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_noted_and_the_handlers_come_back(kind, monkeypatch):
+    before = signal.signal(kind, signal.default_int_handler)
     with preemption.watch() as came:
         assert not came()
+        os.kill(os.getpid(), kind)
+        while not came():
+            time.sleep(0.01)
+    assert signal.signal(kind, before) == signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_what_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    with preemption.watch() as came:
+        os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         while not came():
             time.sleep(0.01)
-    assert signal.getsignal(signal.SIGTERM) == before and signal.set_wakeup_fd(-1) == -1
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_signal_ends_it_at_once(second, default_signals):
+@pytest.mark.parametrize("first, second", [("SIGTERM", "SIGINT"), ("SIGINT", "SIGINT")])
+def test_the_second_signal_ends_it_at_once(first, second, default_signals):
     command = [sys.executable, "-c", IN_A_LOOP_OF_STEPS]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, preexec_fn=default_signals, **pipes) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
-        while not process.stderr.readline().startswith("SIGTERM: saving after this loop"):
-            assert process.poll() is None
-        process.send_signal(second)
-        assert process.wait() == 128 + second
+        process.send_signal(signal.Signals[first])
+        assert process.stderr.readline().startswith(f"{first}: saving after this loop")
+        process.send_signal(signal.Signals[first])  # the same one, as `timeout` sends it
+        time.sleep(2 * preemption.ECHO)
+        process.send_signal(signal.Signals[second])
+        assert process.stderr.readline() == f"{second} again: stopped without saving\n"
+        assert process.wait() == 128 + signal.Signals[second]
 
 
 @pytest.mark.slow

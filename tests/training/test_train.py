@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import sys
 import time
 
 import numpy as np
@@ -385,35 +386,55 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
 def test_terminated_training_goes_on_bit_exactly(
     tiny, tmp_path, monkeypatch, capsys, assert_same_state
 ):
-    """SIGTERM, then damage to what it saved: in the end all is as if neither had been."""
+    """SIGTERM, Ctrl-C, then damage to what it saved: in the end all is as if none had been."""
     cpu, terminated, whole = runtime.strategy("cpu"), str(tmp_path / "a"), str(tmp_path / "b")
     bindings = [f"experiment.Experiment.{b}" for b in ("ema_decay = 0.9", "accumulation = 2")]
     train.train(tiny(*bindings), whole, cpu)
+    monkeypatch.setattr(sys, "argv", ["kmax train", "--run_dir=a b"])
     with monkeypatch.context() as patch:
         loop_end = Trainer.train_loop_end
 
         def terminate(trainer):
-            if int(trainer.step) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-                while not re.search("SIGTERM", capsys.readouterr().err):
+            if int(trainer.step) == step:
+                os.kill(os.getpid(), number)
+                while not re.search(f"{number.name}: saving", capsys.readouterr().err):
                     time.sleep(0.01)
             return loop_end(trainer)
 
         patch.setattr(Trainer, "train_loop_end", terminate)
-        with pytest.raises(SystemExit) as stop:
-            train.train(tiny(*bindings), terminated, cpu)
-    assert stop.value.code == preemption.RESTART == 75
-    assert "stopped at step 2; start it again" in capsys.readouterr().err
-    _, newest = checkpoint.completed(terminated)
+        for step, number in ((2, signal.SIGTERM), (3, signal.SIGINT)):  # noqa: B007
+            with pytest.raises(SystemExit) as stop:
+                train.train(tiny(*bindings), terminated, cpu)
+            assert stop.value.code == preemption.RESTART == 75
+            line = "to go on, run the same command again: kmax train '--run_dir=a b'\n"
+            assert f"stopped at step {step}; {line}" in capsys.readouterr().err
+    newest = checkpoint.newest(terminated)
     data = pathlib.Path(newest + ".data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1000])
     bindings.append("experiment.Experiment.checkpoints_kept = 9")
     train.train(tiny(*bindings), terminated, cpu)
-    assert f"resuming from {tmp_path}/a/checkpoints/ckpt-1\n" in capsys.readouterr().out
+    assert f"resuming from {tmp_path}/a/checkpoints/ckpt-2\n" in capsys.readouterr().out
     paths = [checkpoint.completed(run_dir) for run_dir in (terminated, whole)]
     assert [[checkpoint.step_of(path) for path in run] for run in paths] == [[1, 2, 3, 4]] * 2
     for pair in zip(*paths, strict=True):
         assert_same_state(*pair)
+
+
+@pytest.mark.slow
+def test_a_summary_is_the_mean_of_its_steps(tiny, tmp_path, losses, capsys):
+    """However the host divides them into loops."""
+    cpu, values = runtime.strategy("cpu"), []
+    for every in (1, 4):
+        names = ("steps_per_loop", "checkpoint_interval")
+        experiment = tiny(*(f"experiment.Experiment.{name} = {every}" for name in names))
+        train.train(experiment, str(tmp_path / str(every)), cpu)
+        values.append(losses(tmp_path / str(every)))
+    assert values[0].keys() == values[1].keys()
+    for tag, single in values[0].items():
+        assert len(single) == 4
+        np.testing.assert_allclose(values[1][tag], [np.mean(single)], rtol=1e-6)
+    train.train(experiment, str(tmp_path / "4"), cpu)
+    assert "all 4 steps are done" in capsys.readouterr().out
 
 
 def test_truncated_record_is_named(tiny, tmp_path):
