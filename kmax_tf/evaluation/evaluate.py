@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError
-from kmax_tf.evaluation import baseline, best_checkpoint, bootstrap, summary
+from kmax_tf.evaluation import baseline, best_checkpoint, bootstrap, clusters, summary
 from kmax_tf.evaluation.example_images import EvaluatedImage, ExampleImages
 from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.experiment import Experiment
@@ -31,30 +31,37 @@ def evaluate(
         step: of the checkpoint, for the metrics.
 
     Returns:
-        The metrics of `summary.summarize`, the `ImageCounts` and the `ExampleImages`.
+        The metrics of `summary.summarize`, with "decoders" of `clusters.summarize`; the
+        `ImageCounts`; and the `ExampleImages`.
 
     Raises:
         InputError: the records are missing or corrupt.
     """
     categories = experiment.dataset.categories
-    totals, examples = Metrics(categories), ExampleImages(categories)
+    totals, examples, decoders = Metrics(categories), ExampleImages(categories), []
     records = predictor.evaluation_records(experiment)
 
     def work(number, prediction, label):
         truth = ground_truth(experiment.dataset, label)
         metrics = evaluate_image(categories, truth, prediction)
-        return EvaluatedImage(number, prediction, truth, metrics)
+        image = EvaluatedImage(number, prediction, truth, metrics)
+        if number >= clusters.LIMIT:
+            return image, None
+        return image, clusters.count(categories, truth, prediction, experiment.evaluation_size)
 
     images = predictor.predict_split(experiment, predict, work, _labels(records))
     bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)
     try:
-        for image in tqdm(images, **bar):
+        for image, counts in tqdm(images, total=records.num_examples, **bar):
             totals.add(image.prediction.image_id, image.metrics)
+            decoders += [counts] if counts else []
             examples.offer(image)
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
         reader.check(records)
         raise
-    return summary.summarize(totals, categories, step), totals.image_counts(), examples
+    metrics = summary.summarize(totals, categories, step)
+    metrics["decoders"] = clusters.summarize(decoders, categories)
+    return metrics, totals.image_counts(), examples
 
 
 def _labels(records):
@@ -171,8 +178,9 @@ def _forget_other_training(run_dir):
 
 
 def _publish(run_dir):
-    """Writes metrics.json, a copy of the latest step's, and the report."""
+    """Writes metrics.json, a copy of the latest step's, metrics.csv and the report."""
     done = layout.all_metrics(run_dir)
     if done:
         write_atomic(layout.latest_metrics(run_dir), read_bytes(done[-1]))
+        write_atomic(layout.metrics_table(run_dir), summary.table(read_evaluations(run_dir)))
         write_report(run_dir)

@@ -1,5 +1,7 @@
-"""The metrics of an evaluation as a dictionary, and as TensorBoard summaries."""
+"""The metrics of an evaluation as a dictionary, a table and TensorBoard summaries."""
 
+import csv
+import io
 import os
 from collections.abc import Sequence
 
@@ -65,6 +67,22 @@ def line(metrics: dict) -> str:
     )
 
 
+def table(evaluations: Sequence[dict]) -> str:
+    """Returns the metrics of several steps as CSV: a row for each step, a column for each number.
+
+    A figure that does not exist is an empty cell.
+    """
+    rows = [
+        {k: v for k, v in metrics.items() if k != "checkpoint" and not isinstance(v, list)}
+        for metrics in evaluations
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def _percent(fraction):
     return None if fraction is None else 100 * fraction
 
@@ -87,9 +105,14 @@ def _worst_confusions(confusion, names):
 
 def write_tensorboard(run_dir: str, summary: dict) -> None:
     """Writes the scalars of an evaluation, and the pictures of its first images."""
+    decoders = {
+        f"decoder_{number}/{key}": value
+        for number, figures in enumerate(summary["decoders"], start=1)
+        for key, value in figures.items()
+    }
     writer = tf.summary.create_file_writer(layout.evaluation(run_dir))
     with writer.as_default(summary["step"]):
-        for key, value in summary.items():
+        for key, value in (summary | decoders).items():
             if isinstance(value, float):
                 tf.summary.scalar(key, value)
         first = [picture["folder"] for picture in summary["pictures"] if picture["role"] == "first"]

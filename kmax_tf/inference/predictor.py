@@ -36,23 +36,41 @@ class ImagePrediction(NamedTuple):
     canvas: Callable  # () -> uint8 [height, width, 3], the model's input, or an image of tiles
     fitted_size: np.ndarray  # int32 [2], of the canvas without the padding
     assignments: tuple  # int32 [height, width] of each decoder, at its stride; () for tiles
+    merged_clusters: tuple = ()  # the `Panoptic` of each assignment, as large; () for tiles
+
+
+class Clusters(NamedTuple):
+    """The clusters of one decoder, at its stride."""
+
+    assignment: tf.Tensor  # int32 [batch, height, width], the pixel's cluster
+    merged: Panoptic  # of `PostProcess.merge_assignment`
 
 
 def build_predictor(model: tf_keras.Model, experiment: Experiment) -> Callable:
-    """Compiles a function: image float32 [batch, height, width, 3] -> (`Panoptic`, assignments).
+    """Compiles a function: image float32 [batch, height, width, 3] -> (`Panoptic`, clusters).
 
-    The assignments are a list, int32 [batch, height, width] of each decoder at its stride. If the
-    experiment merges at the image's size, the final `Prediction` stands for the `Panoptic`.
+    The clusters are a list, `Clusters` of each decoder. If the experiment merges at the image's
+    size, the final `Prediction` stands for the `Panoptic`.
     """
 
     @tf.function(reduce_retracing=True)
     def predict(image):
         outputs = model(image, training=False)
         if experiment.postprocess.at_image_size:
-            return outputs.final._replace(pixel_features=()), assignments(outputs)
-        return experiment.segment(outputs.final), assignments(outputs)
+            return outputs.final._replace(pixel_features=()), _clusters(outputs, experiment)
+        return experiment.segment(outputs.final), _clusters(outputs, experiment)
 
     return predict
+
+
+def _clusters(outputs, experiment):
+    """Returns the `Clusters` of each decoder."""
+    size, num_things = experiment.evaluation_size, experiment.dataset.num_things
+    merge = experiment.postprocess.merge_assignment
+    return [
+        Clusters(assignment, merge(assignment, decoder.class_logits, size, num_things))
+        for assignment, decoder in zip(assignments(outputs), outputs.auxiliary, strict=True)
+    ]
 
 
 def assignments(outputs: Outputs) -> list[tf.Tensor]:
@@ -141,7 +159,7 @@ def _to_host(output):
 
 def _image_prediction(experiment, batch, i, output, row):
     """Returns the prediction of image i of the batch: row `row` of a replica's output."""
-    merged, assignments = tf.nest.map_structure(lambda value: value[row], output.result())
+    merged, clusters = tf.nest.map_structure(lambda value: value[row], output.result())
     sizes = fitted_size, _ = batch.fitted_size[i].numpy(), batch.original_size[i].numpy()
     with tf.device("/cpu:0"):
         panoptic = _at_original_size(experiment, merged, *sizes)
@@ -154,7 +172,8 @@ def _image_prediction(experiment, batch, i, output, row):
         segment_score=np.asarray(panoptic.segment_score),
         canvas=lambda: tf.cast(tf.round(batch.image[i]), tf.uint8).numpy(),
         fitted_size=fitted_size,
-        assignments=tuple(assignments),
+        assignments=tuple(c.assignment for c in clusters),
+        merged_clusters=tuple(c.merged for c in clusters),
     )
 
 
@@ -182,10 +201,10 @@ def _predict_tiles(experiment, predict, pool):
 
 
 def _segmented(output, row):
-    merged, assignments = tf.nest.map_structure(lambda tensor: tensor[row].numpy(), output)
+    merged, clusters = tf.nest.map_structure(lambda tensor: tensor[row].numpy(), output)
     names = ("segment_map", "segment_class", "segment_score", "semantic_map")
     own = {name: getattr(merged, name) for name in names}
-    return tiles.Segmented(**own, assignments=tuple(assignments))
+    return tiles.Segmented(**own, assignments=tuple(c.assignment for c in clusters))
 
 
 def _tiled_prediction(experiment, example, finish):

@@ -91,8 +91,35 @@ class PostProcess:
         pasted = self.paste(prediction._replace(mask_logits=logits), None, num_things)
         return self.merge(pasted, num_things), pasted
 
-    def merge(self, pasted: Pasted, num_things: int) -> Panoptic:
-        """Makes segments from pasted masks.
+    def merge_assignment(
+        self, assignment: tf.Tensor, class_logits: tf.Tensor, size: Sequence[int], num_things: int
+    ) -> Panoptic:
+        """Merges the clusters of one decoder, each with all pixels that are assigned to it.
+
+        These masks share no pixel, so the thresholds of the class and of the area decide alone.
+
+        Args:
+            assignment: int32 [batch, rows, columns], each pixel's cluster at the decoder's stride.
+            class_logits: float32 [batch, clusters, classes + 1], void last.
+            size: evaluation size, (height, width) in pixels.
+
+        Returns:
+            A `Panoptic` of the size of `assignment`, with the mask probability 1.
+        """
+        classes, confidence = _likeliest(class_logits)
+        confident = tf.cast(self._confident(classes, confidence, num_things), tf.int32)
+        pasted = Pasted(
+            mask_map=(assignment + 1) * look_up(confident, assignment),
+            mask_class=classes,
+            confidence=confidence,
+            probability=tf.ones_like(assignment, tf.float32),
+            semantic_map=look_up(classes, assignment),
+        )
+        stride = (size[0] - 1) / (assignment.shape[1] - 1)
+        return self.merge(pasted, num_things, stride**2)
+
+    def merge(self, pasted: Pasted, num_things: int, pixel_area: float = 1.0) -> Panoptic:
+        """Makes segments from pasted masks, whose pixels have an area in those of the canvas.
 
         Masks of one stuff class share a segment, which has the number of the first one.
         """
@@ -110,7 +137,7 @@ class PostProcess:
         confidence = tf.math.divide_no_nan(confidence, area)
         score = confidence * tf.math.divide_no_nan(probability, area)
 
-        smallest = tf.where(is_thing, float(self.thing_area), float(self.stuff_area))
+        smallest = tf.where(is_thing, self.thing_area / pixel_area, self.stuff_area / pixel_area)
         kept = (area > 0) & (area >= smallest)
         number = tf.where(tf.gather(kept, leader, batch_dims=1), leader + 1, 0)
         return Panoptic(
@@ -128,15 +155,13 @@ class PostProcess:
         """
         logits = prediction.mask_logits
         canvas = logits if size is None else resize_bilinear(logits, size)
-        by_class = tf.nn.softmax(prediction.class_logits)[..., :-1]
-        classes = tf.argmax(by_class, axis=-1, output_type=tf.int32)
-        confidence = tf.reduce_max(by_class, axis=-1)
+        classes, confidence = _likeliest(prediction.class_logits)
         quality = self._mask_score(canvas if self.at_image_size else logits)
         score = confidence * quality**self.mask_exponent
         order = tf.argsort(score, direction="DESCENDING", stable=True)
         rank = tf.argsort(order)  # of each cluster
 
-        n, num_classes = by_class.shape[1:]
+        n, num_classes = prediction.class_logits.shape[1], prediction.class_logits.shape[2] - 1
         # One number holds a cluster's class and rank; among equal masks the first cluster wins.
         numbers = (tf.range(n) * n + rank) * num_classes + classes
         best = _two_largest(canvas, numbers)
@@ -146,8 +171,8 @@ class PostProcess:
         first, second = self._claims(probabilities, ranks)
 
         mask_class, ordered = (tf.gather(v, order, batch_dims=1) for v in (classes, confidence))
-        threshold = tf.where(mask_class < num_things, self.thing_threshold, self.stuff_threshold)
-        pasted = tf.cast(self._paste(first, second, ordered >= threshold), tf.int32)
+        confident = self._confident(mask_class, ordered, num_things)
+        pasted = tf.cast(self._paste(first, second, confident), tf.int32)
         mask_map = tf.where(look_up(pasted, first - 1) > 0, first, second)
         return Pasted(
             mask_map * look_up(pasted, mask_map - 1),
@@ -156,6 +181,11 @@ class PostProcess:
             probability,
             best.number % num_classes,
         )
+
+    def _confident(self, classes, confidence, num_things):
+        """Returns which masks pass the threshold of their class; all are [batch, masks]."""
+        threshold = tf.where(classes < num_things, self.thing_threshold, self.stuff_threshold)
+        return confidence >= threshold
 
     def _mask_score(self, mask_logits):
         """Averages each mask's probability over its pixels, at the output stride: [batch, n]."""
@@ -197,6 +227,12 @@ class PostProcess:
         return tf.while_loop(lambda rank, _: rank < n, body, start)[1] > 0
 
 
+def _likeliest(class_logits):
+    """Returns the likeliest class of each mask but void, int32, and its probability, float32."""
+    by_class = tf.nn.softmax(class_logits)[..., :-1]
+    return tf.argmax(by_class, axis=-1, output_type=tf.int32), tf.reduce_max(by_class, axis=-1)
+
+
 class _TwoLargest(NamedTuple):
     """The two largest logits, float32, with their clusters' numbers, int32."""
 
@@ -225,7 +261,7 @@ def _two_largest(logits, numbers):
         return _TwoLargest(*gen_xla_ops.xla_variadic_reduce_v2(each, nothing, axes, merge))
     value, index = tf.reduce_max(logits, axis=-1), tf.argmax(logits, axis=-1, output_type=tf.int32)
     total = tf.reduce_sum(tf.exp(logits - value[..., None]), axis=-1)
-    others = tf.where(tf.one_hot(index, logits.shape[-1], True, False), low, logits)
+    others = tf.where(index[..., None] == tf.range(logits.shape[-1]), low, logits)
     next_index = tf.argmax(others, axis=-1, output_type=tf.int32)
     number, next_number = (look_up(numbers, i) for i in (index, next_index))
     return _TwoLargest(value, number, tf.reduce_max(others, axis=-1), next_number, total)
@@ -264,9 +300,9 @@ def _sum(values, ids, n):
         inside = tf.one_hot(ids - 1, n, True, False)  # a TPU would round a product to bfloat16
         return tf.reduce_sum(tf.where(inside, values[..., None], 0.0), axis=[1, 2])
     batch = tf.shape(ids)[0]
-    shifted = tf.reshape(ids, [batch, -1]) + tf.range(batch)[:, None] * (n + 1)
-    values = tf.reshape(values, [batch, -1])
-    sums = tf.math.unsorted_segment_sum(values, shifted, batch * (n + 1))
+    shifted = ids + tf.range(batch)[:, None, None] * (n + 1)
+    flat = (tf.reshape(x, [-1]) for x in (values, shifted))
+    sums = tf.math.unsorted_segment_sum(*flat, batch * (n + 1))
     return tf.reshape(sums, [batch, n + 1])[:, 1:]
 
 
@@ -285,4 +321,5 @@ def _leaders(classes, is_thing, present):
     """
     same = (classes[:, :, None] == classes[:, None, :]) & ~is_thing[:, :, None]
     same = (same & present[:, None, :]) | tf.eye(classes.shape[1], dtype=tf.bool)[None]
-    return tf.argmax(same, axis=2, output_type=tf.int32)
+    # A number, for ONNX has no arg max of a bool.
+    return tf.argmax(tf.cast(same, tf.int32), axis=2, output_type=tf.int32)

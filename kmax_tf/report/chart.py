@@ -1,6 +1,7 @@
 """A chart of curves over training steps, as HTML with an SVG."""
 
 import html
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ def draw_chart(
     Returns:
         HTML, empty if there is nothing to draw.
     """
+    colors = dict(zip(curves, itertools.cycle(COLORS)))
     every = -(-len(steps) // POINTS) or 1
     kept = sorted({*range(0, len(steps), every), len(steps) - 1} - {-1})
     steps = [steps[i] for i in kept]
@@ -48,19 +50,19 @@ def draw_chart(
     notes = [
         f"step {step:,}"
         + "".join(
-            f' <b style="color:{color}">{html.escape(name)} {format_number(values[i])}</b>'
-            for color, (name, values) in zip(COLORS, curves.items())
+            f' <b style="color:{colors[name]}">{html.escape(name)} {format_number(values[i])}</b>'
+            for name, values in curves.items()
         )
         for i, step in enumerate(steps)
     ]
     data = html.escape(json.dumps({"x": [x(step) for step in steps], "notes": notes}))
     lines = "".join(
         _band(color, [(x(s), y(v[0]), y(v[1])) for s, v in zip(steps, bands.get(name, ())) if v])
-        for color, name in zip(COLORS, curves)
+        for name, color in colors.items()
     )
     lines += "".join(
-        _line(color, [(x(s), y(v)) for s, v in zip(steps, values) if v is not None])
-        for color, values in zip(COLORS, curves.values())
+        _line(colors[name], [(x(s), y(v)) for s, v in zip(steps, values) if v is not None])
+        for name, values in curves.items()
     )
     return (
         f"<figure><figcaption><strong>{html.escape(title)}</strong> <output>{notes[-1]}</output>"

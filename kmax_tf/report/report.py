@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kmax_tf.errors import InputError
 from kmax_tf.files import field, matching, read_bytes, read_json, write_atomic
+from kmax_tf.report import clusters
 from kmax_tf.report.chart import draw_chart, format_percent
 from kmax_tf.run_folder import layout
 
@@ -33,6 +34,11 @@ TITLES = {
     "loss/total": "loss: total, with all decoders",
 }
 NOTES = {
+    "What the clusters do": "Each decoder assigns every pixel to one cluster. PQ of the "
+    "assignment: of the clusters taken as a prediction, at the decoder's stride, with the classes "
+    "that it gives them. PQ of the label: what that stride allows. Pixels that change: their "
+    "cluster is another one than in the decoder before. In use: clusters with a pixel, on average "
+    "over the images.",
     "Classes": "A segment is found if a prediction has its class and an IoU above 0.5 with it. "
     "Click a heading to sort.",
     "Sizes": "Mask AP of the things by their area in the image.",
@@ -71,6 +77,7 @@ def write_report(run_dir: str) -> str:
     sections = [
         _headline(run_name(run_dir), metrics, _baseline(run_dir)),
         section("Training", f'<div class="grid">{charts}</div>' if charts else ""),
+        section("What the clusters do", _clusters(metrics, evaluations)),
         section("Lost segments", lost),
         *_picture_sections(layout.pictures(run_dir), metrics["pictures"]),
         section("Classes", _class_table(metrics["classes"])),
@@ -224,6 +231,20 @@ def _quality_charts(evaluations):
         curves = {name: [e.get(key) for e in evaluations] for name, key in names.items()}
         charts += draw_chart(title, steps, curves)
     return charts
+
+
+def _clusters(metrics, evaluations):
+    """A table of the decoders at the latest step, and charts over the steps."""
+    decoders = metrics.get("decoders")
+    if not decoders:
+        return ""
+    lines = clusters.lines(decoders)
+    lines.append(("final prediction", format_percent(metrics["PQ"]), "", "", ""))
+    charts = clusters.charts(
+        [e["step"] for e in evaluations], [e.get("decoders", []) for e in evaluations]
+    )
+    images = f'<p class="note">on the first {decoders[0]["num_images"]:,} images</p>'
+    return f'{table(clusters.HEAD, lines, kind="")}{images}<div class="grid">{charts}</div>'
 
 
 def _training_charts(folder):

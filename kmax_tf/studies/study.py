@@ -119,7 +119,8 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
     Returns:
         The content of study.json: name, question, paper, and "variants", a list of name, bindings
         and "runs". Each run has learning_rate, seed, digest, minutes (since its last start), and
-        a value an evaluated step in the lists steps, PQ, PQ_things, PQ_stuff (percent).
+        a value an evaluated step in the lists steps, PQ, PQ_things, PQ_stuff (percent) and
+        decoders (see `clusters.summarize`, missing in runs of older versions).
 
     Raises:
         InputError: a run fails.
@@ -231,6 +232,7 @@ def _run_one(job, initial, out, threads):
     _run_verb(name, [*_evaluate_command(run_dir), "--wait=0"], run_dir, threads)
     evaluations = report.read_evaluations(run_dir)
     curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
+    curves["decoders"] = [e.get("decoders", []) for e in evaluations]
     minutes = round((time.monotonic() - begin) / 60, 2)
     steps = [e["step"] for e in evaluations]
     result = {"digest": job.digest, "minutes": minutes, "steps": steps, **curves}

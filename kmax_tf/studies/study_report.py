@@ -9,13 +9,14 @@ import tensorflow as tf
 from scipy import stats
 
 from kmax_tf.files import read_json
-from kmax_tf.report import report
+from kmax_tf.report import clusters, report
 from kmax_tf.report.chart import draw_chart, format_percent
 from kmax_tf.run_folder import layout
 from kmax_tf.studies import study
 from kmax_tf.studies.study import Study
 
 CONFIDENCE = 95  # percent of the intervals
+CLUSTER_HEAD = ("variant", *clusters.HEAD)
 HEAD = (
     "variant",
     "learning rate",
@@ -67,7 +68,7 @@ def chosen_runs(variant: dict) -> list[dict]:
 
 def rows(result: dict) -> list[Row]:
     """The rows of the table, from the content of study.json."""
-    runs = {variant["name"]: chosen_runs(variant) for variant in result["variants"]}
+    runs = _chosen(result)
     first = next(iter(runs.values()))
     return [
         Row(
@@ -94,9 +95,21 @@ def _compare(values, first):
 
 
 def text(result: dict) -> str:
-    """The question and the table, as Markdown."""
-    lines = [HEAD, ["---"] * len(HEAD), *map(_cells, rows(result))]
-    return "\n".join([result["question"], "", *("| " + " | ".join(line) + " |" for line in lines)])
+    """The question and the table, as Markdown; and the table of the clusters, if it is known."""
+    parts = [result["question"], _markdown(HEAD, map(_cells, rows(result)))]
+    if lines := _cluster_lines(_chosen(result)):
+        parts.append(_markdown(CLUSTER_HEAD, lines))
+    return "\n\n".join(parts)
+
+
+def _markdown(head, lines):
+    lines = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _chosen(result):
+    """The runs of each variant at its best learning rate, {name: runs}."""
+    return {variant["name"]: chosen_runs(variant) for variant in result["variants"]}
 
 
 def _cells(row):
@@ -111,7 +124,7 @@ def _cells(row):
 
 def write(result: dict, out: str) -> str:
     """Writes OUT/NAME/report.html, which loads no other file, and returns its path."""
-    runs = {variant["name"]: chosen_runs(variant) for variant in result["variants"]}
+    runs = _chosen(result)
     cells = [[html.escape(cell) for cell in _cells(row)] for row in rows(result)]
     title = html.escape(result["name"])
     sections = [
@@ -123,6 +136,7 @@ def write(result: dict, out: str) -> str:
         report.section("Result", report.table(HEAD, cells, kind="")),
         report.section("Learning rate search", _search_table(result)),
         report.section("Training", _charts(runs)),
+        report.section("What the clusters do", _clusters(runs)),
         report.section("Pictures", _pictures(runs, out)),
     ]
     path = layout.report(os.path.join(out, result["name"]))
@@ -156,6 +170,44 @@ def _charts(runs):
             bands[name] = [(min(v), max(v)) if v else None for v in values]
         charts += draw_chart(title, steps, curves, bands)
     return f'<div class="grid">{charts}</div>'
+
+
+def _decoders(members):
+    """The figures of the clusters at each step, {step: "decoders"}, as means over the runs."""
+    found = {}
+    for run in members:
+        for step, decoders in zip(run["steps"], run.get("decoders", [])):
+            found.setdefault(step, []).append(decoders)
+    return {
+        step: [
+            {key: _mean([figures[key] for figures in same]) for key in clusters.FIGURES}
+            for same in zip(*found[step])
+        ]
+        for step in sorted(found)
+    }
+
+
+def _mean(values):
+    return None if None in values else float(np.mean(values))
+
+
+def _cluster_lines(runs):
+    """The lines below CLUSTER_HEAD: each decoder of each variant at its last step."""
+    by_step = {name: _decoders(members) for name, members in runs.items()}
+    last = {name: [*found.values()][-1] for name, found in by_step.items() if found}
+    return [(name, *line) for name, decoders in last.items() for line in clusters.lines(decoders)]
+
+
+def _clusters(runs):
+    """The table of the clusters, and charts of each variant."""
+    lines = [(html.escape(name), *cells) for name, *cells in _cluster_lines(runs)]
+    if not lines:
+        return ""
+    charts = ""
+    for name, members in runs.items():
+        found = _decoders(members)
+        charts += clusters.charts([*found], [*found.values()], f"{name}: ")
+    return f'{report.table(CLUSTER_HEAD, lines, kind="")}<div class="grid">{charts}</div>'
 
 
 def _pictures(runs, out):

@@ -1,5 +1,6 @@
 """The evaluator: each checkpoint of a running training once, and nothing lost on the way."""
 
+import csv
 import json
 import os
 import pathlib
@@ -100,6 +101,14 @@ def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     assert output.startswith("trivial baseline (all pixels ")
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["step"] == 4 and metrics["num_images"] == 3
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    stored = [json.loads(p.read_text()) for p in sorted((run_dir / "eval").glob("metrics-*.json"))]
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    figures = {"PQ", "PQ_things", "SQ_stuff", "RQ", "recall", "AP", "AP50", "mIoU", "num_images"}
+    assert figures < rows[0].keys() and "checkpoint" not in rows[0]
+    for row, expected in zip(rows, stored, strict=True):
+        assert {k: float(v) if v else None for k, v in row.items()} == {k: expected[k] for k in row}
     assert (run_dir / "report.html").stat().st_size > 10_000
     [pictures, *_] = (run_dir / "eval" / "pictures").iterdir()
     names = {p.name for p in pictures.iterdir()}
@@ -107,13 +116,14 @@ def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     for folder in ("train", "eval"):
         assert list((run_dir / folder).glob("events.out.tfevents.*"))
     shown = {
-        (value.tag.split("/")[0], event.step)
+        (value.metadata.plugin_data.plugin_name, value.tag.split("/")[0], event.step)
         for path in (run_dir / "eval").glob("events*")
         for event in tf.compat.v1.train.summary_iterator(str(path))
         for value in event.summary.value
-        if value.metadata.plugin_data.plugin_name == "images"
+        if "/" in value.tag
     }
-    assert shown == {(k, s) for k in ("prediction", "assignment_1") for s in (1, 2, 3, 4)}
+    kinds = (("images", "prediction"), ("images", "assignment_1"), ("scalars", "decoder_1"))
+    assert shown == {(*kind, step) for kind in kinds for step in (1, 2, 3, 4)}
     evaluated = [json.loads(p.read_text()) for p in (run_dir / "eval").glob("metrics-*.json")]
     best = json.loads((run_dir / "best" / "export" / "best.json").read_text())
     assert best["PQ"] == max(m["PQ"] for m in evaluated)

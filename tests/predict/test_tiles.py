@@ -455,23 +455,23 @@ def test_tiles_are_those_of_the_model(run, exported, evaluated, photos):
 
 
 def of_one_tile(run, image, size):
-    """What the model says of an image at `size` within one tile: map, `Panoptic`, assignments."""
+    """What the model says of an image at `size` within one tile: map, `Panoptic`, clusters."""
     sample = geometry.Sample(image, tf.zeros(image.shape[:2], tf.int32))
     canvas = host.pad(host.resize(sample, size), tf.constant([0, 0]), (97, 97)).image
-    panoptic, assignments = run(canvas[None])
+    panoptic, clusters = run(canvas[None])
     segment_map = host.to_original_size(panoptic.segment_map[0], size, image.shape[:2])
-    return segment_map, panoptic, assignments, canvas
+    return segment_map, panoptic, clusters, canvas
 
 
 def test_evaluator_gives_what_the_model_says_of_an_image_of_one_tile(run, exported, photos):
     experiment = dataclasses.replace(exported.experiment, tiles=Tiles(0.5, 40))
     for image in predictor.predict_split(experiment, run, lambda _, segmented: segmented):
         size = tf.constant([48, 48])  # 48.5, rounded to even
-        expected, panoptic, assignments, canvas = of_one_tile(run, photos[image.name], size)
+        expected, panoptic, clusters, canvas = of_one_tile(run, photos[image.name], size)
         np.testing.assert_array_equal(image.segment_map, expected)
         np.testing.assert_array_equal(image.segment_class, panoptic.segment_class[0])
         np.testing.assert_array_equal(image.segment_score, panoptic.segment_score[0])
-        np.testing.assert_array_equal(image.assignments[0], assignments[0][0])
+        np.testing.assert_array_equal(image.assignments[0], clusters[0].assignment[0])
         np.testing.assert_array_equal(image.canvas(), np.rint(canvas))
         np.testing.assert_array_equal(image.fitted_size, size)
 

@@ -185,6 +185,50 @@ def test_recall_of_training_has_a_chart(run):
     assert notes == [["step", "10", "0.25"], ["step", "20", "0.50"]]
 
 
+def test_what_the_clusters_do_has_a_table_and_charts(run):
+    qualities = {100: (None, 11.11), 200: (20.126, 33.33)}
+    for step, (first, second) in qualities.items():
+        evaluation = metrics(step, 61.239)
+        rest = {"num_images": 1234}
+        evaluation["decoders"] = [
+            {"PQ": first, "label_PQ": 50.0, "changed": None, "in_use": 12.5} | rest,
+            {"PQ": second, "label_PQ": 90.5, "changed": 41.25, "in_use": 9.0} | rest,
+        ]
+        (run / f"eval/metrics-{step:08}.json").write_text(json.dumps(evaluation))
+        (run / "metrics.json").write_text(json.dumps(evaluation))
+    write_report(str(run))
+    text = (run / "report.html").read_text()
+    section = text[text.index("What the clusters do") :]
+    lines = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in section.split("<tr>")[2:5]]
+    assert lines == [
+        ["1", "20.13", "50.00", "–", "12.50"],
+        ["2", "33.33", "90.50", "41.25", "9.00"],
+        ["final prediction", "61.24", "", "", ""],
+    ]
+    assert "on the first 1,234 images" in section
+    quality, changed, in_use = (chart["notes"] for chart in Page(text).charts[3:])
+    assert "decoder 1 –" in quality[0] and "decoder 2 11.11" in quality[0]
+    assert "decoder 1 20.13" in quality[1] and "decoder 2 41.25" in changed[1]
+    assert "decoder 1 12.50" in in_use[0]
+
+
+def test_evaluations_of_older_versions_know_nothing_of_clusters(run):
+    write_report(str(run))
+    assert "What the clusters do" not in (run / "report.html").read_text()
+    decoder = {"PQ": 5.0, "label_PQ": 50.0, "changed": None, "in_use": 3.0, "num_images": 200}
+    latest = metrics(300, 62.0) | {"decoders": [decoder]}
+    for name in ("metrics.json", "eval/metrics-00000300.json"):
+        (run / name).write_text(json.dumps(latest))
+    write_report(str(run))
+    notes = Page((run / "report.html").read_text()).charts[3]["notes"]
+    assert [re.sub("<.*?>", "", note).split()[-1] for note in notes] == ["–", "–", "5"]
+
+
+def test_no_curve_is_left_out():
+    curves = {f"decoder {i}": [i, i + 1] for i in range(1, 13)}
+    assert draw_chart("PQ", [1, 2], curves).count("<polyline") == 12
+
+
 @pytest.mark.parametrize("step", [0, 1, 3, 100, 10**6])
 def test_chart_of_a_single_point_shows_it_inside(step):
     svg = draw_chart("PQ", [step], {"all": [40.0], "things": [None], "stuff": [0.0]})

@@ -103,6 +103,31 @@ def test_the_table_has_the_figures_of_scipy(two_variants, trained, tmp_path):
     assert "Is b better?" in page and "+22.0 (+17.0 to +27.0)" in page and "<polygon" in page
 
 
+def test_clusters_are_means_over_the_seeds(two_variants, trained, tmp_path, monkeypatch):
+    run_one = study._run_one
+
+    def with_clusters(job, *others):
+        if job.variant == "a":  # its runs are older
+            return run_one(job, *others)
+        decoders = [
+            {"PQ": 10.0 + job.seed, "label_PQ": 50.0, "changed": None, "in_use": 4.0},
+            {"PQ": 20.0, "label_PQ": 90.0, "changed": 30.0 + 2 * job.seed, "in_use": 2.5},
+        ]
+        return run_one(job, *others) | {"decoders": [[], decoders]}
+
+    monkeypatch.setattr(study, "_run_one", with_clusters)
+    result = study.run("s", two_variants, str(tmp_path), seeds=3, jobs=1)
+    lines = study_report.text(result).splitlines()[-4:]
+    assert lines[0].startswith("| variant | decoder | PQ")
+    assert lines[2:] == [
+        "| b | 1 | 11.00 | 50.00 | – | 4.00 |",
+        "| b | 2 | 20.00 | 90.00 | 32.00 | 2.50 |",
+    ]
+    page = pathlib.Path(study_report.write(result, str(tmp_path))).read_text()
+    assert "<td>32.00</td>" in page and "b: clusters in use" in page
+    assert "a: clusters in use" not in page
+
+
 def test_nothing_finished_is_run_again_not_even_for_another_study(two_variants, trained, tmp_path):
     out = str(tmp_path)
     study.run("first", two_variants, out, seeds=2, jobs=2)
