@@ -4,6 +4,7 @@
 import hashlib  # noqa: F401
 import os
 import warnings
+from typing import TYPE_CHECKING, Any
 
 # Read when TensorFlow is imported: its C++ code reports errors, not what it found on the way;
 # on a machine without GPU not even errors, for the search for one ends in a line of its own.
@@ -13,3 +14,21 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 # Of google.api_core, which the Model Garden imports, on a slice's Python; nobody can act on it.
 warnings.filterwarnings("ignore", "You are using a non-supported Python version", FutureWarning)
+
+__all__ = ["evaluate", "load", "train"]
+
+if TYPE_CHECKING:
+    from kmax_tf.api import evaluate, load, train
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Imports the calls of Python when one is used, because TensorFlow takes seconds."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from kmax_tf import api
+
+        return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -140,7 +140,7 @@ def _find(name: str, folders: Sequence[str], where: str) -> str:
         for path in paths
         for other in files.matching(os.path.dirname(path) or ".", "*.gin")
     ]
-    raise InputError(f"{where}no gin file {name!r}{_nearest(name, near)}")
+    raise InputError(f"{where}no gin file {name!r}{nearest(name, near)}")
 
 
 def _join(folder: str, name: str) -> str:
@@ -211,7 +211,7 @@ def _check_binding(binding: Any, modules: dict[str, Any], at: str) -> Callable:
     parameters = inspect.signature(configurable).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if binding.arg_name not in parameters and not takes_any:
-        near = _nearest(binding.arg_name, parameters)
+        near = nearest(binding.arg_name, parameters)
         raise InputError(f"{at}: {binding.selector} has no {binding.arg_name!r}{near}")
     return configurable
 
@@ -233,7 +233,7 @@ def _import(statement: Any, at: str) -> Any:
                 f"{at}: {parent} is a module; import it and write {parent.split('.')[-1]}.{name}"
             ) from None
         known = [module.name for module in pkgutil.iter_modules(folders)]
-        raise InputError(f"{at}: no module {missing!r}{_nearest(name, known)}") from None
+        raise InputError(f"{at}: no module {missing!r}{nearest(name, known)}") from None
 
 
 def _resolve(selector: str, modules: dict[str, Any], at: str) -> Callable:
@@ -243,11 +243,11 @@ def _resolve(selector: str, modules: dict[str, Any], at: str) -> Callable:
         known = {name: name for name in modules}
         for name, module in modules.items():
             known |= {other: f"{name}.{other}" for other in _configurables(module)}
-        raise InputError(f"{at}: nothing imported is named {first!r}{_nearest(first, known)}")
+        raise InputError(f"{at}: nothing imported is named {first!r}{nearest(first, known)}")
     found, path = modules[first], first
     for name in rest:
         if not hasattr(found, name):
-            near = _nearest(name, _configurables(found))
+            near = nearest(name, _configurables(found))
             raise InputError(f"{at}: {path} has no {name!r}{near}")
         found, path = getattr(found, name), f"{path}.{name}"
     if not callable(found):
@@ -288,7 +288,7 @@ def _build(target: Callable, path: str) -> Any:
         raise InputError(f"{path}: {name} needs a value for {missing[2]}") from None
 
 
-def _nearest(name: str, known: Iterable[str] | dict[str, str]) -> str:
+def nearest(name: str, known: Iterable[str] | dict[str, str]) -> str:
     """Returns a message's end with the nearest known name, or with all if there are few.
 
     A dictionary maps each known name to the form shown.

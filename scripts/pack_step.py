@@ -18,15 +18,10 @@ def parse():
 
 
 def main(options):
-    from kmax_tf import config
-    from kmax_tf.experiment import Experiment
     from kmax_tf.tools import pack_step
     from kmax_tf.training import batch_size
 
-    experiment = config.load(Experiment, options.gin_file, options.gin)
-    if options.batch_size is not None:
-        bindings = options.gin + batch_size.linear_scaling(experiment, options.batch_size)
-        experiment = config.load(Experiment, options.gin_file, bindings)
+    experiment = batch_size.load(options.gin_file, options.gin, batch_size=options.batch_size)
     size = pack_step.pack(experiment, options.out, options.batches)
     print(f"packed the step and {options.batches} batches: {size / 1e6:.0f} MB")
 

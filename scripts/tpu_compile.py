@@ -53,15 +53,10 @@ def main(options):
 
 
 def report_one(options, accelerator):
-    from kmax_tf import config
-    from kmax_tf.experiment import Experiment
     from kmax_tf.tools import tpu_report
     from kmax_tf.training import batch_size
 
-    experiment = config.load(Experiment, options.gin_file, options.gin)
-    if options.batch_size is not None:
-        bindings = options.gin + batch_size.linear_scaling(experiment, options.batch_size)
-        experiment = config.load(Experiment, options.gin_file, bindings)
+    experiment = batch_size.load(options.gin_file, options.gin, batch_size=options.batch_size)
     report = tpu_report.report(experiment, accelerator)
     print(json.dumps(report) if options.json else tpu_report.text(report))
 

@@ -20,10 +20,9 @@ def floors():
 def rooms_imported(path):
     """The rooms of kmax_tf that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in getattr(node, "names", [])]
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names]
         if isinstance(node, ast.Import | ast.ImportFrom):
+            start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names = [start + alias.name for alias in node.names]
             yield from (n.split(".")[1] for n in names if n.startswith("kmax_tf."))
 
 

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:'data_prep:RuntimeWarning")
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "docs/demo.ipynb"]
-# Whole commands, not mentions: of fenced blocks, indented lines and `python ...` in a sentence.
+# Whole commands, not mentions: of fenced blocks, indented lines, and some in a sentence.
 FENCED = r"```bash\n(.*?)```"
-INDENTED = r"^    ((?:python |scripts/)(?:[^\n]*\\\n)*[^\n]*)"
-INLINE = r"`(python [^`.]+[^`]*)`"
+INDENTED = r"^    ((?:python |scripts/|kmax )(?:[^\n]*\\\n)*[^\n]*)"
+INLINE = r"`(python [^`.]+[^`]*|kmax prepare \w+ --[^`]+)`"
 
 
 class Parsed(Exception):
@@ -63,13 +63,15 @@ def commands(text):
 
 
 def is_ours(words):
-    start = r"(python )?scripts/|python -m (data_prep|kmax_tf)"
+    start = r"(python )?scripts/|python -m (data_prep|kmax_tf)|(\.venv/bin/)?kmax \w"
     return bool(re.match(start, " ".join(words)))
 
 
 def run(words):
-    """Runs a command in this process, as `python` would."""
+    """Runs a command in this process, as `python` or the shell would."""
     argv = sys.argv
+    if words[0].endswith("kmax"):
+        words = ["-m", "kmax_tf.commands", *words[1:]]
     module = words[1] if words[0] == "-m" else None
     sys.argv = words[1:] if module else words
     try:
@@ -110,7 +112,7 @@ def test_commands_parse(page, parse):
     for words in [words for text in blocks(page) for words in commands(text)]:
         if words[0] == "-m" and len(words) == 2:
             assert importlib.util.find_spec(words[1])
-        elif not words[0].endswith(".py") and words[0] != "-m":
+        elif not words[0].endswith((".py", "kmax")) and words[0] != "-m":
             script = (ROOT / words[0]).read_text()
             names = [word.split("=")[0] for word in words if word.startswith("--")]
             assert all(re.search(rf"{name}\b", script) for name in names), words
@@ -129,9 +131,9 @@ def test_what_is_not_a_command_of_ours_fails(parse):
     assert words == ["scripts/train.py", "--gin_file=x", "--run_dir=y"]
     assert parse(words)["gin_file"] == "x"
     for wrong, message in (
-        ([*words, "--steps=3"], "are no flags"),
+        ([*words, "--stride=3"], "are no flags"),
         (["scripts/train.py", "--run_dir=y"], "required: --gin_file"),
-        (["-m", "data_prep.coco_format", "--nothing"], "required: --split"),
+        (["kmax", "prepare", "coco_format", "--nothing"], "required: --split"),
     ):
         with pytest.raises(AssertionError, match=message):
             parse(wrong)
@@ -181,7 +183,30 @@ def swapped(text, places):
 
 def read(page, language):
     """The first block of a page that is in a language."""
-    return re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[1]
+    return re.search(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[1]
+
+
+def test_the_reference_of_python_is_that_of_the_code():
+    made = runpy.run_path(str(ROOT / "scripts/python_reference.py"))["text"]()
+    assert (ROOT / "docs/python.md").read_text() == made, "run scripts/python_reference.py"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_ten_lines_from_records_to_a_picture(workspace, records, tiny_text):
+    (workspace / "data").mkdir()
+    (workspace / "data/panoptic_digits").symlink_to(pathlib.Path(records).parent)
+    # The plan of a run that is resumed: the data's own would train for minutes.
+    (workspace / "runs/digits").mkdir(parents=True)
+    plan = tiny_text.format(records="data/panoptic_digits/records")
+    (workspace / "runs/digits/plan.gin").write_text(plan)
+    lines = read("README.md", "python")
+    namespace = {}
+    exec(lines, namespace)
+    assert namespace["metrics"]["num_images"] == 3
+    assert namespace["result"].panoptic_map.shape == (97, 97)
+    assert (workspace / "overlay.png").exists()
+    assert len([*(workspace / "predictions/overlays").iterdir()]) == 3
 
 
 @pytest.mark.slow
@@ -192,7 +217,7 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     run_page(
         "own_dataset.md",
         places,
-        "mask_folders|label_images|class_maps|instances|plan.py|nuclei|camvid",
+        "mask_folders|label_images|class_maps|instances|kmax plan|nuclei|camvid",
     )
     assert (workspace / "data/own/validation/val/contact_sheet.png").exists()
     assert "Pictures" in (workspace / "runs/own/report.html").read_text()
@@ -208,14 +233,15 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     assert (workspace / "comparison.html").exists()
     run_page("export.md", places, "serving|curl|quickstart")
     places |= {"coco/unlabeled2017": "own/val"}
-    run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits|serve.py")
+    run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits|kmax serve")
     dataset = json.loads((workspace / "data/coco/records/dataset.json").read_text())
     assert dataset["splits"]["unlabeled"]["num_examples"] == 3
 
     places |= {f'"{name}"': '"own/val/000001.jpg"' for name in ("photo.jpg", "a.jpg", "b.png")}
+    places['"photos"'] = '"own/val"'
     namespace = {}
-    exec(swapped(read("export.md", "python"), places), namespace)
-    exec(swapped(read("predict.md", "python"), places), namespace)
+    exec(swapped(read("docs/export.md", "python"), places), namespace)
+    exec(swapped(read("docs/predict.md", "python"), places), namespace)
     assert namespace["result"].panoptic_map.shape == (97, 97)
 
 
@@ -232,7 +258,7 @@ def test_the_notebook(workspace, monkeypatch):
             exec(cell, namespace)
             continue
         for words in commands(re.sub("^!", "", cell, flags=re.MULTILINE)):
-            few = ["--num_train", "6", "--num_val", "3"] if "data_prep.demo" in words else []
+            few = ["--num_train", "6", "--num_val", "3"] if "demo" in words else []
             run(words + few)
     assert namespace["metrics"]["step"] == 4 and namespace["metrics"]["num_images"] == 3
     assert namespace["result"].panoptic_map.shape == (97, 97)
@@ -243,8 +269,8 @@ def test_the_notebook(workspace, monkeypatch):
 def test_a_backbone_in_one_file(workspace, records, monkeypatch):
     (workspace / "data/panoptic_digits").mkdir(parents=True)
     (workspace / "data/panoptic_digits/records").symlink_to(records)
-    (workspace / "plain.py").write_text(read("extending.md", "python"))
-    (workspace / "plain.gin").write_text(read("extending.md", "gin"))
+    (workspace / "plain.py").write_text(read("docs/extending.md", "python"))
+    (workspace / "plain.gin").write_text(read("docs/extending.md", "gin"))
     monkeypatch.syspath_prepend(workspace)
     run_page("extending.md", {"steps = 20": "steps = 2"})
     assert (workspace / "runs/plain/checkpoints/ckpt-2.index").exists()

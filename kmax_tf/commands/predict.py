@@ -45,34 +45,22 @@ def parse():
 
 def main(options):
     from kmax_tf import predict
-    from kmax_tf.errors import InputError
     from kmax_tf.predict import image_sources
-    from kmax_tf.predict.output_files import Labels, OutputFiles
+    from kmax_tf.predict.output_files import Labels
 
     root, sources = image_sources.find(options.images)
     labels = None
     if options.gt_json:
         labels = Labels(options.gt_json, options.gt_folder or options.gt_json.removesuffix(".json"))
-    segmenter = predict.load(options.export)
-    files = OutputFiles(
-        options.out,
-        segmenter.categories,
+    predict.write_predictions(
+        predict.load(options.export),
         sources,
+        options.out,
+        batch_size=options.batch_size,
         cluster_assignments=options.cluster_assignments,
         confidence=options.pseudo_labels,
         labels=labels,
     )
-    skipped = predict.predict_sources(
-        segmenter,
-        sources,
-        files.add,
-        batch_size=options.batch_size,
-        details=files.needs_details,
-    )
-    if len(skipped) == len(sources):
-        raise InputError(f"none of {len(sources)} images could be predicted")
-    files.finish()
-    print(f"{len(sources) - len(skipped)} images, {len(skipped)} skipped: see {options.out}")
     if options.pseudo_labels is not None:
         images, labels = shlex.quote(root), shlex.quote(f"{options.out}/pseudo_labels")
         print(

@@ -46,48 +46,22 @@ def parse():
         help="grpc://HOST:PORT of a tf.data service that makes the input; with several workers a"
         " resumed run is not identical to an uninterrupted one",
     )
-    options = parser.parse_args()
-    given = [f"--{name}" for name in LENGTHS if getattr(options, name) is not None]
-    if len(given) > 1:
-        parser.error(f"{' and '.join(given)}: give one of them")
-    if given and getattr(options, given[0][2:]) <= 0:
-        parser.error(f"{given[0]}: give a number above 0")
-    return options
+    return parser.parse_args()
 
 
 def main(options):
-    from kmax_tf import config, runtime
-    from kmax_tf.experiment import Experiment
-    from kmax_tf.training import batch_size, train
+    from kmax_tf import runtime
+    from kmax_tf.planning import timing
+    from kmax_tf.training import train
 
     strategy = train.make_strategy(options.device)
     service = runtime.service_address(options.tf_data_service)
-    experiment = config.load(Experiment, options.gin_file, options.gin)
-    bindings = list(options.gin)
-    if options.batch_size is not None:
-        bindings += batch_size.linear_scaling(experiment, options.batch_size)
-        experiment = config.load(Experiment, options.gin_file, bindings)
-    steps = number_of_steps(options, experiment, strategy)
-    if steps is not None:
-        bindings += batch_size.length(experiment, steps)
-        experiment = config.load(Experiment, options.gin_file, bindings)
+    experiment = timing.load(
+        options.gin_file,
+        options.gin,
+        strategy,
+        options.run_dir,
+        batch_size=options.batch_size,
+        **{name: getattr(options, name) for name in LENGTHS},
+    )
     train.train(experiment, options.run_dir, strategy, service, allow_changes=options.allow_changes)
-
-
-def number_of_steps(options, experiment, strategy):
-    """Returns the number that the flags ask for, None for the experiment's."""
-    from kmax_tf.planning import timing
-    from kmax_tf.run_folder import provenance
-    from kmax_tf.training import train
-
-    if options.epochs is not None:
-        images = train.training_records(experiment).num_examples
-        return max(1, round(options.epochs * images / experiment.batch_size))
-    if options.minutes is None:
-        return options.steps
-    steps = provenance.steps(options.run_dir)
-    if steps is not None:
-        print(f"{options.run_dir}: began with {steps} steps, which stay; --minutes is for new runs")
-        return steps
-    print(f"timing the steps, to fit {options.minutes:g} minutes", flush=True)
-    return timing.steps_within(options.minutes, experiment, strategy)

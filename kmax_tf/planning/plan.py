@@ -145,8 +145,8 @@ def gin_text(plan: Plan, path: str) -> str:
     """Returns the gin file of a plan, which `path` names in its first lines."""
     modules = sorted({s.name.split(".")[0] for s in plan.settings})
     lines = [
-        "# The plan of a training, made by scripts/plan.py from the numbers of the dataset.",
-        f"# Command:  scripts/train.py --gin_file={path} --run_dir=runs/FOLDER",
+        "# The plan of a training, made by `kmax plan` from the numbers of the dataset.",
+        f"# Command:  kmax train --gin_file={path} --run_dir=runs/FOLDER",
         "from __gin__ import dynamic_registration",
         *(f"from {MODULES[name]} import {name}" for name in modules),
         "",

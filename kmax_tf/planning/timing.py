@@ -1,18 +1,60 @@
-"""Times a few training steps of an experiment on this machine."""
+"""How long a training takes: times a few steps on this machine, and chooses their number."""
 
 import tempfile
 import time
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
+from kmax_tf.run_folder import provenance
+from kmax_tf.training import batch_size as scaling
 from kmax_tf.training import preemption, train
 from kmax_tf.training.progress import duration
 
 STEPS = 50  # fewer are too fast, while buffers of the input are full
 LOOP = 5  # steps
 SECONDS = 30  # of slow steps, fewer are enough
+
+
+def load(
+    gin_file: str,
+    bindings: Sequence[str],
+    strategy: tf.distribute.Strategy,
+    run_dir: str,
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+) -> Experiment:
+    """Loads the experiment of a training, as long as one of the last three arguments asks.
+
+    Args:
+        run_dir: a run that has begun keeps its number of steps, whatever `minutes` are.
+        batch_size: images a step, of all replicas together.
+        epochs: passes over the training images.
+        minutes: of training on this machine.
+
+    Raises:
+        InputError: the file, a binding, a number or the records are wrong.
+    """
+    given = [value for value in (steps, epochs, minutes) if value is not None]
+    if len(given) > 1 or any(value <= 0 for value in given):
+        raise InputError("steps, epochs, minutes: give one of them, above 0")
+    experiment = scaling.load(gin_file, bindings, batch_size=batch_size)
+    if epochs is not None:
+        images = train.training_records(experiment).num_examples
+        steps = max(1, round(epochs * images / experiment.batch_size))
+    if minutes is not None:
+        steps = provenance.steps(run_dir)
+        if steps is not None:
+            print(f"{run_dir}: began with {steps} steps, which stay; minutes are for new runs")
+        else:
+            print(f"timing the steps, to fit {minutes:g} minutes", flush=True)
+            steps = steps_within(minutes, experiment, strategy)
+    return scaling.load(gin_file, bindings, batch_size=batch_size, steps=steps)
 
 
 def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tuple[float, float]:

@@ -1,10 +1,18 @@
 """Predicts with an exported model, without any of the model's code.
 
 from kmax_tf import predict
-segmenter = predict.load("runs/demo/export")
-result = segmenter("photo.jpg")
+model = predict.load("runs/demo/export")
+result = model.predict("photo.jpg")
 """
 
-from kmax_tf.predict.segmenter import Segment, Segmentation, Segmenter, load, predict_sources
+from kmax_tf.predict.segmentation import Segment, Segmentation
+from kmax_tf.predict.segmenter import Segmenter, load, predict_sources, write_predictions
 
-__all__ = ["Segment", "Segmentation", "Segmenter", "load", "predict_sources"]
+__all__ = [
+    "Segment",
+    "Segmentation",
+    "Segmenter",
+    "load",
+    "predict_sources",
+    "write_predictions",
+]

@@ -21,7 +21,7 @@ from kmax_tf.data.datasets import Category
 from kmax_tf.errors import InputError
 from kmax_tf.files import read_bytes, read_json, write_atomic
 from kmax_tf.predict.image_sources import Source
-from kmax_tf.predict.segmenter import Segmentation, measure
+from kmax_tf.predict.segmentation import Segmentation, measure, named
 
 KINDS = ("predictions", "overlays", "cluster_assignments", "pseudo_labels")  # folders
 LIST_NAME, SHEET_NAME, UNFINISHED = "predictions.json", "contact_sheet.png", "unfinished.json"
@@ -39,7 +39,7 @@ class Labels:
         annotations = coco_panoptic.read_panoptic(json_path).annotations
         self._annotations = {annotation.image_name: annotation for annotation in annotations}
 
-    def of(self, name: str) -> tuple[np.ndarray, tuple] | None:
+    def of(self, name: str) -> tuple[np.ndarray, Sequence] | None:
         """Returns the map and the segments of an image, None if it has no label."""
         annotation = self._annotations.get(name) or self._annotations.get(os.path.basename(name))
         if annotation is None:
@@ -79,7 +79,7 @@ class OutputFiles:
         names = json.dumps([f"{stem}.png" for stem in stems])
         write_atomic(os.path.join(folder, UNFINISHED), names)
         self._folder = folder
-        self._by_id = {category.id: category for category in categories}
+        self._categories = categories
         self._predictions = self._writer("predictions", categories)
         self._pseudo_labels = None
         if confidence is not None:
@@ -98,20 +98,14 @@ class OutputFiles:
         folder = os.path.join(self._folder, name)
         return PanopticWriter(f"{folder}.json", folder, categories)
 
-    def add(self, source: Source, image: np.ndarray, result: Segmentation) -> None:
-        """Writes the files of one image; several threads may call it.
-
-        Args:
-            source: the `Source` of the image.
-            image: uint8 [height, width, 3].
-            result: the image's `Segmentation`.
-        """
-        overlay = self._overlay(image, result.panoptic_map, result.segments)
+    def add(self, source: Source, result: Segmentation) -> None:
+        """Writes the files of one image; several threads may call it."""
+        overlay = np.asarray(result.overlay())
         self._write_picture("overlays", source, overlay)
         if len(self._thumbnails) < SHEET:
             self._thumbnails[source.name] = visualize.thumbnail(overlay, THUMBNAIL)
         if self._cluster_assignments:
-            sheet = self._assignments(source, image, result, overlay)
+            sheet = self._assignments(source, result, overlay)
             self._write_picture("cluster_assignments", source, sheet)
         if self._pseudo_labels:
             _add(self._pseudo_labels, source, *confident_part(result, self._confidence))
@@ -131,20 +125,18 @@ class OutputFiles:
         path = os.path.join(self._folder, kind, f"{source.stem}.png")
         write_atomic(path, visualize.png(picture))
 
-    def _overlay(self, image, panoptic_map, segments):
-        named = [(s.id, self._by_id[s.category_id]) for s in segments]
-        return visualize.overlay(image, panoptic_map, [(i, c.name, c.color) for i, c in named])
-
-    def _assignments(self, source, image, result, overlay):
+    def _assignments(self, source, result, overlay):
         """Draws image, each decoder's clusters, prediction and label (paper, figures 4 to 9)."""
-        pictures = [("image", image)]
+        pictures = [("image", result.image)]
         for number, assignment in enumerate(result.assignments, start=1):
-            picture = visualize.assignment_picture(assignment, image)
+            picture = visualize.assignment_picture(assignment, result.image)
             pictures.append((f"clusters of decoder {number}", picture))
         pictures.append(("prediction", overlay))
         label = self._labels and self._labels.of(source.name)
         if label:
-            pictures.append(("label", self._overlay(image, *label)))
+            panoptic_map, segments = label
+            shown = named(segments, self._categories)
+            pictures.append(("label", visualize.overlay(result.image, panoptic_map, shown)))
         return _sheet(pictures, 3)
 
 

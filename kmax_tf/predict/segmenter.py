@@ -2,13 +2,13 @@
 
 import collections
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, overload
 
 import numpy as np
 import tensorflow as tf
-from scipy import ndimage
+from PIL import Image
 from tqdm import tqdm
 
 from kmax_tf import visualize
@@ -16,41 +16,21 @@ from kmax_tf.data.datasets import Category, parse_categories
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.files import check_literal, field, read_json
 from kmax_tf.predict import image_sources, tiles
+from kmax_tf.predict.output_files import OutputFiles
+from kmax_tf.predict.segmentation import Segment, Segmentation, measure
 
 CATEGORIES = "categories.json"  # in an export, next to the SavedModel
 AHEAD = 8  # images read ahead, and batches whose files are being written
 TILES = 8  # of a batch; one at a time takes several times as long
 MOST_PIXELS = 2**25  # of the images that wait, if there are several
-
-
-class Segment(NamedTuple):
-    """One segment of a panoptic map."""
-
-    id: int  # on the map
-    category_id: int
-    isthing: bool
-    score: float  # probability of its class times that of its mask
-    area: int  # pixels
-    box: list  # left, top, width, height in pixels
-
-
-class Segmentation(NamedTuple):
-    """The prediction of one image, at its size; the last two fields need details=True."""
-
-    panoptic_map: np.ndarray  # int32 [height, width], 0 void, else the id of a segment
-    segments: list[Segment]
-    confidence: np.ndarray | None = None  # float32 [height, width], of the pixel's likeliest mask
-    # int32 [decoders, height, width], the pixel's cluster; without a decoder for an image in tiles
-    assignments: np.ndarray | None = None
+AnImage = str | os.PathLike | Image.Image | np.ndarray  # as `image_sources.to_pixels` takes it
 
 
 class Segmenter:
     """An exported model that maps images to `Segmentation`s.
 
-    Args:
-        model: the loaded SavedModel.
-        categories: its classes.
-        cut: the size of its input (height, width) and the `Tiles` of larger images, or None.
+    Attributes:
+        categories: the classes, each with id, name, isthing and color (r, g, b).
     """
 
     def __init__(
@@ -59,15 +39,71 @@ class Segmenter:
         categories: Sequence[Category],
         cut: tuple[Sequence[int], tiles.Tiles] | None = None,
     ):
+        """Wraps a loaded SavedModel.
+
+        Args:
+            model: the SavedModel.
+            categories: its classes.
+            cut: the size of its input (height, width) and the `Tiles` of larger images, or None.
+        """
         self._model, self._cut = model, cut
         self.categories = categories
 
-    def __call__(self, image: Any, details: bool = False) -> Segmentation:
-        """Predicts an image in any form that `image_sources.to_pixels` takes.
+    @overload
+    def predict(self, images: AnImage, details: bool = False) -> Segmentation: ...
 
-        Raises InputError if the file cannot be decoded or the image has another form.
+    @overload
+    def predict(
+        self, images: list | tuple | Iterator, details: bool = False
+    ) -> list[Segmentation]: ...
+
+    def predict(self, images: Any, details: bool = False) -> Segmentation | list[Segmentation]:
+        """Segments one image, or each image of a list.
+
+        Args:
+            images: an image, or a list, tuple or iterator of images of any sizes. An image is
+              - the path of a file, as a string or of pathlib, on a disk or on gs://;
+              - an image of Pillow;
+              - uint8 [height, width] or [height, width, 1, 3 or 4], in the order red, green, blue,
+                alpha. Alpha is dropped.
+            details: also predict `confidence` and `assignments`.
+
+        Returns:
+            A `Segmentation`, or a list of them in the order of `images`.
+
+        Raises:
+            InputError: a file cannot be decoded, or an image has another form.
         """
-        return self.batch([image], details)[0]
+        if not isinstance(images, (list, tuple, Iterator)):
+            return self.batch([image_sources.to_pixels(images)], details)[0]
+        results: dict[int, Segmentation] = {}
+        pixels = enumerate(map(image_sources.to_pixels, images))
+        for batch in _batches(pixels, _default_batch(), self.in_tiles):
+            numbers, same_size = zip(*batch)
+            results |= zip(numbers, self.batch(same_size, details))
+        return [results[number] for number in sorted(results)]
+
+    __call__ = predict
+
+    def predict_to_coco(self, images: Any, out: str | os.PathLike) -> None:
+        """Segments files and writes the results, as `kmax predict` does.
+
+        It writes `predictions.json` and `predictions/` in COCO panoptic format, `overlays/` and
+        `contact_sheet.png`. It prints how many images were done, and names each that was skipped.
+
+        Args:
+            images: an image, a video, a folder of images or a glob; or a list of them. Paths are
+                strings or of pathlib.
+            out: folder for the results. What an earlier call wrote there is removed first.
+
+        Raises:
+            InputError: a path is missing, an entry is no path, or no image can be predicted.
+        """
+        paths = images if isinstance(images, (list, tuple)) else [images]
+        if not all(isinstance(path, (str, os.PathLike)) for path in paths):
+            raise InputError("images: give paths of images, videos or folders, or globs")
+        _, sources = image_sources.find([os.fspath(path) for path in paths])
+        write_predictions(self, sources, os.fspath(out))
 
     def in_tiles(self, image: np.ndarray) -> bool:
         """Returns whether an image, uint8 [height, width, 3], is predicted in several tiles."""
@@ -77,35 +113,22 @@ class Segmenter:
         return bool((options.scaled_size(image.shape[:2]).numpy() > size).any())
 
     def batch(
-        self, images: Sequence, details: bool = False, tile_batch: int = TILES
+        self, images: Sequence[np.ndarray], details: bool = False, tile_batch: int = TILES
     ) -> list[Segmentation]:
-        """Predicts images of one size.
-
-        Args:
-            images: a sequence of images as `__call__` takes them, or uint8 [batch, height, width,
-                1, 3 or 4].
-            details: predict the optional fields of `Segmentation`.
-            tile_batch: tiles that make a batch.
-
-        Raises:
-            InputError: `images` have other forms or different sizes, or there is none.
-        """
-        if not isinstance(images, (list, tuple)) and np.ndim(images) != 4:
-            raise InputError("images: give a list of images, or [batch, height, width, channels]")
-        pixels = [image_sources.to_pixels(image) for image in images]
-        sizes = {image.shape for image in pixels}
-        if len(sizes) != 1:
-            raise InputError(f"images: {len(pixels)} of {len(sizes)} sizes; give images of one")
-        if self.in_tiles(pixels[0]):
-            return self._predict_tiles(pixels, details, tile_batch)
+        """Predicts uint8 images of one size [height, width, 3]; `tile_batch` tiles make a batch."""
+        if self.in_tiles(images[0]):
+            return self._predict_tiles(images, details, tile_batch)
         signature = self._model.signatures["uint8_details" if details else "uint8"]
-        output = signature(images=tf.constant(np.stack(pixels)))
+        output = signature(images=tf.constant(np.stack(images)))
         result = {name: value.numpy() for name, value in output.items()}
         columns = [result[name].tolist() for name in ("segment_id", *Segment._fields[1:])]
         more = [result[name] for name in ("confidence", "assignments")] if details else []
+        segments = [[Segment(*s) for s in zip(*lists) if s[0]] for lists in zip(*columns)]
         return [
-            Segmentation(panoptic_map, [Segment(*s) for s in zip(*lists) if s[0]], *others)
-            for panoptic_map, lists, *others in zip(result["panoptic_map"], zip(*columns), *more)
+            Segmentation(panoptic_map, listed, image, self.categories, *others)
+            for panoptic_map, listed, image, *others in zip(
+                result["panoptic_map"], segments, images, *more
+            )
         ]
 
     def _predict_tiles(self, images, details, batch_size):
@@ -121,35 +144,21 @@ class Segmenter:
         num_things = sum(category.isthing for category in self.categories)
         with ThreadPoolExecutor(1) as worker:
             rest = batch_size, num_things, worker
-            return [
-                self._listed(finish())
-                for finish in tiles.segment(images, predict, *self._cut, *rest)
-            ]
+            found = tiles.segment(images, predict, *self._cut, *rest)
+            return [self._listed(finish(), image) for finish, image in zip(found, images)]
 
-    def _listed(self, segmented):
-        """Returns the `Segmentation` of a `Segmented`."""
+    def _listed(self, segmented, image):
+        """Returns the `Segmentation` of an image's `Segmented`."""
         segments = []
         for i, (area, box) in measure(segmented.segment_map).items():
             category = self.categories[segmented.segment_class[i - 1]]
             score = float(segmented.segment_score[i - 1])
             segments.append(Segment(i, category.id, category.isthing, score, area, box))
+        result = Segmentation(segmented.segment_map, segments, image, self.categories)
         if segmented.confidence is None:
-            return Segmentation(segmented.segment_map, segments)
+            return result
         nothing = np.zeros([0, *segmented.segment_map.shape], np.int32)
-        return Segmentation(segmented.segment_map, segments, segmented.confidence, nothing)
-
-
-def measure(panoptic_map: np.ndarray) -> dict[int, tuple[int, list]]:
-    """Returns {id: (area in pixels, box)} of a map, int32 [height, width], whose 0 is void.
-
-    A box is left, top, width and height in pixels.
-    """
-    areas = np.bincount(panoptic_map.ravel()).tolist()
-    places = enumerate(ndimage.find_objects(panoptic_map), start=1)
-    return {
-        i: (areas[i], [x.start, y.start, x.stop - x.start, y.stop - y.start])
-        for i, (y, x) in ((i, place) for i, place in places if place)
-    }
+        return result._replace(confidence=segmented.confidence, assignments=nothing)
 
 
 def _default_batch():
@@ -181,6 +190,33 @@ def _parse_tiles(content, path):
     return field(entry, "size", list, where), tiles.Tiles(scale, overlap)
 
 
+def write_predictions(
+    segmenter: Segmenter,
+    sources: Sequence[image_sources.Source],
+    out: str,
+    *,
+    batch_size: int | None = None,
+    **options: Any,
+) -> None:
+    """Predicts images, writes the files of `OutputFiles` into a folder, and prints the count.
+
+    Args:
+        batch_size: as in `predict_sources`.
+        options: the optional arguments of `OutputFiles`.
+
+    Raises:
+        InputError: no image can be predicted.
+    """
+    files = OutputFiles(out, segmenter.categories, sources, **options)
+    skipped = predict_sources(
+        segmenter, sources, files.add, batch_size=batch_size, details=files.needs_details
+    )
+    if len(skipped) == len(sources):
+        raise InputError(f"none of {len(sources)} images could be predicted")
+    files.finish()
+    print(f"{len(sources) - len(skipped)} images, {len(skipped)} skipped: see {out}")
+
+
 def predict_sources(
     segmenter: Segmenter,
     sources: Sequence[image_sources.Source],
@@ -189,7 +225,7 @@ def predict_sources(
     batch_size: int | None = None,
     details: bool = False,
 ) -> list:
-    """Predicts images and passes each to finish(source, image uint8, `Segmentation`).
+    """Predicts images and passes each to finish(source, `Segmentation`).
 
     While the device predicts, one thread reads ahead and others call `finish`.
 
@@ -235,14 +271,15 @@ def _most(most, image):
 
 
 def _predict_batch(segmenter, batch, details, tile_batch, skip):
-    """Returns (source, image, `Segmentation`) of a batch; if it fails, skips all of its images."""
+    """Returns (source, `Segmentation`) of a batch; if it fails, skips all of its images."""
+    sources, images = zip(*batch)
     try:
-        results = segmenter.batch([image for _, image in batch], details, tile_batch)
+        results = segmenter.batch(images, details, tile_batch)
     except tf.errors.OpError as error:  # for example out of memory
-        for source, _ in batch:
+        for source in sources:
             skip(source, InputError(f"{source.name}: {first_line(error)}"))
         return []
-    return [(*one, result) for one, result in zip(batch, results, strict=True)]
+    return list(zip(sources, results, strict=True))
 
 
 def _read_ahead(reader, sources, skip):

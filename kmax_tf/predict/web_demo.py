@@ -20,6 +20,7 @@ from kmax_tf import visualize
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.files import read_bytes
 from kmax_tf.predict import image_sources
+from kmax_tf.predict.segmentation import named
 from kmax_tf.predict.segmenter import Segmenter
 
 LARGEST_FILE = 64 * 2**20  # bytes
@@ -52,7 +53,7 @@ def views_of(segmenter: Segmenter, path: str) -> dict[str, Any]:
     views = [_view("image", shown, np.zeros(shown.shape[:2], np.int32), {})]
     for number, assignment in enumerate(result.assignments, 1):
         views.append(_cluster_view(f"decoder {number}", shown, assignment))
-    views.append(_segment_view(segmenter.categories, shown, result))
+    views.append(_segment_view(shown, result))
     (height, width), size = shown.shape[:2], f"{image.shape[1]} x {image.shape[0]} pixels"
     return {"caption": f"{name}, {size}", "width": width, "height": height, "views": views}
 
@@ -74,17 +75,16 @@ def _cluster_view(title, shown, assignment):
     return _view(title, visualize.assignment_picture(ids, shown), ids, items)
 
 
-def _segment_view(categories, shown, result):
-    by_id = {category.id: category for category in categories}
+def _segment_view(shown, result):
     ids = _resize(result.panoptic_map, Image.Resampling.NEAREST)
-    named = [(s.id, by_id[s.category_id].name, by_id[s.category_id].color) for s in result.segments]
-    colors = visualize.shades([color for *_, color in named])
+    listed = named(result.segments, result.categories)
+    colors = visualize.shades([color for *_, color in listed])
     items = {
         segment.id: {"name": name, "score": segment.score, "color": color}
-        for segment, (_, name, _), color in zip(result.segments, named, colors)
+        for segment, (_, name, _), color in zip(result.segments, listed, colors)
     }
     items[0] = {"name": "void", "color": np.zeros(3)}
-    return _view("segments", visualize.overlay(shown, ids, named), ids, items)
+    return _view("segments", visualize.overlay(shown, ids, listed), ids, items)
 
 
 def _view(title, picture, ids, items):

@@ -1,9 +1,31 @@
 """The batch size and the number of steps: their schedule, and the division among replicas."""
 
+from collections.abc import Sequence
+
+from kmax_tf import config
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 
 SAVES = 6  # checkpoints of a training at least
+
+
+def load(
+    gin_file: str,
+    bindings: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+) -> Experiment:
+    """Loads an experiment, with another batch size or number of steps if they are given.
+
+    Raises InputError as `config.load`, `linear_scaling` and `length` do.
+    """
+    experiment = config.load(Experiment, gin_file, bindings)
+    for scaled, number in ((linear_scaling, batch_size), (length, steps)):
+        if number is not None:
+            bindings = [*bindings, *scaled(experiment, number)]
+            experiment = config.load(Experiment, gin_file, bindings)
+    return experiment
 
 
 def linear_scaling(experiment: Experiment, batch_size: int) -> list[str]:

@@ -14,7 +14,7 @@ from data_prep import ade20k, coco_format, convert, validate
 from kmax_tf import errors, predict
 from kmax_tf.data import coco_panoptic, datasets, label_png
 from kmax_tf.data.records import example
-from kmax_tf.predict import image_sources, output_files, segmenter
+from kmax_tf.predict import image_sources, output_files, segmentation
 
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GRAY: 1, RGB: 3, PALETTE: 1, GRAY_ALPHA: 2, RGBA: 4}
@@ -169,10 +169,11 @@ class Brightness:
         found = np.where(image[..., 0] > 127, 1, 2).astype(np.int32)
         segments = [
             predict.Segment(k, *self.categories[k - 1][::2], 0.9, *measured)
-            for k, measured in segmenter.measure(found).items()
+            for k, measured in segmentation.measure(found).items()
         ]
         segments = [s._replace(isthing=self.categories[s.id - 1].isthing) for s in segments]
-        return predict.Segmentation(found, segments, np.float32(image[..., 1]) / 255)
+        confidence = np.float32(image[..., 1]) / 255
+        return predict.Segmentation(found, segments, image, self.categories, confidence)
 
 
 def write_headers(folder):

@@ -21,6 +21,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.evaluation.coco_score import panoptic_quality
 from kmax_tf.inference import predictor
 from kmax_tf.predict import image_sources
+from kmax_tf.predict import segmenter as segmenter_module
 from kmax_tf.predict.output_files import Labels, OutputFiles, confident_part
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -101,7 +102,9 @@ def test_what_is_not_sure_is_void():
         predict.Segment(2, 8, True, 0.6, 5, [2, 0, 2, 3]),
         predict.Segment(3, 9, False, 0.9, 2, [3, 1, 1, 2]),
     ]
-    sure, kept = confident_part(predict.Segmentation(panoptic_map, segments, confidence), 0.7)
+    image = np.zeros((3, 4, 3), np.uint8)
+    result = predict.Segmentation(panoptic_map, segments, image, (), confidence)
+    sure, kept = confident_part(result, 0.7)
     np.testing.assert_array_equal(sure, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]])
     assert kept == [segments[0]._replace(area=4, box=[0, 0, 2, 3])]
 
@@ -166,25 +169,28 @@ def test_our_predictions_of_padded_names_are_scored_by_our_tool(segmenter, photo
         assert panoptic_quality(*truth, f"{found}.json", found)["All"]["pq"] == 1.0
 
 
-def test_batch_takes_the_same_forms_of_one_size(segmenter, photos):
+def test_a_list_of_any_forms_and_sizes_is_predicted_in_its_order(segmenter, photos, monkeypatch):
+    monkeypatch.setattr(segmenter_module, "_default_batch", lambda: 2)  # as on a GPU: more than 1
     paths = [pathlib.Path(photos, source.name) for source in image_sources.find([photos])[1]]
     images = [image_sources.read_image(str(path)) for path in paths]
-    expected = segmenter.batch(np.stack(images))
+    images.insert(1, images[0][:-8, :-16])
+    expected = [segmenter.predict(image) for image in images]
     rgba = [np.dstack([image, image[..., 0]]) for image in images]
-    for given in (images, tuple(paths), rgba, [images[0], *paths[1:]], np.stack(rgba)):
-        for result, right in zip(segmenter.batch(given), expected, strict=True):
+    pillow = map(Image.fromarray, images)
+    mixed = [str(paths[0]), images[1], *paths[1:]]
+    for given in (images, tuple(rgba), pillow, mixed):
+        for result, right, image in zip(segmenter.predict(given), expected, images, strict=True):
             np.testing.assert_array_equal(result.panoptic_map, right.panoptic_map)
+            np.testing.assert_array_equal(result.image, image)
+            assert result.panoptic_map.shape == image.shape[:2]
+    assert segmenter.predict([]) == []
     for given, message in (
-        (images[0], "give a list of images"),
-        (str(paths[0]), "give a list of images"),
-        (images[0][..., 0], "give a list of images"),
-        ([], "images: 0 of 0 sizes"),
-        ([images[0], images[1][:-1]], "images: 2 of 2 sizes"),
-        (np.stack(images) / 255, "image: is float64 with values 0 to 1"),
+        (np.stack(images[2:]), r"image: has shape \[2, 97, 97, 3\]"),
+        (images[0] / 255, "image: is float64 with values 0 to 1"),
         (["a.jpg"], "a.jpg: cannot be read"),
     ):
         with pytest.raises(InputError, match=message):
-            segmenter.batch(given)
+            segmenter.predict(given)
 
 
 def files_below(folder):

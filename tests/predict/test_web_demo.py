@@ -141,7 +141,7 @@ def test_model_sees_the_whole_image_and_the_browser_one_that_it_can_show(size, s
         def __call__(self, image, details):
             seen.append(image.shape)
             nothing = np.zeros(image.shape[:2], np.int32)
-            return predict.Segmentation(nothing, [], nothing, nothing[None])
+            return predict.Segmentation(nothing, [], image, (), nothing, nothing[None])
 
     answer = web_demo.views_of(Stub(), str(tmp_path / "a.png"))
     assert seen == [(*size[::-1], 3)] and (answer["width"], answer["height"]) == shown

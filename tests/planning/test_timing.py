@@ -1,0 +1,51 @@
+"""The length of a training, by steps, passes over the images or minutes."""
+
+import pytest
+import tensorflow as tf
+
+from kmax_tf.errors import InputError
+from kmax_tf.planning import timing
+from kmax_tf.run_folder import checkpoint, provenance
+
+ONE = tf.distribute.OneDeviceStrategy("/cpu:0")
+
+
+@pytest.fixture
+def gin_file(tmp_path, tiny_text, records):
+    """An experiment of 4 steps; 6 images in batches of 2."""
+    path = tmp_path / "tiny.gin"
+    path.write_text(tiny_text.format(records=records))
+    return str(path)
+
+
+def steps(gin_file, run_dir, **given):
+    """The number of steps by the arguments that are given."""
+    return timing.load(gin_file, [], ONE, str(run_dir), **given).steps
+
+
+def test_steps_and_epochs(gin_file, tmp_path):
+    assert steps(gin_file, tmp_path) == 4
+    assert steps(gin_file, tmp_path, steps=7) == 7
+    assert steps(gin_file, tmp_path, epochs=2.5) == 8  # 7.5, to the even number
+    assert steps(gin_file, tmp_path, epochs=0.1) == 1
+
+
+def test_minutes_of_a_new_run_are_timed_and_those_of_an_old_one_are_not(
+    gin_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(timing, "time_steps", lambda *_: (30.0, 0.5))
+    assert steps(gin_file, tmp_path, minutes=2) in (179, 180)
+    assert "2 minutes: 30 s for timing and the start, then " in capsys.readouterr().out
+    with pytest.raises(InputError, match="0.5 minutes: timing and the start take 30 s"):
+        steps(gin_file, tmp_path, minutes=0.5)
+    provenance.write(str(tmp_path), {})
+    assert steps(gin_file, tmp_path, minutes=2) > 100  # it has no checkpoint yet
+    checkpoint.save(tf.train.Checkpoint(step=tf.Variable(1)), str(tmp_path), 1, keep=1)
+    assert steps(gin_file, tmp_path, minutes=2) == 4
+    assert "began with 4 steps, which stay" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [{"steps": 3, "minutes": 5}, {"epochs": -1}, {"steps": 0}])
+def test_one_positive_length(gin_file, tmp_path, given):
+    with pytest.raises(InputError, match="steps, epochs, minutes: give one of them, above 0"):
+        steps(gin_file, tmp_path, **given)
