@@ -7,7 +7,7 @@
 Mask2Former's prepare_ade20k_pan_seg.py makes the last two from the semantic and the instance
 release, as for the official code.
 
-python -m data_prep.ade20k --source ADEChallengeData2016 --out data/ade20k/records
+kmax prepare ade20k --source ADEChallengeData2016 --out data/ade20k/records
 
 --semantic needs only the semantic release; each class of an image is then one segment:
 

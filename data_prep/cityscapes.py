@@ -8,7 +8,7 @@ The official script makes gtFine/ (`pip install cityscapesscripts`):
 
     CITYSCAPES_DATASET=cityscapes csCreatePanopticImgs --use-train-id
 
-python -m data_prep.cityscapes --source cityscapes --out data/cityscapes/records \
+kmax prepare cityscapes --source cityscapes --out data/cityscapes/records \
     [--split train val test]
 """
 

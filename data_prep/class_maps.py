@@ -3,7 +3,7 @@
     own/images/NAME.png    an image
     own/labels/NAME.png    or NAME_label.png ...: gray, or the indices of a palette
 
-python -m data_prep.class_maps --images own/images --labels own/labels --out data/own \\
+kmax prepare class_maps --images own/images --labels own/labels --out data/own \\
     --classes classes.csv --void 11
 
 classes.csv has the columns value,name,isthing,color; the last two may be missing. Without a table

@@ -4,7 +4,7 @@
     annotations/panoptic_{train,val}2017/*.png   unpack the two zip files in annotations/ there
     {train,val,test}2017/*.jpg                   test has no labels
 
-python -m data_prep.coco --source coco --out data/coco/records [--split train val test]
+kmax prepare coco --source coco --out data/coco/records [--split train val test]
 """
 
 import functools

@@ -4,11 +4,11 @@
     panoptic.json  "images", "annotations" with "segments_info", "categories"
     labels/        PNG of segment ids, id = R + 256 G + 65536 B, 0 void
 
-python -m data_prep.coco_format --images images --panoptic_json panoptic.json \
+kmax prepare coco_format --images images --panoptic_json panoptic.json \
     --panoptic_dir labels --out records --split train
 
 Several JSON files may make one split: give as many --images and --panoptic_dir, or one for all.
-Pseudo labels of scripts/predict.py --pseudo_labels (pseudo_labels.json, pseudo_labels/) are in
+Pseudo labels of `kmax predict --pseudo_labels` (pseudo_labels.json, pseudo_labels/) are in
 this format too.
 """
 

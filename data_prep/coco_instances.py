@@ -3,7 +3,7 @@
     own/images/       images; "file_name" may include a folder
     own/objects.json  "images", "annotations" with "segmentation", "categories"
 
-python -m data_prep.coco_instances --images own/images --json own/objects.json --out data/own
+kmax prepare coco_instances --images own/images --json own/objects.json --out data/own
 
 All categories are things, but for those without objects that only group others, as Roboflow's
 first, and labelme's "_background_". Where objects overlap, the smaller one has the pixels, and

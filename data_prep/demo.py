@@ -4,7 +4,7 @@ Real handwritten digits are things over four procedural textures, which are stuf
 each digit lies on an opaque rounded card, which is its mask. At level "strokes", which is hard, the
 mask is the bare digit. Some images hold a crowd: small things of one class in one segment.
 
-python -m data_prep.demo --out digits
+kmax prepare demo --out digits
 """
 
 import functools

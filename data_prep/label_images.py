@@ -3,7 +3,7 @@
     own/images/NAME.png    an image
     own/labels/NAME.png    or NAME_label.tif ...: gray, 0 no object, 1 to n the objects
 
-python -m data_prep.label_images --images own/images --labels own/labels --out data/own --thing cell
+kmax prepare label_images --images own/images --labels own/labels --out data/own --thing cell
 
 PNG of 8 or 16 bits, or TIFF of 8, 16 or 32. In a PNG with a palette, 255 is void, as VOC and
 labelme write it. All objects are of one class. The validation is a random share of the images, or

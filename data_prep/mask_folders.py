@@ -3,7 +3,7 @@
     own/ID/images/NAME.png    one image
     own/ID/masks/*.png        a mask for each object, whose pixels are neither black nor transparent
 
-python -m data_prep.mask_folders --source own --out data/own --thing nucleus
+kmax prepare mask_folders --source own --out data/own --thing nucleus
 
 All objects are of one class. Where masks overlap, the smallest object has the pixels. The
 validation is a random share of the images, or --val_source.

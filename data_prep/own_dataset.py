@@ -4,7 +4,7 @@ A form reads its folders into a `RawDataset`. This file writes, in worker proces
 
     OUT/train.json OUT/train_labels/  OUT/val.json OUT/val_labels/    COCO panoptic format
     OUT/train_images/ OUT/val_images/   if records do not hold a format: the images, as PNG
-    OUT/validation/train/ OUT/validation/val/     what scripts/validate_dataset.py writes
+    OUT/validation/train/ OUT/validation/val/     what `kmax validate` writes
     OUT/records/                                  TFRecord and dataset.json
 
 Errors of the validation stop before the records are written.

@@ -64,7 +64,7 @@ def of_export(export_dir: str) -> tuple[Callable, tuple[int, int]]:
         loaded = tf.saved_model.load(export_dir)
         [function] = loaded.predict.concrete_functions
     except (AttributeError, OSError, ValueError) as error:
-        raise InputError(f"{export_dir}: not a readable export; run scripts/export.py") from error
+        raise InputError(f"{export_dir}: not a readable export; run kmax export") from error
     size = function.structured_input_signature[0][0].shape[1:3]
     return lambda image: loaded.predict(image)[0].segment_map, tuple(size)
 

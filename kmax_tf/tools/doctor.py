@@ -20,7 +20,7 @@ def examine(options: argparse.Namespace) -> tuple[list[tuple[str, str]], list[Pr
     """Examines this machine.
 
     Args:
-        options: data_dir, gin_file, gin, run_dir and device of scripts/doctor.py.
+        options: data_dir, gin_file, gin, run_dir and device of `kmax doctor`.
 
     Returns:
         Rows of a table, and the problems.

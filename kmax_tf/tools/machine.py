@@ -150,7 +150,7 @@ def examine_folders(
     """Checks the run folder, the records and the experiment's initial checkpoint.
 
     Args:
-        options: data_dir, gin_file, gin, run_dir and device of scripts/doctor.py.
+        options: data_dir, gin_file, gin, run_dir and device of `kmax doctor`.
 
     Returns:
         Rows of folder and result, and the problems.

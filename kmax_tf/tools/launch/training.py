@@ -80,7 +80,7 @@ class Training:
         machine: The slice.
         code: The committed code.
         runtime: How the slice runs the training.
-        flags: The experiment and the run folder, for scripts/train.py and scripts/doctor.py.
+        flags: The experiment and the run folder, for `kmax train` and `kmax doctor`.
     """
 
     def __init__(
