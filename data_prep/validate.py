@@ -26,7 +26,7 @@ FEW = 10  # images: a class in fewer is hardly learnt
 SMALL = 16  # pixels: one of the masks' at the output stride 4
 CLUSTERS = 128  # of most models, the segments that an image may have
 JOB = 64  # images of one job of a worker process
-PLAN = "scripts/plan.py chooses clusters, size and tiles for such segments"
+PLAN = "kmax plan chooses clusters, size and tiles for such segments"
 
 
 class Problem(NamedTuple):
@@ -86,8 +86,9 @@ def raw(images: str, panoptic_json: str, panoptic_dir: str) -> Dataset:
     for name in panoptic.unlabelled:
         problems.append(Problem(WARNING, "images without annotation (left out)", name))
     items = coco_format.from_annotations(panoptic.annotations, panoptic_json, images, panoptic_dir)
-    jobs = [(items[start : start + JOB],) for start in range(0, len(items), JOB)]
-    return Dataset(panoptic_json, panoptic.categories, problems, jobs, look_at_items, _load_item)
+    jobs = [(items[start : start + JOB], start) for start in range(0, len(items), JOB)]
+    load = functools.partial(_load_item, items)
+    return Dataset(panoptic_json, panoptic.categories, problems, jobs, look_at_items, load)
 
 
 def converted(folder: str, split: str, source: str | None = None) -> Dataset:
@@ -108,9 +109,10 @@ def converted(folder: str, split: str, source: str | None = None) -> Dataset:
     return Dataset(f"{folder} {split}", dataset.categories, [], jobs, look_at_shard, load)
 
 
-def look_at_items(items: list[convert.Item]) -> list[Facts]:
-    """Collects the facts of raw images."""
-    return [_facts((item,), *_read_item(item)) for item in items]
+def look_at_items(items: list[convert.Item], start: int = 0) -> list[Facts]:
+    """Collects the facts of raw images, of which the first has the number `start`."""
+    # The handle is a number, not the item, because all facts stay in memory.
+    return [_facts((number,), *_read_item(item)) for number, item in enumerate(items, start)]
 
 
 def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str) -> list[Facts]:
@@ -205,19 +207,20 @@ def _facts(handle: tuple, picture: Picture | None, problems: list[Problem]) -> F
     for category, is_crowd, size in columns:
         pixels[category] += size
         segments[category] += size > 0
-        small[category] += 0 < size < SMALL
+        if 0 < size < SMALL:
+            small[category] += 1
         learnable += size > 0 and not is_crowd
     if area[0] == picture.segment_map.size:
         text = f"{picture.name}: all pixels are void"
         problems = [*problems, Problem(WARNING, "images without a segment", text)]
     void = area[0] / picture.segment_map.size
     digest = hashlib.sha1(picture.image).digest()
-    counts = pixels, segments, small, learnable
-    return Facts(handle, picture.name, problems, *counts, void, digest)
+    counts = dict(pixels), dict(segments), dict(small)
+    return Facts(handle, picture.name, problems, *counts, learnable, void, digest)
 
 
-def _load_item(handle: tuple) -> Picture | None:
-    picture, _ = _read_item(*handle)
+def _load_item(items: list[convert.Item], handle: tuple) -> Picture | None:
+    picture, _ = _read_item(items[handle[0]])
     if picture is None:
         return None
     stored = example.decode_image(picture.image)

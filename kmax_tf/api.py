@@ -65,13 +65,21 @@ def train(
 
     data, run_dir = _expanded(data), _expanded(run_dir)
     lines = [f"experiment.Experiment.data_dir = {data!r}", *_lines(bindings)]
-    length = {"steps": steps, "epochs": epochs}
     if gin_file:
-        path, length["minutes"] = _expanded(gin_file), minutes
+        path = _expanded(gin_file)
     else:
-        path = _plan(data, run_dir, device, minutes or MINUTES)
+        path, minutes = _plan(data, run_dir, device, minutes or MINUTES), None
     strategy = training.make_strategy(device)
-    experiment = timing.load(path, lines, strategy, run_dir, batch_size=batch_size, **length)
+    experiment = timing.load(
+        path,
+        lines,
+        strategy,
+        run_dir,
+        batch_size=batch_size,
+        steps=steps,
+        epochs=epochs,
+        minutes=minutes,
+    )
     training.train(experiment, run_dir, strategy)
 
 

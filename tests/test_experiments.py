@@ -58,7 +58,7 @@ def test_heads(path):
     assert parts[""] and parts["Hardware"] and parts["Hours"]
     assert (
         path.stem == "demo"
-        or f"scripts/train.py --gin_file=gin/experiments/{path.name}" in (parts["Command"])
+        or f"kmax train --gin_file=gin/experiments/{path.name}" in (parts["Command"])
     )
     if "tpu:NAME" in parts["Command"]:
         assert f"--run_dir=gs://BUCKET/{path.stem} " in parts["Command"]

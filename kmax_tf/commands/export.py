@@ -12,6 +12,7 @@ def parse():
     parser = command_line.Parser(__doc__, ["run_dir"], ["checkpoint"])
     parser.add_argument("--out", required=True, help="folder of the export")
     parser.add_argument("--precision", help="float32 or mixed_bfloat16; default: the run's")
+    parser.add_argument("--onnx", action="store_true", help="also write ONNX")
     parser.add_argument(
         "--tflite", action="store_true", help="also write TensorFlow Lite with 8-bit weights"
     )
@@ -22,38 +23,44 @@ def parse():
 
 
 def main(options):
-    from kmax_tf import config
+    formats = chosen_formats(options)
     from kmax_tf.evaluation import evaluate
-    from kmax_tf.experiment import Experiment
-    from kmax_tf.inference import export, model_card
-    from kmax_tf.run_folder import checkpoint, layout
+    from kmax_tf.inference import export
+    from kmax_tf.run_folder import checkpoint
 
-    bindings = []
-    if options.precision:
-        bindings = [f"experiment.Experiment.precision = {options.precision!r}"]
-    experiment = config.load(Experiment, layout.config(options.run_dir), bindings)
     path = options.checkpoint or checkpoint.newest(options.run_dir)
-    model = experiment.build_evaluation_model()
-    checkpoint.restore_model(model, path)
-    facts = model_card.weights_facts(path, checkpoint.read_metrics(options.run_dir, path))
-    export.export(experiment, model, options.out, facts, lite=options.tflite)
-    print(f"exported {path} to {options.out}")
+    kind = dict(precision=options.precision, formats=formats)
+    experiment, model = export.export_checkpoint(options.run_dir, path, options.out, **kind)
     if options.measure:
-        for name, predict in predictors(experiment, model, options).items():
+        for name, predict in predictors(experiment, model, options.out, formats).items():
             metrics, *_ = evaluate.evaluate(experiment, predict, checkpoint.step_of(path))
             print(f"{name}: PQ {metrics['PQ'] or 0:.2f} on {metrics['num_images']} images")
 
 
-def predictors(experiment, model, options):
+def chosen_formats(options):
+    """Returns the `FileFormat`s to write; InputError if the extra of one is not installed."""
+    found = []
+    if options.onnx:
+        from kmax_tf.inference.onnx import ONNX
+
+        found.append(ONNX)
+    if options.tflite:
+        from kmax_tf.inference.tflite import TFLITE
+
+        found.append(TFLITE)
+    return found
+
+
+def predictors(experiment, model, folder, formats):
     """Returns the functions that predict with the model and with each exported file."""
     from kmax_tf import files
-    from kmax_tf.inference import export, predictor, tflite
+    from kmax_tf.inference import export, predictor
 
     found = {
         "model": predictor.build_predictor(model, experiment),
-        "SavedModel": export.load_predictor(options.out),
+        "SavedModel": export.load_predictor(folder),
     }
-    if options.tflite:
-        content = files.read_bytes(os.path.join(options.out, tflite.FILE_NAME))
-        found["TensorFlow Lite"] = tflite.load_predictor(content)
+    for kind in formats:
+        content = files.read_bytes(os.path.join(folder, kind.file_name))
+        found[kind.name] = kind.load_predictor(content)
     return found

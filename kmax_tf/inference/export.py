@@ -23,10 +23,12 @@ from kmax_tf.data.transforms import geometry, host
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import check_literal, write_atomic
-from kmax_tf.inference import model_card, predictor, tflite
+from kmax_tf.inference import file_format, model_card, predictor
+from kmax_tf.inference.file_format import FileFormat
 from kmax_tf.model import postprocess
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.predict.segmenter import CATEGORIES
+from kmax_tf.run_folder import checkpoint, layout
 
 FILES = tf.TensorSpec([None], tf.string, name="images")
 PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
@@ -245,12 +247,12 @@ def export(
     model: tf_keras.Model,
     export_dir: str,
     facts: Sequence[tuple[str, str]] = (),
-    *,
-    lite: bool = False,
+    formats: Sequence[FileFormat] = (),
 ) -> None:
-    """Writes the SavedModel and its description into `export_dir`.
+    """Writes the SavedModel, its description, and files of other formats into `export_dir`.
 
-    The description is:
+    Each file is compared with the SavedModel on one image, and a line tells what differs. The
+    description is:
       - categories.json: names and colors of the classes, and the tiles if there are any;
       - config.gin: the configuration loaded last;
       - model_card.md.
@@ -258,10 +260,10 @@ def export(
 
     Args:
         facts: (name, value) pairs about the weights, for the model card.
-        lite: also write model.tflite, the model in TensorFlow Lite.
+        formats: of the files.
 
     Raises:
-        InputError: TensorFlow Lite's converter refuses the model.
+        InputError: a converter refuses the model, or its file segments too differently.
     """
     check_literal(export_dir)
     segmenter = ExportedModel(model, experiment)
@@ -269,24 +271,64 @@ def export(
     if experiment.tiles:
         size = list(experiment.evaluation_size)
         description["tiles"] = {"size": size, **dataclasses.asdict(experiment.tiles)}
+    contents = {kind: file_format.convert(kind, segmenter) for kind in formats}
     texts: dict[str, str | bytes] = {
         CATEGORIES: json.dumps(description),
         "config.gin": config.resolved(),
-        "model_card.md": model_card.text(experiment, model, facts, SEGMENTS, DETAILS),
+        "model_card.md": model_card.text(experiment, model, facts, SEGMENTS, DETAILS, formats),
     }
-    if lite:
-        texts[tflite.FILE_NAME] = tflite.convert(segmenter)
+    texts |= {kind.file_name: content for kind, content in contents.items()}
     temporary = export_dir.rstrip("/") + ".unfinished"
     _remove(temporary)
     try:
         tf.saved_model.save(segmenter, temporary, signatures=segmenter.signatures())
         for name, content in texts.items():
             write_atomic(os.path.join(temporary, name), content)
+        if formats:
+            _check(experiment, temporary, contents)
     except (tf.errors.OpError, InputError):  # such as a full disk
         _remove(temporary)
         raise
     _remove(export_dir)
     tf.io.gfile.rename(temporary, export_dir)
+
+
+def _check(experiment, export_dir, contents):
+    image, what = file_format.example_image(experiment)
+    panoptic, _ = load_predictor(export_dir)(image)
+    for kind, content in contents.items():
+        found = file_format.check(kind, content, panoptic, image)
+        print(f"{kind.name}: {found}, on {what}", flush=True)
+
+
+def export_checkpoint(
+    run_dir: str,
+    path: str,
+    export_dir: str,
+    *,
+    precision: str | None = None,
+    formats: Sequence[FileFormat] = (),
+) -> tuple[Experiment, tf_keras.Model]:
+    """Exports the checkpoint `path` of a run, and prints a line.
+
+    Args:
+        precision: "float32" or "mixed_bfloat16"; None for the run's.
+        formats: as in `export`.
+
+    Returns:
+        The experiment and the model.
+
+    Raises:
+        InputError: the checkpoint is missing, corrupt or of another model.
+    """
+    bindings = [f"experiment.Experiment.precision = {precision!r}"] if precision else []
+    experiment = config.load(Experiment, layout.config(run_dir), bindings)
+    model = experiment.build_evaluation_model()
+    checkpoint.restore_model(model, path)
+    facts = model_card.weights_facts(path, checkpoint.read_metrics(run_dir, path))
+    export(experiment, model, export_dir, facts, formats)
+    print(f"exported {path} to {export_dir}", flush=True)
+    return experiment, model
 
 
 def _remove(folder):

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import tf_keras
 
+from kmax_tf.data.transforms import geometry
 from kmax_tf.experiment import Experiment
+from kmax_tf.inference.file_format import OUTPUTS, FileFormat
 
 TEMPLATE = """# kMaX-DeepLab on {dataset}
 
@@ -22,13 +24,14 @@ rely on it. Scores are not calibrated: they only rank segments of a class.
 ## Use
 
 ```python
-from kmax_tf import predict
+import kmax_tf
 
-segmenter = predict.load("FOLDER OF THIS FILE")
-result = segmenter("photo.jpg")
+model = kmax_tf.load("FOLDER OF THIS FILE")
+result = model.predict("photo.jpg")
+result.overlay().save("overlay.png")
 ```
 
-or `scripts/predict.py FOLDER photos/ --out DIR`, or with TensorFlow alone:
+or `kmax predict FOLDER photos/ --out DIR`, or with TensorFlow alone:
 
 ```python
 model = tf.saved_model.load(FOLDER)
@@ -51,7 +54,7 @@ With details also:
 | output | |
 |---|---|
 {details}
-
+{files}
 ## Classes
 
 Things: {things}.
@@ -59,10 +62,42 @@ Things: {things}.
 Stuff: {stuff}.
 """
 
+FILES = """
+## Other runtimes
+
+A file for another runtime takes images of {height} x {width} pixels, float32 in 0..255. They are
+resized to fit, and padded with {gray} at the bottom and the right. Pillow resizes a little
+differently from the SavedModel.
+
+```python
+import numpy as np
+from PIL import Image, ImageOps
+
+photo = Image.open("photo.jpg").convert("RGB")
+photo = ImageOps.contain(photo, ({width}, {height}), Image.Resampling.BILINEAR)
+image = np.full((1, {height}, {width}, 3), {gray}, np.float32)
+image[0, : photo.height, : photo.width] = photo
+```
+{uses}
+`result["segment_map"][0, : photo.height, : photo.width]` is without the padding.
+
+| output | |
+|---|---|
+{outputs}
+"""
+
+USE = """
+`{file_name}`, with {runtime}:
+
+```python
+{use}
+```
+"""
+
 LARGE = """
 ## Large images
 
-`kmax_tf.predict` and `scripts/predict.py` scale an image by {scale:g}. They cut one that is larger
+`kmax_tf.predict` and `kmax predict` scale an image by {scale:g}. They cut one that is larger
 than {height} x {width} pixels then into tiles of that size, which share at least {overlap} pixels.
 The signatures cut no tiles. They shrink such an image to fit, and lose its small things. Use
 `kmax_tf.predict` for it.
@@ -75,12 +110,14 @@ def text(
     facts: Sequence[tuple[str, str]],
     segments: dict[str, str],
     details: dict[str, str],
+    formats: Sequence[FileFormat] = (),
 ) -> str:
     """Returns the model card of an export.
 
     Args:
         facts: (name, value) pairs about the weights.
         segments, details: {output: description} of the signatures.
+        formats: of the files for other runtimes.
     """
     dataset, merging = experiment.dataset, experiment.postprocess
     height, width = experiment.evaluation_size
@@ -108,10 +145,11 @@ def text(
     names = {kind: [c.name for c in dataset.categories if c.isthing == kind] for kind in (1, 0)}
     return TEMPLATE.format(
         dataset=dataset.name,
+        files=_files(formats, height, width),
         large=large,
         facts=_rows(rows),
-        segments=_rows((f"`{name}`", what) for name, what in segments.items()),
-        details=_rows((f"`{name}`", what) for name, what in details.items()),
+        segments=_outputs(segments),
+        details=_outputs(details),
         things=", ".join(names[1]) or "none",
         stuff=", ".join(names[0]) or "none",
     )
@@ -125,6 +163,18 @@ def weights_facts(path: str, metrics: dict | None) -> list[tuple[str, str]]:
         figures = ", ".join(f"{n} {metrics[n]:.1f}" for n in names if metrics.get(n) is not None)
         facts.append(("metrics", f"{figures} on {metrics['num_images']} images"))
     return facts
+
+
+def _files(formats, height, width):
+    if not formats:
+        return ""
+    uses = (USE.format(**kind._asdict()) for kind in formats)
+    place = dict(height=height, width=width, gray=geometry.GRAY)
+    return FILES.format(**place, uses="".join(uses), outputs=_outputs(OUTPUTS))
+
+
+def _outputs(described):
+    return _rows((f"`{name}`", what) for name, what in described.items())
 
 
 def _rows(pairs):

@@ -1,55 +1,41 @@
-"""Converts a model to TensorFlow Lite, with 8-bit weights.
-
-Its input is a fitted and padded image (`host.fit_and_pad`), and its segments have that size.
-Devices without TensorFlow are slow at shapes that depend on the image.
-"""
-
-import re
-from collections.abc import Callable
-from typing import Any
+"""Converts a model to TensorFlow Lite, with 8-bit weights by dynamic range quantization."""
 
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf.errors import InputError, first_line
+from kmax_tf.inference.file_format import FileFormat
 from kmax_tf.model.postprocess import Panoptic
 
-FILE_NAME = "model.tflite"
+USE = """import tensorflow as tf
+
+result = tf.lite.Interpreter("model.tflite").get_signature_runner()(image=image)"""
 
 
-def convert(segmenter: Any) -> bytes:
-    """Returns the content of a .tflite file: float32 [1, height, width, 3] in 0..255 -> `Panoptic`.
-
-    Weights are quantized with dynamic range quantization.
-    Raises InputError with the converter's reason if it refuses.
-    """
-
-    @tf.function(input_signature=[tf.TensorSpec([1, *segmenter.size, 3], name="image")])
-    def predict(image):
-        panoptic, *_ = segmenter.predict(image)
-        return panoptic._asdict()
-
+def _convert(predict, segmenter):
     concrete = predict.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], segmenter)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    try:
-        return converter.convert()
-    except Exception as error:  # the converter has no error class of its own
-        # Each operation has a long line, and the reasons repeat.
-        reasons = dict.fromkeys(re.findall(r"error: (.*)", str(error))) or [first_line(error)]
-        raise InputError(
-            f"TensorFlow Lite's converter refuses the model: {'; '.join(reasons):.400};"
-            " export it in float32, or without TensorFlow Lite"
-        ) from error
+    return converter.convert()
 
 
-def load_predictor(content: bytes) -> Callable:
-    """Loads the content of a .tflite file as a function like that of `build_predictor`."""
-    interpreter = tf.lite.Interpreter(model_content=content)
-    run = interpreter.get_signature_runner()
+def _load_predictor(content):
+    run = tf.lite.Interpreter(model_content=content).get_signature_runner()
 
     def predict(image):
         each = [Panoptic(**run(image=one[None].numpy())) for one in image]
         return tf.nest.map_structure(lambda *rows: tf.constant(np.concatenate(rows)), *each), []
 
     return predict
+
+
+# Rounded weights move the borders of segments, and may cost one that is near a threshold.
+TFLITE = FileFormat(
+    name="TensorFlow Lite",
+    file_name="model.tflite",
+    runtime="TensorFlow",
+    use=USE,
+    batch=1,
+    convert=_convert,
+    load_predictor=_load_predictor,
+    largest_difference=1.0,
+)

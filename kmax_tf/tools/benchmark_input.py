@@ -136,9 +136,9 @@ def make_records(folder: str, dataset: Dataset, split: str) -> None:
 
 
 def _record(random, dataset):
-    segment_map, classes = _segments(random, dataset)
+    segment_map, classes = draw_segments(random, dataset)
     jpeg = io.BytesIO()
-    Image.fromarray(_picture(random, segment_map)).save(jpeg, "JPEG", quality=90)
+    Image.fromarray(draw_picture(random, segment_map)).save(jpeg, "JPEG", quality=90)
     count = len(classes)
     return serialize.record(
         image=jpeg.getvalue(),
@@ -151,8 +151,12 @@ def _record(random, dataset):
     )
 
 
-def _segments(random, dataset):
-    """Draws ellipses of things over wavy bands of stuff; returns an int32 map and the classes."""
+def draw_segments(random: np.random.Generator, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Draws ellipses of things over wavy bands of stuff.
+
+    Returns:
+        int [480, 640], k the k-th segment, from 1; and the class index of each segment.
+    """
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     things = random.integers(0, dataset.num_things, THINGS)
     stuff = random.choice(np.arange(dataset.num_things, dataset.num_classes), STUFF, replace=False)
@@ -167,8 +171,16 @@ def _segments(random, dataset):
     return np.searchsorted(present, segment_map) + 1, np.append(stuff, things)[present - 1]
 
 
-def _picture(random, segment_map):
-    """Draws segments of different colors with texture of all scales: about 150 kB as a JPEG."""
+def draw_picture(random: np.random.Generator, segment_map: np.ndarray) -> np.ndarray:
+    """Draws segments of different colors with texture of all scales: about 150 kB as a JPEG.
+
+    Args:
+        random: the generator.
+        segment_map: integers [height, width] from 0.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
     picture = random.uniform(60, 200, [segment_map.max() + 1, 3])[segment_map]
     for cell in (64, 16, 4, 2, 1):
         shape = [-(-side // cell) for side in segment_map.shape]

@@ -35,14 +35,24 @@ def make_image(rng: np.random.Generator, num_classes: int) -> tuple[GroundTruth,
     return GroundTruth(segment_map, classes, np.zeros(SEGMENTS, bool)), prediction
 
 
+def make_images(
+    categories: Sequence[datasets.Category],
+) -> list[tuple[GroundTruth, ImagePrediction]]:
+    """Draws the distinct images."""
+    rng = np.random.default_rng(0)
+    return [make_image(rng, len(categories)) for _ in range(DISTINCT)]
+
+
 def run(
-    categories: Sequence[datasets.Category], images: Sequence[tuple[GroundTruth, ImagePrediction]]
+    categories: Sequence[datasets.Category],
+    images: Sequence[tuple[GroundTruth, ImagePrediction]],
+    count: int,
 ) -> tuple[float, float, dict]:
-    """Computes all metrics of the images as the evaluator does; returns PQ, AP and mean IoU."""
+    """Computes all metrics of `count` images as the evaluator does: PQ, AP and mean IoU."""
     metrics, waiting, workers = Metrics(categories), collections.deque(), os.cpu_count()
     with ThreadPoolExecutor(workers) as pool:
-        for number in range(IMAGES + 4 * workers):
-            if number < IMAGES:
+        for number in range(count + 4 * workers):
+            if number < count:
                 image = images[number % DISTINCT]
                 waiting.append(pool.submit(evaluate_image, categories, *image))
             if number >= 4 * workers:
@@ -52,11 +62,10 @@ def run(
 
 def main() -> None:
     categories = datasets.load("coco").categories
-    rng = np.random.default_rng(0)
-    images = [make_image(rng, len(categories)) for _ in range(DISTINCT)]
+    images = make_images(categories)
     for _ in range(3):
         wall, cpu = time.perf_counter(), time.process_time()
-        run(categories, images)
+        run(categories, images, IMAGES)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(

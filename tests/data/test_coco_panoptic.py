@@ -1,11 +1,12 @@
 import copy
 import io
 import json
+import tracemalloc
 
 import pytest
 from PIL import Image
 
-from kmax_tf import errors
+from kmax_tf import errors, files
 from kmax_tf.data import coco_panoptic, label_png
 
 GOOD = {
@@ -122,3 +123,30 @@ def test_bad_file_gives_one_line_that_names_it(tmp_path, content, message):
         read(tmp_path, content)
     assert str(error.value).startswith(str(tmp_path / "panoptic.json"))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_is_read_in_parts(tmp_path, monkeypatch):
+    whole = read(tmp_path, GOOD)
+    monkeypatch.setattr(files, "PART", 7)
+    assert read(tmp_path, GOOD) == whole
+
+
+def test_a_large_json_takes_little_memory_for_its_segments(tmp_path):
+    def entry(number):
+        segments = [
+            {"id": k << 12, "category_id": 1, "iscrowd": 0, "bbox": [k, k, 300, 400], "area": 4000}
+            for k in range(number + 1, number + 21)
+        ]
+        return {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
+
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(1000)]
+    annotations = [entry(number) for number in range(1000)]
+    path = tmp_path / "panoptic.json"
+    path.write_text(json.dumps({**GOOD, "images": images, "annotations": annotations}))
+    tracemalloc.start()
+    panoptic = coco_panoptic.read_panoptic(str(path))
+    held, highest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(panoptic.annotations[7].segments) == 20
+    # The bytes and the text of the file, then what stays of it.
+    assert highest < 2.5 * path.stat().st_size and held < path.stat().st_size / 2

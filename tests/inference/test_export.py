@@ -7,11 +7,9 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import config, files, predict
-from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.data.records import shards
-from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.inference import export, predictor, tflite
+from kmax_tf.inference import export, predictor
 
 
 @pytest.fixture(scope="module")
@@ -131,24 +129,3 @@ def test_describes_itself(exported):
         assert category.name in card
     for name in ("| weights | none |", *export.SEGMENTS, *export.DETAILS):
         assert name in card
-
-
-@pytest.mark.slow
-def test_tflite_gives_nearly_what_the_model_gives(exported, monkeypatch):
-    experiment = exported.experiment
-    segmenter = export.ExportedModel(exported.model, experiment)
-    [batch, *_] = evaluation_input(
-        predictor.evaluation_records(experiment), experiment.evaluation_size, 2
-    )
-    panoptic, _ = tflite.load_predictor(tflite.convert(segmenter))(batch.image)
-    expected, _ = predictor.build_predictor(exported.model, experiment)(batch.image)
-    assert panoptic.segment_map.shape == expected.segment_map.shape
-    same = panoptic.semantic_map == expected.semantic_map
-    assert tf.reduce_mean(tf.cast(same, tf.float32)) > 0.9
-
-    def refuse(self):
-        raise RuntimeError("somewhere: error: no Fancy\nsomewhere else: error: no Fancy\n")
-
-    monkeypatch.setattr(tf.lite.TFLiteConverter, "convert", refuse)
-    with pytest.raises(InputError, match="refuses the model: no Fancy; export it in float32"):
-        tflite.convert(segmenter)

@@ -26,7 +26,7 @@ def test_plan_and_page(records, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("forget_models")
 def test_timing_writes_nothing(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "STEPS", 2)
+    monkeypatch.setattr(timing, "STEPS", 2)  # a loop of steps
     experiment = tiny()
     before = sorted(tmp_path.rglob("*"))
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")

@@ -1,0 +1,144 @@
+"""The files of other runtimes give the segments of the SavedModel, and an export says so."""
+
+import importlib
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kmax_tf.data.evaluation_input import evaluation_input
+from kmax_tf.errors import InputError
+from kmax_tf.inference import export, file_format, predictor
+from kmax_tf.inference.tflite import TFLITE
+from kmax_tf.model.postprocess import Panoptic
+
+FORMATS = ["onnx.ONNX", "tflite.TFLITE"]
+
+
+def load(name):
+    """A `FileFormat`; skips the test without the extra."""
+    module, name = name.split(".")
+    if module == "onnx":
+        pytest.importorskip("tf2onnx")
+    return getattr(importlib.import_module(f"kmax_tf.inference.{module}"), name)
+
+
+@pytest.fixture(scope="module")
+def images(exported):
+    experiment = exported.experiment
+    records = predictor.evaluation_records(experiment)
+    [batch] = evaluation_input(records, experiment.evaluation_size, 3)
+    return batch.image
+
+
+def panoptic(segment_map, *classes):
+    """The `Panoptic` of one image, with all that `differing` looks at."""
+    return Panoptic(np.array([segment_map]), np.array([classes]), None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "share"),
+    [
+        (panoptic([[1, 1], [2, 0]], 5, 6, -1), 0),
+        (panoptic([[2, 2], [1, 0]], 6, 5, -1), 0),  # another order
+        (panoptic([[2, 2], [1, 0]], 5, 6, -1), 0.75),  # other classes
+        (panoptic([[1, 3], [2, 0]], 5, 6, 5), 0.25),  # one segment as two
+        (panoptic([[1, 1], [1, 0]], 5, -1, -1), 0.25),  # two as one
+        (panoptic([[1, 1], [0, 0]], 5, -1, -1), 0.25),  # one less
+        (panoptic([[1, 1], [2, 2]], 5, 6, -1), 0.25),  # no void
+    ],
+)
+def test_the_share_of_pixels_that_differ(ours, share):
+    assert file_format.differing(ours, panoptic([[1, 1], [2, 0]], 5, 6, -1)) == share
+
+
+def test_onnx_gives_what_the_model_gives(exported, images):
+    kind = load("onnx.ONNX")
+    content = file_format.convert(kind, export.ExportedModel(exported.model, exported.experiment))
+    ours, _ = kind.load_predictor(content)(images)  # three at once
+    expected, _ = predictor.build_predictor(exported.model, exported.experiment)(images)
+    assert np.mean(ours.segment_map != expected.segment_map) <= 1e-4
+    assert np.mean(ours.semantic_map != expected.semantic_map) <= 1e-4
+    np.testing.assert_array_equal(ours.segment_class, expected.segment_class)
+    assert (np.max(ours.segment_map, axis=(1, 2)) > 1).all()  # the case is worth the test
+    for name in ("segment_confidence", "segment_score"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(expected, name), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_tflite_gives_nearly_what_the_model_gives(exported, images):
+    content = file_format.convert(TFLITE, export.ExportedModel(exported.model, exported.experiment))
+    ours, _ = TFLITE.load_predictor(content)(images)
+    expected, _ = predictor.build_predictor(exported.model, exported.experiment)(images)
+    assert ours.segment_map.shape == expected.segment_map.shape
+    assert np.mean(ours.semantic_map == expected.semantic_map) > 0.9
+
+
+def test_a_refusal_of_the_converter(exported):
+    def refuse(*_):
+        raise RuntimeError("somewhere: error: no Fancy\nsomewhere else: error: no Fancy\n")
+
+    segmenter = export.ExportedModel(exported.model, exported.experiment)
+    with pytest.raises(InputError, match="Lite refuses the model: no Fancy; export it in float32"):
+        file_format.convert(TFLITE._replace(convert=refuse), segmenter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_checks_the_file_and_tells_how_to_run_it(
+    name, exported, tmp_path, monkeypatch, capsys
+):
+    kind, experiment = load(name), exported.experiment
+    export.export(experiment, exported.model, str(tmp_path / "export"), formats=[kind])
+    said = rf"{kind.name}: .* segments.*, \d+\.\d{{3}} % of the pixels differ, on an image of val"
+    assert re.search(said, capsys.readouterr().out)
+
+    monkeypatch.chdir(tmp_path / "export")
+    height, width = experiment.evaluation_size
+    noise = np.random.default_rng(0).integers(0, 256, (height - 20, width, 3), np.uint8)
+    Image.fromarray(noise).resize((2 * width, 2 * height - 40), 0).save("photo.jpg", quality=100)
+    card = (tmp_path / "export/model_card.md").read_text()
+    place = {}
+    for code in re.findall(r"```python\n(.*?)```", card.split("## Other runtimes")[1], re.DOTALL):
+        exec(code, place)
+    assert place["result"].keys() == file_format.OUTPUTS.keys() == set(Panoptic._fields)
+    assert place["photo"].size == (width, height - 20)
+    expected, _ = export.load_predictor(".")(tf.constant(place["image"]))
+    ours = Panoptic(**place["result"])
+    assert file_format.differing(ours, expected) <= kind.largest_difference
+    categories = json.loads((tmp_path / "export/categories.json").read_text())["categories"]
+    assert ours.segment_class.max() < len(categories)
+
+
+def test_an_export_without_records_is_checked_on_noise(exported, tmp_path):
+    experiment = exported.experiment
+    _, what = file_format.example_image(experiment)
+    assert what == "an image of val"
+    elsewhere = type(experiment)(**vars(experiment) | {"data_dir": str(tmp_path)})
+    image, what = file_format.example_image(elsewhere)
+    assert what.startswith("noise")
+    assert image.shape == [1, *experiment.evaluation_size, 3]
+
+
+def test_a_file_that_segments_differently_is_not_exported(exported, tmp_path):
+    def nothing(content):
+        shape = [1, *exported.experiment.evaluation_size]
+        empty = panoptic(np.zeros(shape[1:], np.int32), *[-1] * 8)
+        return lambda image: (empty, [])
+
+    kind = TFLITE._replace(convert=lambda *_: b"", load_predictor=nothing, largest_difference=1e-4)
+    with pytest.raises(InputError, match=r"model.tflite: 0 segments, where the SavedModel has \d"):
+        export.export(exported.experiment, exported.model, str(tmp_path / "e"), formats=[kind])
+    assert not os.listdir(tmp_path)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    monkeypatch.delitem(sys.modules, "kmax_tf.inference.onnx", raising=False)
+    with pytest.raises(InputError, match=r"tf2onnx.*pip install -e '\.\[onnx\]'"):
+        importlib.import_module("kmax_tf.inference.onnx")
