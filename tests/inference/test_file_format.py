@@ -125,10 +125,11 @@ def test_an_export_without_records_is_checked_on_noise(exported, tmp_path):
     assert image.shape == [1, *experiment.evaluation_size, 3]
 
 
+@pytest.mark.slow
 def test_a_file_that_segments_differently_is_not_exported(exported, tmp_path):
     def nothing(content):
         shape = [1, *exported.experiment.evaluation_size]
-        empty = panoptic(np.zeros(shape[1:], np.int32), *[-1] * 8)
+        empty = panoptic(np.zeros(shape[1:], np.int32), *[-1] * exported.model.cluster_path.num_clusters)
         return lambda image: (empty, [])
 
     kind = TFLITE._replace(convert=lambda *_: b"", load_predictor=nothing, largest_difference=1e-4)
