@@ -11,8 +11,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from kmax_tf import config, runtime
 from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
 from kmax_tf.inference import export, file_format, predictor
 from kmax_tf.inference.tflite import TFLITE
 from kmax_tf.model.postprocess import Panoptic
@@ -68,6 +70,25 @@ def test_onnx_gives_what_the_model_gives(exported, images):
     assert (np.max(ours.segment_map, axis=(1, 2)) > 1).all()  # the case is worth the test
     for name in ("segment_confidence", "segment_score"):
         np.testing.assert_allclose(getattr(ours, name), getattr(expected, name), atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_onnx_of_a_whole_resnet50():
+    """At 641, with random weights, sharp masks and no thresholds."""
+    names = ("thing_threshold", "stuff_threshold", "overlap_threshold")
+    bindings = [f"postprocess.PostProcess.{name} = 0.0" for name in names]
+    bindings.append("experiment.Experiment.evaluation_size = (641, 641)")
+    experiment = config.load(Experiment, "gin/experiments/coco_resnet50.gin", bindings)
+    runtime.set_seed(0)
+    model = experiment.build_evaluation_model()
+    model.cluster_path.head.mask_norm.gamma.assign(tf.fill([1, 1, 1, 1], 100.0))
+    segmenter, kind = export.ExportedModel(model, experiment), load("onnx.ONNX")
+    coarse = np.random.default_rng(0).uniform(0, 255, (1, 12, 12, 3))
+    image = tf.image.resize(coarse, (641, 641))
+    expected, *_ = segmenter.predict(image)
+    found = file_format.check(kind, file_format.convert(kind, segmenter), expected, image)
+    assert re.match(r"the same \d\d segments, 0.00\d % of the pixels differ", found)
 
 
 @pytest.mark.slow
@@ -128,8 +149,8 @@ def test_an_export_without_records_is_checked_on_noise(exported, tmp_path):
 @pytest.mark.slow
 def test_a_file_that_segments_differently_is_not_exported(exported, tmp_path):
     def nothing(content):
-        shape = [1, *exported.experiment.evaluation_size]
-        empty = panoptic(np.zeros(shape[1:], np.int32), *[-1] * exported.model.cluster_path.num_clusters)
+        clusters = exported.model.cluster_path.num_clusters
+        empty = panoptic(np.zeros(exported.experiment.evaluation_size, np.int32), *[-1] * clusters)
         return lambda image: (empty, [])
 
     kind = TFLITE._replace(convert=lambda *_: b"", load_predictor=nothing, largest_difference=1e-4)
