@@ -383,6 +383,15 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
     assert "no pixel" not in capsys.readouterr().err
 
 
+@pytest.fixture
+def heard_ctrl_c():
+    """Ctrl-C is heard; a shell's background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_ctrl_c")
 def test_terminated_training_goes_on_bit_exactly(
     tiny, tmp_path, monkeypatch, capsys, assert_same_state
 ):
