@@ -2,10 +2,9 @@
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from kmax_tf.errors import InputError
-from kmax_tf.inference.file_format import OUTPUTS, FileFormat
+from kmax_tf.inference.file_format import FileFormat
 from kmax_tf.model.postprocess import Panoptic
 
 try:
@@ -23,14 +22,8 @@ result = dict(zip(names, session.run(None, {"image": image})))"""
 OPSET = 18  # the newest that tf2onnx 1.17 writes
 
 
-def _convert(predict, _):
-    # Control flow as it is, for tf2onnx knows it.
-    frozen = convert_variables_to_constants_v2(
-        predict.get_concrete_function(), lower_control_flow=False, aggressive_inlining=True
-    )
-    graph = frozen.graph.as_graph_def()
+def _convert(graph, outputs, _):
     weights = _take_weights(graph)
-    outputs = dict(zip((t.name for t in frozen.outputs), sorted(OUTPUTS)))  # as of a dictionary
     model, _ = tf2onnx.convert.from_graph_def(
         graph,
         input_names=["image:0", *weights],

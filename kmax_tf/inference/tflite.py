@@ -11,11 +11,37 @@ USE = """import tensorflow as tf
 result = tf.lite.Interpreter("model.tflite").get_signature_runner()(image=image)"""
 
 
-def _convert(predict, segmenter):
+def _convert(graph, outputs, image):
+    _regroup_gelu(graph)
+    for node in graph.node:
+        node.attr.pop("_gradient_op_type", None)  # the converter would look for the variables
+
+    @tf.function(input_signature=[image])
+    def predict(image):
+        results = tf.graph_util.import_graph_def(graph, {"image:0": image}, list(outputs))
+        return dict(zip(outputs.values(), results, strict=True))
+
     concrete = predict.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], segmenter)
+    # With an object, any, the file gets the names of the function.
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return converter.convert()
+
+
+def _regroup_gelu(graph):
+    """Makes (0.5 * x) * (1 + erf), the GELU of the converter, of x * (0.5 * (1 + erf))."""
+    nodes = {node.name: node for node in graph.node}
+
+    def second_input(node):
+        return nodes.get(node.input[1]) if node and len(node.input) > 1 else None
+
+    for product in graph.node:
+        half = second_input(product)
+        total = second_input(half)
+        erf = second_input(total)
+        if erf and [n.op for n in (product, half, total, erf)] == ["Mul", "Mul", "AddV2", "Erf"]:
+            half.input[1] = product.input[0]
+            product.input[:] = [half.name, total.name]
 
 
 def _load_predictor(content):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.inference import export, file_format, predictor
 from kmax_tf.inference.tflite import TFLITE
+from kmax_tf.model.layers.ops import gelu
 from kmax_tf.model.postprocess import Panoptic
 
 FORMATS = ["onnx.ONNX", "tflite.TFLITE"]
@@ -59,6 +61,7 @@ def test_the_share_of_pixels_that_differ(ours, share):
     assert file_format.differing(ours, panoptic([[1, 1], [2, 0]], 5, 6, -1)) == share
 
 
+@pytest.mark.slow
 def test_onnx_gives_what_the_model_gives(exported, images):
     kind = load("onnx.ONNX")
     content = file_format.convert(kind, export.ExportedModel(exported.model, exported.experiment))
@@ -98,6 +101,20 @@ def test_tflite_gives_nearly_what_the_model_gives(exported, images):
     expected, _ = predictor.build_predictor(exported.model, exported.experiment)(images)
     assert ours.segment_map.shape == expected.segment_map.shape
     assert np.mean(ours.semantic_map == expected.semantic_map) > 0.9
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_gelu_is_converted(name):
+    """The toy has none, and TensorFlow Lite no operation for the error function in it."""
+    kind = load(name)
+    fields = len(Panoptic._fields)
+    model = types.SimpleNamespace(
+        size=(4, 5), predict=lambda image: [Panoptic(*(gelu(image) + i for i in range(fields)))]
+    )
+    image = tf.random.stateless_normal([1, 4, 5, 3], [0, 0])
+    result, _ = kind.load_predictor(file_format.convert(kind, model))(image)
+    for i, values in enumerate(result):
+        np.testing.assert_allclose(values, tf.nn.gelu(image) + i, atol=1e-5)
 
 
 def test_a_refusal_of_the_converter(exported):
