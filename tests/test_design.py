@@ -52,6 +52,12 @@ def test_the_package_imports_no_program():
         assert not re.search(rf"^\s*(from|import) ({programs})\b", path.read_text(), re.M)
 
 
+def test_no_graph_is_converted_by_autograph():
+    for path in (ROOT / "kmax_tf").rglob("*.py"):
+        for root in re.findall(r"@tf\.function.*\n.*", path.read_text()):
+            assert "do_not_convert" in root or "autograph=False" in root, path
+
+
 def test_every_path_of_the_page_exists():
     paths = re.findall(r"`((?:gin|docs|data_prep|tests|kmax_tf|scripts)/[\w./]*)`", PAGE)
     assert paths and all((ROOT / path).exists() for path in paths)

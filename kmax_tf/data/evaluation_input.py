@@ -25,6 +25,7 @@ def evaluation_input(records: Records, size: tuple[int, int], batch_size: int) -
     Each image is fitted into `size`, (height, width) in pixels. The last batch may be smaller.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def prepare(record):
         example = records.parse(record)
         sample = Sample(example.image, example.segment_map)
@@ -44,6 +45,7 @@ def evaluation_input(records: Records, size: tuple[int, int], batch_size: int) -
 def evaluation_images(records: Records) -> tf.data.Dataset:
     """Makes a dataset of every image once, in order: an `Example` without its segment map."""
 
+    @tf.autograph.experimental.do_not_convert
     def image(record):
         return records.parse(record)._replace(segment_map=tf.zeros([0, 0], tf.int32))
 

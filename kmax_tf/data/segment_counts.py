@@ -127,6 +127,7 @@ def _sample(
     options = dataclasses.replace(options, color=None)  # without a use for the maps
     pastes = options.augment and options.paste_scales
 
+    @tf.autograph.experimental.do_not_convert
     def load(number, record):
         example = (
             corrupt.parse_or_blank(record, records.parse)[0]

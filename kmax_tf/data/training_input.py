@@ -106,6 +106,7 @@ def training_input(
         records, options, seed=seed, start=start, host_index=host_index, num_hosts=num_hosts
     )
 
+    @tf.autograph.experimental.do_not_convert
     def make_example(position, *pair):
         return training_example(
             pair, records.parse, dataset, options, stride=stride, seed=tf.stack([seed, position])
@@ -149,6 +150,7 @@ def ordered_records(
         )
         return corrupt.assert_count(epoch_records, num_examples, options.skip_corrupt)
 
+    @tf.autograph.experimental.do_not_convert
     def epoch(number):
         begin = number * num_examples
         first = tf.maximum(begin, start)

@@ -25,6 +25,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.files import check_literal, write_atomic
 from kmax_tf.inference import file_format, model_card, predictor
 from kmax_tf.inference.file_format import FileFormat
+from kmax_tf.inference.frozen_graph import freeze
 from kmax_tf.model import postprocess
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.predict.segmenter import CATEGORIES
@@ -67,18 +68,27 @@ class ExportedModel(tf.Module):
 
     def __init__(self, model: tf_keras.Model, experiment: Experiment):
         super().__init__()
-        # Not the model itself: saving would trace each of its layers separately.
-        self.variables_of_model = model.variables
         self.size, self.tiles = experiment.evaluation_size, experiment.tiles
         self.categories = experiment.dataset.categories
+        signature = [tf.TensorSpec([None, *self.size, 3], name="image")]
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *self.size, 3])])
-        def predict(image):
+        @tf.function(input_signature=signature)
+        @tf.autograph.experimental.do_not_convert
+        def segment(image):
             outputs = model(image, training=False)
             num_things = experiment.dataset.num_things
             pasted = experiment.postprocess.paste(outputs.final, self.size, num_things)
             panoptic = experiment.postprocess.merge(pasted, num_things)
             return panoptic, pasted.probability, outputs.final, predictor.assignments(outputs)
+
+        frozen = freeze(segment)
+        weights = {name: tf.Variable(array) for name, array in frozen.weights.items()}
+        self.weights = list(weights.values())
+
+        @tf.function(input_signature=signature)
+        @tf.autograph.experimental.do_not_convert
+        def predict(image):
+            return frozen(image, {name: weight.read_value() for name, weight in weights.items()})
 
         self.predict = predict  # traced once, and shared by the signatures
         self.num_things, self.postprocess = experiment.dataset.num_things, experiment.postprocess
@@ -87,6 +97,7 @@ class ExportedModel(tf.Module):
         """Returns the four signatures by name, for tf.saved_model.save."""
 
         def signature(spec, prepare, finish):
+            @tf.autograph.experimental.do_not_convert
             def run(images):
                 return finish(self._each(prepare, images))
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.experiment import Experiment
 from kmax_tf.inference import predictor
+from kmax_tf.inference.frozen_graph import FrozenGraph, freeze
 from kmax_tf.model.postprocess import Panoptic
 
 OUTPUTS = {  # `Panoptic`
@@ -36,7 +36,7 @@ class FileFormat(NamedTuple):
     runtime: str
     use: str  # Python that makes `result`, the outputs by name, from `image`, for the model card
     batch: int | None  # images of the input; None: any number
-    convert: Callable[[Any, dict[str, str], tf.TensorSpec], bytes]  # see `convert`
+    convert: Callable[[FrozenGraph], bytes]  # of a function of `image` that returns `OUTPUTS`
     load_predictor: Callable[[bytes], Callable]  # a function like that of `build_predictor`
     largest_difference: float  # share of the pixels of an image, from 0 to 1
 
@@ -44,23 +44,19 @@ class FileFormat(NamedTuple):
 def convert(kind: FileFormat, segmenter: Any) -> bytes:
     """Converts an `ExportedModel` and returns the content of the file.
 
-    It maps `image`, float32 [batch, height, width, 3] in 0..255, to `OUTPUTS`. The converter gets
-    a GraphDef, {tensor: output}, and the TensorSpec of "image:0". Raises InputError with the
-    converter's reason if it refuses.
+    It maps `image`, float32 [batch, height, width, 3] in 0..255, to `OUTPUTS`. Raises
+    InputError with the converter's reason if it refuses.
     """
 
     @tf.function(input_signature=[tf.TensorSpec([kind.batch, *segmenter.size, 3], name="image")])
+    @tf.autograph.experimental.do_not_convert
     def predict(image):
         panoptic, *_ = segmenter.predict(image)
         return panoptic._asdict()
 
-    # Control flow stays as it is, for the converters know it.
-    frozen = convert_variables_to_constants_v2(
-        predict.get_concrete_function(), lower_control_flow=False, aggressive_inlining=True
-    )
-    outputs = dict(zip((t.name for t in frozen.outputs), sorted(OUTPUTS), strict=True))
+    frozen = freeze(predict)
     try:
-        content = kind.convert(frozen.graph.as_graph_def(), outputs, *predict.input_signature)
+        content = kind.convert(frozen)
         kind.load_predictor(content)
     except Exception as error:  # the converters have no error class of their own
         # Each operation has a long line, and the reasons repeat.

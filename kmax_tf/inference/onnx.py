@@ -22,37 +22,24 @@ result = dict(zip(names, session.run(None, {"image": image})))"""
 OPSET = 18  # the newest that tf2onnx 1.17 writes
 
 
-def _convert(graph, outputs, _):
-    weights = _take_weights(graph)
+def _convert(frozen):
+    names = dict(zip(frozen.outputs, sorted(frozen.structure), strict=True))
     model, _ = tf2onnx.convert.from_graph_def(
-        graph,
-        input_names=["image:0", *weights],
-        output_names=list(outputs),
-        tensors_to_rename={"image:0": "image", **outputs},
+        frozen.graph,
+        input_names=["image:0", *frozen.weights],
+        output_names=frozen.outputs,
+        tensors_to_rename={"image:0": "image", **names},
         opset=OPSET,
         custom_op_handlers={name: (handler, []) for name, handler in HANDLERS.items()},
     )
     del model.graph.input[1:]
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(  # others are of branches without outputs
-        numpy_helper.from_array(weight, name) for name, weight in weights.items() if name in used
+        numpy_helper.from_array(weight, name)
+        for name, weight in frozen.weights.items()
+        if name in used
     )
     return model.SerializeToString()
-
-
-def _take_weights(graph):
-    """Makes inputs of large constants, {name: array}; each step of tf2onnx would copy them."""
-    weights = {}
-    for node in graph.node:
-        if node.op != "Const" or len(node.attr["value"].tensor.tensor_content) < 1000:
-            continue
-        tensor = node.attr["value"].tensor
-        if tensor.dtype == tf.float32:
-            weights[f"{node.name}:0"] = tf.make_ndarray(tensor)
-            node.op = "Placeholder"
-            node.attr["shape"].shape.CopyFrom(tensor.tensor_shape)
-            del node.attr["value"]
-    return weights
 
 
 def _load_predictor(content):

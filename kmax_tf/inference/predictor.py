@@ -54,6 +54,7 @@ def build_predictor(model: tf_keras.Model, experiment: Experiment) -> Callable:
     """
 
     @tf.function(reduce_retracing=True)
+    @tf.autograph.experimental.do_not_convert
     def predict(image):
         outputs = model(image, training=False)
         if experiment.postprocess.at_image_size:

@@ -11,15 +11,13 @@ USE = """import tensorflow as tf
 result = tf.lite.Interpreter("model.tflite").get_signature_runner()(image=image)"""
 
 
-def _convert(graph, outputs, image):
-    _regroup_gelu(graph)
-    for node in graph.node:
-        node.attr.pop("_gradient_op_type", None)  # the converter would look for the variables
+def _convert(frozen):
+    _regroup_gelu(frozen.graph)
 
-    @tf.function(input_signature=[image])
+    @tf.function(input_signature=[frozen.argument])
+    @tf.autograph.experimental.do_not_convert
     def predict(image):
-        results = tf.graph_util.import_graph_def(graph, {"image:0": image}, list(outputs))
-        return dict(zip(outputs.values(), results, strict=True))
+        return frozen(image, {name: tf.constant(array) for name, array in frozen.weights.items()})
 
     concrete = predict.get_concrete_function()
     # With an object, any, the file gets the names of the function.

@@ -75,6 +75,7 @@ def take(records: Records, dataset: Dataset) -> Fingerprint:
     every = -(-count // IMAGES)
     chosen = tf.data.TFRecordDataset(records.paths).shard(every, 0)
 
+    @tf.autograph.experimental.do_not_convert
     def labels(record):
         example = records.parse(record)
         parts = example.segment_map, example.category_id, example.is_crowd

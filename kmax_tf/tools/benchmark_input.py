@@ -78,9 +78,11 @@ def _stages(experiment, folder, batch_size):
     options = experiment.training_input
     ordered = training_input.ordered_records(records, options, seed=experiment.seed)
 
+    @tf.autograph.experimental.do_not_convert
     def decoded(_, *serialized):
         return [records.parse(record).image for record in serialized]
 
+    @tf.autograph.experimental.do_not_convert
     def augmented(index, *serialized):
         return training_input.training_example(
             serialized,

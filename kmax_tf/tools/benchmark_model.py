@@ -100,6 +100,7 @@ def tpu_estimate(experiment: Experiment, batch_size: int) -> tpu_compile.Compile
     model = experiment.build_evaluation_model()
 
     @tf.function(jit_compile=True)
+    @tf.autograph.experimental.do_not_convert
     def predict(image):
         return experiment.segment(model(image, training=False).final)
 

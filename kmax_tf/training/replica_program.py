@@ -38,6 +38,7 @@ def training_step(trainer: Trainer) -> tuple[Any, list[tf.TensorSpec]]:
     images = batch_size.per_replica_batch_size(experiment, replicas) * experiment.accumulation
 
     @tf.function
+    @tf.autograph.experimental.do_not_convert
     def one(record):
         return training_input.training_example(
             [record, record],
@@ -52,6 +53,7 @@ def training_step(trainer: Trainer) -> tuple[Any, list[tf.TensorSpec]]:
     specs = [tf.TensorSpec([images, *t.shape], t.dtype) for t in tf.nest.flatten(outputs)]
 
     @tf.function(jit_compile=True)
+    @tf.autograph.experimental.do_not_convert
     def step(*parts):
         trainer.train_step(iter([tf.nest.pack_sequence_as(outputs, parts)]))
 

@@ -169,6 +169,7 @@ class Trainer(orbit.StandardTrainer):
         step = int(self.step.numpy())
         checkpoint.save(self.saver, run_dir, step, self.experiment.checkpoints_kept)
 
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, iterator: Iterator) -> None:
         self.strategy.run(self._on_replica, args=next(iterator))
         self.step.assign_add(1)

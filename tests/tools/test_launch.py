@@ -35,7 +35,9 @@ with (cloud / "starts").open("a") as file:
     file.write(f"{start}\\n")
 for step in range(start + 1, 7):
     time.sleep(0.03)
-    steps.write_text(str(step))
+    written = cloud / "steps.new"  # a preemption may come in the middle of a write
+    written.write_text(str(step))
+    written.replace(steps)
     print("step", step, end="\\r", flush=True)
     if step == 3 and (cloud / "train_error").exists():
         sys.exit("error: loss is not finite")
