@@ -1,9 +1,10 @@
 """Runs a study: variants of an experiment times seeds, with a table, curves and pictures.
 
-kmax study interaction --seeds 3
-kmax study interaction --dataset coco     prints the commands for a TPU v3-32
+kmax study interaction --seeds 6
+kmax study dual_path --dataset coco       prints the commands for a TPU v3-32
 
-The studies are interaction, decoders, convergence, drop_query, losses, or a gin file of your own.
+The studies are interaction, dual_path, decoders, convergence, drop_query, losses, or a gin file of
+your own.
 The same command resumes an interrupted study.
 """
 

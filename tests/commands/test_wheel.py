@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,13 @@ def venv():
 @pytest.mark.slow
 def test_a_wheel_in_an_empty_folder(tmp_path, venv, tiny_text):
     """It downloads the packages, 2 GB."""
-    build = ["wheel", "--quiet", "--no-deps", f"--wheel-dir={tmp_path}", str(ROOT)]
+    source = tmp_path / "source"  # a build leaves files, which the next one would pack
+    source.mkdir()
+    for name in ("kmax_tf", "data_prep", "gin"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = ["wheel", "--quiet", "--no-deps", f"--wheel-dir={tmp_path}", str(source)]
     subprocess.run([sys.executable, "-m", "pip", *build], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     empty = tmp_path / "empty"

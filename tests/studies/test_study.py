@@ -21,7 +21,7 @@ from kmax_tf.files import read_json
 from kmax_tf.studies import study, study_report
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHARED = ("digits", "encoder")  # files that all studies use
+SHARED = ("digits", "digits_1200", "encoder")  # files that all studies use
 NAMES = sorted(p.stem for p in (ROOT / "gin/studies").glob("*.gin") if p.stem not in SHARED)
 RESULTS = sorted(ROOT.glob("docs/studies/*/study.json"))
 PQ = {  # at the last step, by variant, learning rate and seed
@@ -70,7 +70,7 @@ def test_full_size_commands_make_the_experiments_that_have_a_file_of_their_own()
         config.load(Experiment, gin_file, bindings)
         return config.resolved()
 
-    lines = study.commands("interaction", study.load("interaction"), seeds=1)[::2]
+    lines = study.commands("dual_path", study.load("dual_path"), seeds=1)[::2]
     for line, name in zip(lines, ["cross_attention", None, "dual_path", "", "dual_path_kmeans"]):
         if name is None:  # of the appendix, without a gin file
             continue
