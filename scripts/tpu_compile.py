@@ -27,6 +27,9 @@ def parse():
     parser.add_argument(
         "--batch_size", type=int, help="images per step, with the schedule scaled as in train.py"
     )
+    parser.add_argument(
+        "--by_part", action="store_true", help="also print the memory traffic of each part"
+    )
     options = parser.parse_args()
     if options.all == bool(options.gin_file):
         parser.error("give --gin_file, or --all for every experiment")
@@ -53,12 +56,14 @@ def main(options):
 
 
 def report_one(options, accelerator):
-    from kmax_tf.tools import tpu_report
+    from kmax_tf.tools import hlo_traffic, tpu_report
     from kmax_tf.training import batch_size
 
     experiment = batch_size.load(options.gin_file, options.gin, batch_size=options.batch_size)
     report = tpu_report.report(experiment, accelerator)
     print(json.dumps(report) if options.json else tpu_report.text(report))
+    if options.by_part and "bytes_by_part" in report:
+        print(hlo_traffic.table(report["bytes_by_part"]))
 
 
 if __name__ == "__main__":

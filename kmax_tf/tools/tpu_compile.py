@@ -21,6 +21,7 @@ class Compiled(NamedTuple):
     flops: float
     bytes_accessed: float
     estimated_seconds: float
+    program: str  # optimized HLO as text
 
 
 class OutOfMemory(InputError):
@@ -88,4 +89,5 @@ def compile_for_tpu(hlo: bytes, accelerator: str, replicas: int) -> Compiled:
         cost["flops"],
         cost["bytes accessed"],
         cost["optimal_seconds"],
+        program.hlo_modules()[0].to_string(),
     )

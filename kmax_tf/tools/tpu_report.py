@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kmax_tf.errors import first_line
 from kmax_tf.experiment import Experiment
-from kmax_tf.tools import tpu_chips, tpu_compile
+from kmax_tf.tools import hlo_traffic, tpu_chips, tpu_compile
 from kmax_tf.training import replica_program
 from kmax_tf.training.batch_size import per_replica_batch_size
 from kmax_tf.training.replica_strategy import ReplicaStrategy
@@ -39,6 +39,7 @@ def report(experiment: Experiment, accelerator: str) -> dict:
         - "memory_bytes" of one replica: "arguments", "outputs", "temporaries", "needed" (an output
           that takes an argument's place counts once) and "available"
         - "flops", "bytes_accessed" of one replica
+        - "bytes_by_part": of `hlo_traffic.by_part`
         - "arithmetic_seconds", "traffic_seconds": of these two at the device's full speed
         - "roofline_seconds": the longer of the two
         - "estimated_seconds": the compiler's estimate of a step, or None
@@ -78,6 +79,7 @@ def report(experiment: Experiment, accelerator: str) -> dict:
         "memory_bytes": memory,
         "flops": compiled.flops,
         "bytes_accessed": compiled.bytes_accessed,
+        "bytes_by_part": hlo_traffic.by_part(compiled.program),
         **_times(experiment, wanted, compiled),
     }
 

@@ -84,6 +84,7 @@ def test_several_replicas_give_what_one_gives(tiny, two_replicas):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     tiny()  # writes the gin file
     run_dir = tmp_path / "run"

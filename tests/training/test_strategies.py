@@ -33,6 +33,7 @@ def expected(tiny, tmp_path, same_on_all, losses):
     return losses(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_mirrored(tiny, tmp_path, same_on_all, losses, assert_same_losses, expected, two_replicas):
     train.train(tiny(*same_on_all), str(tmp_path / "two"), two_replicas)
     assert_same_losses(losses(tmp_path / "two"), expected)

@@ -25,6 +25,7 @@ from kmax_tf.training import ema, preemption, train
 from kmax_tf.training.trainer import Trainer, make_trainer, train_step
 
 ONE_DEVICE = "/cpu:0"
+do_not_convert = tf.autograph.experimental.do_not_convert
 
 
 def batch(experiment, stride, size):
@@ -50,7 +51,7 @@ def on_replicas(strategy, function, parts):
             tf.nest.map_structure(lambda t, p: tf.ensure_shape(t, p.shape), targets, parts[0][1]),
         )
 
-    result = tf.function(lambda: strategy.run(on_replica))()
+    result = tf.function(do_not_convert(lambda: strategy.run(on_replica)))()
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], result)
 
 
@@ -105,6 +106,7 @@ def test_two_replicas_equal_one_with_the_joined_batch(tiny, two_replicas):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6, err_msg=a.name)
 
 
+@pytest.mark.slow
 @pytest.mark.xla
 def test_step_compiles_with_xla_to_the_same_numbers(tiny):
     experiment = tiny()
@@ -125,8 +127,8 @@ def test_step_compiles_with_xla_to_the_same_numbers(tiny):
         return [losses.total, norm]
 
     # The first step has rate 0: it changes no weight, only moving statistics and moments.
-    plain = tf.function(step)()
-    compiled = tf.function(step, jit_compile=True)()
+    plain = tf.function(do_not_convert(step))()
+    compiled = tf.function(do_not_convert(step), jit_compile=True)()
     np.testing.assert_allclose(plain, compiled, rtol=1e-4)
 
 
@@ -168,7 +170,7 @@ def accumulated(experiment, strategy, parts, accumulation, compiled=False):
 
     if len(parts) > 1:
         return on_replicas(strategy, step, parts)
-    return tf.function(lambda: step(*parts[0]), jit_compile=compiled)()
+    return tf.function(do_not_convert(lambda: step(*parts[0])), jit_compile=compiled)()
 
 
 def assert_same_gradients(first, second):
@@ -238,6 +240,7 @@ def test_average_of_the_weights_moves_with_each_step_that_is_not_skipped(tiny):
     assert "ema" not in make_trainer(tiny(), trainer.strategy).state
 
 
+@pytest.mark.slow
 def test_overfits_one_image(tiny):
     experiment = tiny(
         "experiment.Experiment.steps = 400",
@@ -251,6 +254,7 @@ def test_overfits_one_image(tiny):
     one = tf.nest.map_structure(lambda v: v[:1], (image, targets))
 
     @tf.function
+    @do_not_convert
     def step(seed):
         losses, _, _ = train_step(
             trainer.model,
@@ -340,6 +344,7 @@ def test_a_step_without_finite_loss_is_skipped_counted_and_named(tiny, poisoned,
     ]
 
 
+@pytest.mark.slow
 def test_training_stops_after_too_many_skipped_steps_in_a_row(tiny, poisoned, tmp_path):
     poisoned(list(range(2, 40)))
     experiment = tiny("experiment.Experiment.steps = 40")
@@ -351,6 +356,7 @@ def test_training_stops_after_too_many_skipped_steps_in_a_row(tiny, poisoned, tm
             assert np.isfinite(newest.get_tensor(key)).all(), key
 
 
+@pytest.mark.slow
 def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
     digits = datasets.load("panoptic_digits")
     stuff = digits.categories[-1]
@@ -391,6 +397,7 @@ def heard_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heard_ctrl_c")
 def test_terminated_training_goes_on_bit_exactly(
     tiny, tmp_path, monkeypatch, capsys, assert_same_state

@@ -1,0 +1,71 @@
+"""Memory traffic of a step by part of the model, counted from the optimized program."""
+
+import re
+
+BYTES = {"pred": 1, "8": 1, "16": 2, "32": 4, "64": 8}  # of an element, by the bits in its type
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
+COPIES, OTHERS = "copies between layouts", "losses, input, metrics"
+PARTS = {"AdamW": "optimizer"}  # of operations outside the model, by a part of their name
+
+
+def by_part(program: str) -> dict[str, tuple[int, int]]:
+    """Counts the bytes that the instructions of a program read and write.
+
+    An operand or a result counts with its size, without the padding of its layout. Loops, such as
+    those of matching and accumulation, count nothing; so the sum is below the compiler's own.
+
+    Args:
+        program: optimized HLO as text.
+
+    Returns:
+        {part: (bytes of the forward pass, bytes of the backward pass)}, the largest part first.
+        The parts of the model have the names of its layers.
+    """
+    entry = re.split(r"^\}", program.partition("\nENTRY ")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    sizes: dict[str, int] = {}
+    counts: dict[str, list[int]] = {}
+    for line in entry.splitlines():
+        found = re.match(r"\s*(?:ROOT )?%?(\S+) = (.*?) ([\w-]+)\((.*)", line)
+        if not found:
+            continue
+        name, shape, operation, rest = found.groups()
+        sizes[name] = _size(shape)
+        if operation in FREE or operation.endswith("-done"):
+            continue
+        operands = re.findall(r"%?([\w.-]+)", rest.partition(")")[0])
+        moved = sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
+        path = re.search(r'op_name="([^"]*)"', line)
+        backward = bool(path and "gradient_tape" in path[1])
+        counts.setdefault(_part(operation, path[1] if path else ""), [0, 0])[backward] += moved
+    ordered = sorted(counts.items(), key=lambda item: -sum(item[1]))
+    return {part: (forward, backward) for part, (forward, backward) in ordered}
+
+
+def _part(operation, path):
+    if operation.startswith("copy"):
+        return COPIES
+    layer = re.search(r"k_ma_x/(\w+)", path)
+    if layer:
+        return layer[1].replace("_", " ")
+    return next((part for name, part in PARTS.items() if name in path), OTHERS)
+
+
+def _size(shape):
+    """Returns the bytes of a shape, or of all shapes of a tuple."""
+    total = 0
+    for kind, sides in re.findall(r"(pred|[a-z]+\d+)\[([\d,]*)\]", shape):
+        size = BYTES[kind if kind == "pred" else re.sub(r"\D", "", kind)]
+        for side in filter(None, sides.split(",")):
+            size *= int(side)
+        total += size
+    return total
+
+
+def table(parts: dict[str, tuple[int, int]]) -> str:
+    """Returns the counts of `by_part` as a table in Markdown, in GB."""
+    sums = [sum(column) for column in zip(*parts.values())]
+    lines = ["| part | forward, GB | backward, GB | sum, GB |", "|---|---|---|---|"]
+    for part, both in [*parts.items(), ("all", sums)]:
+        cells = (f"{value / 1e9:.2f}" for value in (*both, sum(both)))
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    return "\n".join(lines)
