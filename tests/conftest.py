@@ -1,5 +1,6 @@
 """What several tests share: a few images of the embedded dataset, and a toy model on them."""
 
+import collections
 import functools
 import gc
 import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
@@ -31,6 +32,12 @@ def pytest_addoption(parser):
         type=pathlib.Path,
         help="a folder with more golden numbers (DIR/golden) and real images (DIR/data)",
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, or one process would end long after the other."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_generate_tests(metafunc):
