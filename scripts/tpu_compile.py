@@ -28,11 +28,15 @@ def parse():
         "--batch_size", type=int, help="images per step, with the schedule scaled as in train.py"
     )
     parser.add_argument(
-        "--by_part", action="store_true", help="also print the memory traffic of each part"
+        "--by_part",
+        action="store_true",
+        help="also print the memory traffic of each part, for one slice",
     )
     options = parser.parse_args()
     if options.all == bool(options.gin_file):
         parser.error("give --gin_file, or --all for every experiment")
+    if options.by_part and (options.all or len(options.topology or [""]) > 1):
+        parser.error("--by_part takes one experiment and one slice")
     return options
 
 
@@ -62,7 +66,7 @@ def report_one(options, accelerator):
     experiment = batch_size.load(options.gin_file, options.gin, batch_size=options.batch_size)
     report = tpu_report.report(experiment, accelerator)
     print(json.dumps(report) if options.json else tpu_report.text(report))
-    if options.by_part and "bytes_by_part" in report:
+    if options.by_part and not options.json and "bytes_by_part" in report:
         print(hlo_traffic.table(report["bytes_by_part"]))
 
 
