@@ -16,6 +16,7 @@ from kmax_tf.training.progress import duration
 STEPS = 50  # fewer are too fast, while buffers of the input are full
 LOOP = 5  # steps
 SECONDS = 30  # of slow steps, fewer are enough
+START = 1.5  # times the first steps: the training also counts segments, and saves at its end
 
 
 def load(
@@ -89,7 +90,7 @@ def steps_within(minutes: float, experiment: Experiment, strategy: tf.distribute
     """
     begin = time.perf_counter()
     first, each = time_steps(experiment, strategy)
-    start = time.perf_counter() - begin + first
+    start = time.perf_counter() - begin + START * first
     # All hosts must take the same number.
     start, each, one = (preemption.sum_of_hosts(strategy, v) for v in (start, each, 1.0))
     steps = int((60 * minutes * one - start) / each)
