@@ -16,7 +16,7 @@ from kmax_tf.training.progress import duration
 STEPS = 50  # fewer are too fast, while buffers of the input are full
 LOOP = 5  # steps
 SECONDS = 30  # of slow steps, fewer are enough
-START = 1.5  # times the first steps: the training also counts segments, and saves at its end
+START = 1.5  # times the first loop: a training also counts segments, and saves at its end
 
 
 def load(
@@ -62,8 +62,8 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
     """Trains up to `STEPS` steps and forgets them; nothing is written.
 
     Returns:
-        The seconds until the first loop of steps is done, with compilation; and the seconds of a
-        step after it.
+        The seconds that a training needs beside its steps, estimated from its start with
+        compilation; and the seconds of a step.
 
     Raises:
         InputError: the records are missing or corrupt.
@@ -80,7 +80,7 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
     while steps < STEPS and time.perf_counter() < first + SECONDS:
         trainer.train(tf.constant(LOOP))
         steps += LOOP
-    return first - begin, (time.perf_counter() - first) / steps
+    return START * (first - begin), (time.perf_counter() - first) / steps
 
 
 def steps_within(minutes: float, experiment: Experiment, strategy: tf.distribute.Strategy) -> int:
@@ -90,7 +90,7 @@ def steps_within(minutes: float, experiment: Experiment, strategy: tf.distribute
     """
     begin = time.perf_counter()
     first, each = time_steps(experiment, strategy)
-    start = time.perf_counter() - begin + START * first
+    start = time.perf_counter() - begin + first
     # All hosts must take the same number.
     start, each, one = (preemption.sum_of_hosts(strategy, v) for v in (start, each, 1.0))
     steps = int((60 * minutes * one - start) / each)

@@ -34,9 +34,9 @@ def test_minutes_of_a_new_run_are_timed_and_those_of_an_old_one_are_not(
     gin_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(timing, "time_steps", lambda *_: (30.0, 0.5))
-    assert steps(gin_file, tmp_path, minutes=2) in (149, 150)
-    assert "2 minutes: 45 s for timing and the start, then " in capsys.readouterr().out
-    with pytest.raises(InputError, match="0.5 minutes: timing and the start take 45 s"):
+    assert steps(gin_file, tmp_path, minutes=2) in (179, 180)
+    assert "2 minutes: 30 s for timing and the start, then " in capsys.readouterr().out
+    with pytest.raises(InputError, match="0.5 minutes: timing and the start take 30 s"):
         steps(gin_file, tmp_path, minutes=0.5)
     provenance.write(str(tmp_path), {})
     assert steps(gin_file, tmp_path, minutes=2) > 100  # it has no checkpoint yet
