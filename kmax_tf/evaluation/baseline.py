@@ -28,7 +28,8 @@ def measure(records: Records, dataset: Dataset) -> dict | None:
     if dataset.num_things == dataset.num_classes:
         return None
     examples = tf.data.TFRecordDataset(records.paths).take(LIMIT)
-    examples = examples.map(records.parse, tf.data.AUTOTUNE, deterministic=True)
+    parse = tf.autograph.experimental.do_not_convert(records.parse)
+    examples = examples.map(parse, tf.data.AUTOTUNE, deterministic=True)
     stuff = _most_frequent_stuff(examples, dataset)
     ways = {f"all pixels {dataset.categories[stuff].name}": lambda image: all_one(image, stuff)}
     if (dataset.num_things, dataset.num_classes) == (1, 2):

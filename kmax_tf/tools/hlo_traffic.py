@@ -5,7 +5,6 @@ import re
 BYTES = {"pred": 1, "8": 1, "16": 2, "32": 4, "64": 8}  # of an element, by the bits in its type
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
 COPIES, OTHERS = "copies between layouts", "losses, input, metrics"
-PARTS = {"AdamW": "optimizer"}  # of operations outside the model, by a part of their name
 
 
 def by_part(program: str) -> dict[str, tuple[int, int]]:
@@ -47,7 +46,7 @@ def _part(operation, path):
     layer = re.search(r"k_ma_x/(\w+)", path)
     if layer:
         return layer[1].replace("_", " ")
-    return next((part for name, part in PARTS.items() if name in path), OTHERS)
+    return "optimizer" if "AdamW" in path else OTHERS
 
 
 def _size(shape):

@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import sys
 import tracemalloc
 
 import pytest
@@ -148,5 +149,6 @@ def test_a_large_json_takes_little_memory_for_its_segments(tmp_path):
     held, highest = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(panoptic.annotations[7].segments) == 20
-    # The bytes and the text of the file (more in Python 3.10), then what stays of it.
-    assert highest < 2.8 * path.stat().st_size and held < path.stat().st_size / 2
+    # The bytes and the text of the file, then what stays of it.
+    times = 2.5 if sys.version_info >= (3, 11) else 2.8
+    assert highest < times * path.stat().st_size and held < path.stat().st_size / 2
