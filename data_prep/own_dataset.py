@@ -7,7 +7,8 @@ A form reads its folders into a `RawDataset`. This file writes, in worker proces
     OUT/validation/train/ OUT/validation/val/     what `kmax validate` writes
     OUT/records/                                  TFRecord and dataset.json
 
-Errors of the validation stop before the records are written.
+Errors of the validation stop before the records are written. With --plan, the training is planned
+at the end.
 """
 
 import functools
@@ -20,6 +21,7 @@ import tensorflow as tf
 from data_prep import coco_format, convert, drawing, label_writer, pool, raw_dataset, validate
 from kmax_tf import command_line, errors
 from kmax_tf.data import datasets
+from kmax_tf.planning import planner
 
 SPLITS = "train", "val"
 
@@ -36,6 +38,10 @@ def parser(documentation: str, has_background: bool = True) -> command_line.Pars
     )
     made.add_argument("--seed", type=int, default=0, help="seed of that choice")
     made.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    made.add_argument(
+        "--plan", metavar="FILE", help="also plan the training, as `kmax plan --out FILE` does"
+    )
+    made.add_argument("--minutes", type=float, default=30.0, help="of that training")
     if has_background:
         made.add_argument(
             "--background",
@@ -60,7 +66,11 @@ def main(
 
     def run(flags):
         _check_outputs(flags, inputs)
+        if flags.plan:
+            planner.check_name(flags.plan)
         make(read(flags), flags.out, flags.val_share, flags.seed, flags.workers)
+        if flags.plan:
+            planner.run(os.path.join(flags.out, "records"), flags.plan, "auto", flags.minutes, "")
 
     command_line.run(run, functools.partial(made.parse_args, argv))
 

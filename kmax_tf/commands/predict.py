@@ -65,6 +65,6 @@ def main(options):
         images, labels = shlex.quote(root), shlex.quote(f"{options.out}/pseudo_labels")
         print(
             "convert the pseudo labels to records with\n"
-            f"  python -m data_prep.coco_format --split=pseudo --out=RECORDS --images={images} \\\n"
+            f"  kmax prepare coco_format --split=pseudo --out=RECORDS --images={images} \\\n"
             f"    --panoptic_json={labels}.json --panoptic_dir={labels}"
         )

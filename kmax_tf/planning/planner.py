@@ -27,9 +27,8 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
     Raises:
         InputError: `out` is no .gin file, or the records or weights cannot be used.
     """
-    stem, extension = os.path.splitext(out)
-    if extension != ".gin":
-        raise InputError(f"--out {out}: the plan is a gin file; give a name that ends in .gin")
+    check_name(out)
+    stem = os.path.splitext(out)[0]
     dataset = datasets.load(data_dir)
     records = reader.find(data_dir, "train", dataset)
     records = records._replace(num_examples=reader.count(records))
@@ -52,6 +51,12 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
     write_atomic(out, plan.gin_text(made, out))
     print(*(f"{s.name} = {s.value}  ({s.reason})" for s in made.settings if s.reason), sep="\n")
     print(f"wrote {out} and {stem}.html")
+
+
+def check_name(path: str) -> None:
+    """Raises InputError if the path of a plan does not end in .gin."""
+    if not path.endswith(".gin"):
+        raise InputError(f"{path}: the plan is a gin file; give a name that ends in .gin")
 
 
 def _load(made):

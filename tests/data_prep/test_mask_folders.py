@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import mask_folders
+from kmax_tf.planning import planner
 
 H, W = 12, 16
 
@@ -68,6 +69,18 @@ def test_all_kinds_of_masks(folder, read_labels, capsys):
     assert "           1 files and folders that are no image: left out" in told
     assert "           1 files, and folders without a folder images/: left out" in told
     assert (out / "validation/val/contact_sheet.png").exists()
+
+
+def test_plans_the_training_too(folder, monkeypatch):
+    """--plan is `kmax plan` of the new records; its own test shows what that writes."""
+    with pytest.raises(SystemExit, match="own: the plan is a gin file"):
+        run(folder, "--plan", str(folder.parent / "own"))
+    assert not (folder.parent / "out [2]?").exists()
+    plans = []
+    monkeypatch.setattr(planner, "run", lambda *arguments: plans.append(arguments))
+    out = run(folder, "--plan", str(folder.parent / "own.gin"), "--minutes", "7")
+    assert (out / "records/dataset.json").exists()
+    assert plans == [(f"{out}/records", str(folder.parent / "own.gin"), "auto", 7.0, "")]
 
 
 def test_transparent_pixels_are_outside(folder, read_labels):
