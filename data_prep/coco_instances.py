@@ -98,7 +98,7 @@ def list_sources(content: Any, path: str, notes: collections.Counter) -> list[ra
         image_id = json_fields.identity(entry, "image_id", where)
         if "segments_info" in entry:
             raise errors.InputError(
-                f"{path}: is in the panoptic format; convert it with data_prep.coco_format"
+                f"{path}: is in the panoptic format; convert it with `kmax prepare coco_format`"
             )
         if image_id not in images:
             raise errors.InputError(

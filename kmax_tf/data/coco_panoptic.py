@@ -141,7 +141,7 @@ def read_panoptic(
     entries = files.field(content, "annotations", list, path)
     if entries and isinstance(entries[0], dict) and "segmentation" in entries[0]:
         raise errors.InputError(
-            f"{path}: this is COCO's instance format; convert it with data_prep.coco_instances"
+            f"{path}: this is COCO's instance format; convert it with `kmax prepare coco_instances`"
         )
     annotations = {}
     for index, entry in enumerate(entries):
@@ -197,7 +197,7 @@ def _read_categories(content, path, dataset):
         if theirs != {c.id: c.isthing for c in dataset.categories}:
             raise errors.InputError(
                 f'{path}: "categories" have other ids or other things than {dataset.name};'
-                " use data_prep.coco_format for your own dataset"
+                " use `kmax prepare coco_format` for your own dataset"
             )
     return dataset.categories
 

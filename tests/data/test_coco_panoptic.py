@@ -88,7 +88,7 @@ def edit(change):
         (edit(lambda c: c["annotations"][0].pop("segments_info")), '"segments_info" is missing'),
         (
             edit(lambda c: c["annotations"][0].update(segmentation=[[0, 0, 4, 0, 4, 4]])),
-            r"COCO's instance format; convert it with data_prep.coco_instances",
+            r"COCO's instance format; convert it with `kmax prepare coco_instances`",
         ),
         *(
             (

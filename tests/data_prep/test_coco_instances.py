@@ -192,7 +192,7 @@ def swap_sides(content):
         (wrong("category_id", 8), r'annotations\[9\]: "category_id" 8 is not in "categories"'),
         (wrong("image_id", 8), r'"image_id" 8 is not in "images"'),
         (wrong("iscrowd", 2), '"iscrowd" must be 0 or 1'),
-        (wrong("segments_info", []), "panoptic format; convert it with data_prep.coco_format"),
+        (wrong("segments_info", []), "panoptic format; convert it with `kmax prepare coco_format`"),
         (swap_sides, "the image is 30 x 20 but its label map 20 x 30"),
         (lambda c: c["images"].append(c["images"][0]), '"id" 0 is used twice'),
         (lambda c: c["images"][1].update(file_name="no.png"), "no.png: cannot be read"),
