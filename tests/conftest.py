@@ -99,7 +99,7 @@ def records(tmp_path_factory) -> str:
     return str(root / "records")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_text() -> str:
     """The toy experiment as a gin file, but for the folder of its {records}."""
     return TINY

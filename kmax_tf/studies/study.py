@@ -6,6 +6,7 @@ other seeds train at the rate with the best mean PQ over the schedule.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -126,6 +127,7 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
         InputError: a run fails.
     """
     check_literal(out)
+    _tell_of_others(os.path.join(out, name, STUDY), study)
     known, done = finished(out), []
     total = len(study.variants) * (len(study.learning_rates) + seeds - 1)
 
@@ -140,10 +142,11 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
     with tqdm(total=total, desc=name, unit="run") as bar:
         result = run_and_record(search(study))
         best = {v["name"]: best_rate(v["runs"]) for v in result["variants"]}
-        for seed in range(1, seeds):  # seed by seed, so that the variants grow evenly
-            wanted = [_job(study, variant, rate, seed) for variant, rate in best.items()]
-            result = run_and_record(wanted)
-    return result
+        # Seed by seed, so that the variants grow evenly.
+        wanted = [
+            _job(study, v, rate, seed) for seed in range(1, seeds) for v, rate in best.items()
+        ]
+        return run_and_record(wanted) if wanted else result
 
 
 def finished(out: str) -> dict[str, dict]:
@@ -186,9 +189,24 @@ def _starting_from(initial):
     return (f"{INITIAL} = {initial!r}",) if initial else ()
 
 
+@functools.cache
 def _digest(gin_file, bindings=()):
     config.load(Experiment, gin_file, bindings)
     return hashlib.sha256(config.resolved().encode()).hexdigest()[:12]
+
+
+def _tell_of_others(path, study):
+    """Prints how many runs of a study.json are not of today's configuration; these are repeated."""
+    if not tf.io.gfile.exists(path):
+        return
+    others = sum(
+        v["name"] not in study.variants
+        or _job(study, v["name"], run["learning_rate"], run["seed"]).digest != run["digest"]
+        for v in read_json(path)["variants"]
+        for run in v["runs"]
+    )
+    if others:
+        print(f"{path}: {others} runs have another configuration; what is missing is trained again")
 
 
 def _describe(name, study, done):

@@ -95,10 +95,11 @@ def _compare(values, first):
 
 
 def text(result: dict) -> str:
-    """The question and the table, as Markdown; and the table of the clusters, if it is known."""
+    """Returns the question and the tables, as Markdown; old runs have no table of the clusters."""
+    runs = _chosen(result)
     parts = [result["question"], _markdown(HEAD, map(_cells, rows(result)))]
-    if lines := _cluster_lines(_chosen(result)):
-        parts.append(_markdown(CLUSTER_HEAD, lines))
+    tables = ((_step_head(runs), _step_lines(runs)), (CLUSTER_HEAD, _cluster_lines(runs)))
+    parts += [_markdown(head, lines) for head, lines in tables if lines]
     return "\n\n".join(parts)
 
 
@@ -114,12 +115,36 @@ def _chosen(result):
 
 def _cells(row):
     cells = [row.name, f"{row.learning_rate:g}", str(len(row.end.values))]
-    for figures in (row.end, row.mean_over_schedule):
-        deviation = f" ± {np.std(figures.values, ddof=1):.1f}" if len(figures.values) > 1 else ""
-        cells.append(f"{np.mean(figures.values):.1f}{deviation}")
-        interval = " ({:+.1f} to {:+.1f})".format(*figures.interval) if figures.interval else ""
-        cells.append("" if figures.difference is None else f"{figures.difference:+.1f}{interval}")
-    return cells
+    return [*cells, *_figure_cells(row.end), *_figure_cells(row.mean_over_schedule)]
+
+
+def _figure_cells(figures):
+    """The mean with its deviation, and the difference with its interval."""
+    deviation = f" ± {np.std(figures.values, ddof=1):.1f}" if len(figures.values) > 1 else ""
+    interval = " ({:+.1f} to {:+.1f})".format(*figures.interval) if figures.interval else ""
+    difference = "" if figures.difference is None else f"{figures.difference:+.1f}{interval}"
+    return f"{np.mean(figures.values):.1f}{deviation}", difference
+
+
+def _step_head(runs):
+    first, *others = runs
+    return ["step", first, *(title for name in others for title in (name, "difference"))]
+
+
+def _step_lines(runs):
+    """The lines below `_step_head`: PQ at each step that all runs have, if there are several."""
+    by_step = {
+        name: [dict(zip(run["steps"], run["PQ"], strict=True)) for run in members]
+        for name, members in runs.items()
+    }
+    steps = sorted(set.intersection(*(set(run) for members in by_step.values() for run in members)))
+    lines = []
+    for step in steps if len(steps) > 1 else ():
+        first, *others = ([run[step] for run in members] for members in by_step.values())
+        cells = [_figure_cells(_compare(first, False))[0]]
+        cells += [cell for values in others for cell in _figure_cells(_compare(values, first))]
+        lines.append([str(step), *cells])
+    return lines
 
 
 def write(result: dict, out: str) -> str:
@@ -134,6 +159,7 @@ def write(result: dict, out: str) -> str:
         " over the evaluated steps. Differences compare the same seeds, with their"
         f" {CONFIDENCE} % interval by Student's t.</p></div></header>",
         report.section("Result", report.table(HEAD, cells, kind="")),
+        report.section("PQ over the steps", _step_table(runs)),
         report.section("Learning rate search", _search_table(result)),
         report.section("Training", _charts(runs)),
         report.section("What the clusters do", _clusters(runs)),
@@ -141,6 +167,11 @@ def write(result: dict, out: str) -> str:
     ]
     path = layout.report(os.path.join(out, result["name"]))
     return report.write_page(path, f"Study {result['name']}", sections)
+
+
+def _step_table(runs):
+    head = [html.escape(title) for title in _step_head(runs)]
+    return report.table(head, lines, kind="") if (lines := _step_lines(runs)) else ""
 
 
 def _search_table(result):

@@ -126,8 +126,9 @@ def test_pixels_go_on_as_if_uninterrupted(paths, placement):
         assert_equal(batches(paths, 2, options, start_step=start, **common), whole[start:][:2])
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("hosts", [pytest.param(1, marks=pytest.mark.long), 4])
+@pytest.mark.parametrize("hosts", [1, 4])
 def test_interrupted_at_twenty_steps(paths, hosts):
     common = dict(host_index=hosts - 1, num_hosts=hosts)
     whole = batches(paths, 3 * NUMBER // (2 * hosts), **common)

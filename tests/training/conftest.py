@@ -12,7 +12,7 @@ import tensorflow as tf
 STEPS = 20
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def same_on_all() -> tuple[str, ...]:
     """Bindings of 20 steps whose random numbers do not depend on the number of replicas.
 
@@ -26,7 +26,7 @@ def same_on_all() -> tuple[str, ...]:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def losses() -> Callable:
     """A function: a run -> {tag: [value of each step]} of all terms and decoders."""
 

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from kmax_tf import runtime
+from kmax_tf import config, runtime
+from kmax_tf.experiment import Experiment
 from kmax_tf.run_folder import checkpoint
 from kmax_tf.training import train
 
@@ -27,10 +28,14 @@ train.train(config.load(Experiment, gin_file, bindings), run_dir, strategy)
 """
 
 
-@pytest.fixture
-def expected(tiny, tmp_path, same_on_all, losses):
-    train.train(tiny(*same_on_all), str(tmp_path / "one"), runtime.strategy("cpu"))
-    return losses(tmp_path / "one")
+@pytest.fixture(scope="module")
+def expected(records, tiny_text, tmp_path_factory, same_on_all, losses):
+    """The losses of one device."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "tiny.gin").write_text(tiny_text.format(records=records))
+    experiment = config.load(Experiment, str(folder / "tiny.gin"), same_on_all)
+    train.train(experiment, str(folder / "run"), runtime.strategy("cpu"))
+    return losses(folder / "run")
 
 
 @pytest.mark.slow
