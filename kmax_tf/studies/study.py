@@ -33,6 +33,7 @@ from kmax_tf.run_folder import checkpoint, layout
 RATE = "optimizer.AdamW.learning_rate"
 SEED = "experiment.Experiment.seed"
 INITIAL = "experiment.Experiment.initial_checkpoint"
+KEEP_ALL = "experiment.Experiment.checkpoints_kept = 1000000"
 STUDY = "study.json"
 RESULT = "result.json"
 LOG = "log.txt"
@@ -77,6 +78,7 @@ class Job(NamedTuple):
     seed: int
     gin_file: str
     bindings: tuple[str, ...]
+    interval: int  # steps between two evaluations
     digest: str  # of the resolved configuration; studies share runs by it
 
 
@@ -178,10 +180,11 @@ def best_rate(runs: Sequence[dict]) -> float:
 
 def _job(study, variant, rate, seed):
     bindings = (*study.variants[variant], f"{RATE} = {rate}", f"{SEED} = {seed}")
+    interval = config.load(Experiment, study.base, bindings).checkpoint_interval
     # The encoder's digest, not its path: the same study in another folder is the same run.
     initial = _digest(study.encoder) if study.encoder else ""
     digest = _digest(study.base, (*bindings, *_starting_from(initial)))
-    return Job(variant, rate, seed, study.base, bindings, digest)
+    return Job(variant, rate, seed, study.base, bindings, interval, digest)
 
 
 def _starting_from(initial):
@@ -243,12 +246,14 @@ def _run_all(wanted, encoder, out, jobs, known):
 def _run_one(job, initial, out, threads):
     """Trains from the checkpoint `initial`, and evaluates; returns the entry of study.json."""
     run_dir = run_dir_of(out, job.digest)
-    bindings = (*job.bindings, *_starting_from(initial))
+    bindings = (*job.bindings, *_starting_from(initial), KEEP_ALL)
     begin = time.monotonic()
     name = f"{job.variant}, seed {job.seed}"
     _run_verb(name, _train_command(job.gin_file, bindings, run_dir), run_dir, threads)
     _run_verb(name, [*_evaluate_command(run_dir), "--wait=0"], run_dir, threads)
     evaluations = report.read_evaluations(run_dir)
+    # An interruption saves a step of its own.
+    evaluations = [e for e in evaluations if e["step"] % job.interval == 0 or e is evaluations[-1]]
     curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
     curves["decoders"] = [e.get("decoders", []) for e in evaluations]
     minutes = round((time.monotonic() - begin) / 60, 2)

@@ -13,12 +13,14 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import stats
 
 from kmax_tf import config
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import read_json
+from kmax_tf.files import read_json, write_atomic
+from kmax_tf.run_folder import layout
 from kmax_tf.studies import study, study_report
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -153,6 +155,27 @@ def test_the_encoder_is_there_whenever_something_is_run(
         assert bool(asked) == needed
         asked.clear()
     assert given == {"ckpt-0"}
+
+
+def test_a_step_that_an_interruption_saved_is_not_of_the_schedule(
+    two_variants, tmp_path, monkeypatch
+):
+    words = []
+
+    def run_verb(name, command, run_dir, threads):
+        words.extend(command)
+        for step in (100, 130, 200):
+            metrics = dict(step=step, PQ=step / 10, PQ_things=None, PQ_stuff=1.0)
+            write_atomic(layout.metrics(run_dir, step), json.dumps(metrics))
+        tf.io.gfile.makedirs(layout.checkpoints(run_dir))
+
+    monkeypatch.setattr(study, "_run_verb", run_verb)
+    job, *_ = study.search(two_variants)
+    entry = study._run_one(job, "", str(tmp_path), 1)
+    assert (entry["steps"], entry["PQ"], entry["PQ_things"]) == ([100, 200], [10, 20], [0, 0])
+    # The interruption's checkpoint does not take the place of the first one.
+    (kept,) = (w for w in words if "checkpoints_kept" in w)
+    assert int(kept.split("=")[-1]) > config.load(Experiment, job.gin_file).checkpoints_kept
 
 
 def test_runs_at_the_same_time_share_the_cores(two_variants, trained, tmp_path, monkeypatch):
