@@ -216,7 +216,7 @@ def _describe(name, study, done):
     def entries(variant):
         return [
             {**entry, "learning_rate": job.learning_rate, "seed": job.seed}
-            for job, entry in done
+            for job, entry in sorted(done, key=lambda d: d[0].seed)
             if job.variant == variant
         ]
 

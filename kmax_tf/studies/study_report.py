@@ -74,24 +74,24 @@ def rows(result: dict) -> list[Row]:
         Row(
             name,
             members[0]["learning_rate"],
-            *(
-                _compare([figure(r) for r in members], members is not first and map(figure, first))
-                for figure in (lambda run: run["PQ"][-1], study.mean_over_schedule)
-            ),
+            end=_compare(members, first, lambda run: run["PQ"][-1]),
+            mean_over_schedule=_compare(members, first, study.mean_over_schedule),
         )
         for name, members in runs.items()
     ]
 
 
-def _compare(values, first):
-    """The `Figures` of values; `first` are the first variant's, False for the first itself."""
-    if first is False:
+def _compare(members, first, figure):
+    """The `Figures` of a variant's runs, against the first variant's runs of the same seeds."""
+    values = [figure(run) for run in members]
+    if members is first:
         return Figures(values, None, None)
-    pairs = np.array([value - other for value, other in zip(values, first)])
+    others = {run["seed"]: figure(run) for run in first}
+    pairs = [v - others[r["seed"]] for v, r in zip(values, members) if r["seed"] in others]
     if len(pairs) < 2:
-        return Figures(values, float(pairs.mean()), None)
+        return Figures(values, float(np.mean(pairs)) if pairs else None, None)
     interval = stats.ttest_1samp(pairs, 0).confidence_interval(CONFIDENCE / 100)
-    return Figures(values, float(pairs.mean()), tuple(map(float, interval)))
+    return Figures(values, float(np.mean(pairs)), tuple(map(float, interval)))
 
 
 def text(result: dict) -> str:
@@ -133,17 +133,15 @@ def _step_head(runs):
 
 def _step_lines(runs):
     """The lines below `_step_head`: PQ at each step that all runs have, if there are several."""
-    by_step = {
-        name: [dict(zip(run["steps"], run["PQ"], strict=True)) for run in members]
-        for name, members in runs.items()
-    }
-    steps = sorted(set.intersection(*(set(run) for members in by_step.values() for run in members)))
-    lines = []
+    steps = sorted(set.intersection(*(set(r["steps"]) for m in runs.values() for r in m)))
+    lines, first = [], next(iter(runs.values()))
     for step in steps if len(steps) > 1 else ():
-        first, *others = ([run[step] for run in members] for members in by_step.values())
-        cells = [_figure_cells(_compare(first, False))[0]]
-        cells += [cell for values in others for cell in _figure_cells(_compare(values, first))]
-        lines.append([str(step), *cells])
+
+        def quality(run, step=step):
+            return run["PQ"][run["steps"].index(step)]
+
+        compared = [_figure_cells(_compare(members, first, quality)) for members in runs.values()]
+        lines.append([str(step), compared[0][0], *(cell for pair in compared[1:] for cell in pair)])
     return lines
 
 

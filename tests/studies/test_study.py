@@ -106,6 +106,14 @@ def test_the_table_has_the_figures_of_scipy(two_variants, trained, tmp_path):
     assert "Is b better?" in page and "+22.0 (+17.0 to +27.0)" in page and "<polygon" in page
 
 
+def test_differences_are_between_runs_of_one_seed(two_variants, trained, tmp_path):
+    result = study.run("s", two_variants, str(tmp_path), seeds=3, jobs=1)
+    _, b = result["variants"]
+    b["runs"] = [run for run in b["runs"] if run["seed"] != 1]
+    assert study_report.rows(result)[1].end.difference == (50 - 30 + 53 - 31) / 2
+    assert "| 10 | 31.0 ± 1.0 | 51.5 ± 2.1 | +21.0 (+8.3 to +33.7) |" in study_report.text(result)
+
+
 def test_clusters_are_means_over_the_seeds(two_variants, trained, tmp_path, monkeypatch):
     run_one = study._run_one
 
