@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kmax_tf import runtime
 from kmax_tf.errors import InputError
 from kmax_tf.model import kmax_decoder
 from kmax_tf.model.kmax_decoder import PredictionHead
@@ -40,6 +41,7 @@ def test_softmax_update_is_attention():
 
 
 def test_kmeans_gradients_are_those_of_a_fixed_assignment():
+    runtime.set_seed(0)  # near a tie, a step could give a pixel another cluster
     head = PredictionHead(2, channels=8, depth=8)
     decoder = kmax_decoder.KMaXDecoder(head, 8, 16, 2, "gelu", 1.0, "kmeans", dual_path=False)
     centres, pixels, weight = _normal(1, 3, 8), _normal(1, 4, 5, 6), _normal(1, 3, 8)
@@ -68,8 +70,10 @@ def test_kmeans_gradients_are_those_of_a_fixed_assignment():
             kernel.assign(start + sign * step * direction)
             values.append(float(loss()))
         kernel.assign(start)
-        slope = tf.reduce_sum(gradients[kernel.ref()] * direction)
-        np.testing.assert_allclose((values[0] - values[1]) / (2 * step), slope, rtol=2e-2)
+        gradient = gradients[kernel.ref()]
+        # The slope in a random direction is about as large as the gradient, but may be near 0.
+        found, slope = (values[0] - values[1]) / (2 * step), tf.reduce_sum(gradient * direction)
+        np.testing.assert_allclose(found, slope, rtol=2e-2, atol=1e-2 * tf.norm(gradient).numpy())
 
 
 def test_impossible_cross_attentions():
