@@ -121,9 +121,10 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
 
     Returns:
         The content of study.json: name, question, paper, and "variants", a list of name, bindings
-        and "runs". Each run has learning_rate, seed, digest, minutes (since its last start), and
-        a value an evaluated step in the lists steps, PQ, PQ_things, PQ_stuff (percent) and
-        decoders (see `clusters.summarize`, missing in runs of older versions).
+        and "runs". Each run has
+          - learning_rate, seed, digest, and minutes (since its last start);
+          - lists with a value an evaluated step: steps, PQ, PQ_things, PQ_stuff (percent);
+          - the list decoders, see `clusters.summarize`; runs of older versions have none.
 
     Raises:
         InputError: a run fails.
@@ -180,10 +181,9 @@ def best_rate(runs: Sequence[dict]) -> float:
 
 def _job(study, variant, rate, seed):
     bindings = (*study.variants[variant], f"{RATE} = {rate}", f"{SEED} = {seed}")
-    interval = config.load(Experiment, study.base, bindings).checkpoint_interval
     # The encoder's digest, not its path: the same study in another folder is the same run.
-    initial = _digest(study.encoder) if study.encoder else ""
-    digest = _digest(study.base, (*bindings, *_starting_from(initial)))
+    initial = _resolve(study.encoder)[0] if study.encoder else ""
+    digest, interval = _resolve(study.base, (*bindings, *_starting_from(initial)))
     return Job(variant, rate, seed, study.base, bindings, interval, digest)
 
 
@@ -193,9 +193,10 @@ def _starting_from(initial):
 
 
 @functools.cache
-def _digest(gin_file, bindings=()):
-    config.load(Experiment, gin_file, bindings)
-    return hashlib.sha256(config.resolved().encode()).hexdigest()[:12]
+def _resolve(gin_file, bindings=()):
+    """Returns the digest of the resolved configuration, and the steps between two checkpoints."""
+    interval = config.load(Experiment, gin_file, bindings).checkpoint_interval
+    return hashlib.sha256(config.resolved().encode()).hexdigest()[:12], interval
 
 
 def _tell_of_others(path, study):
@@ -266,7 +267,7 @@ def _run_one(job, initial, out, threads):
 
 def _trained_encoder(gin_file, out):
     """The checkpoint of the pixel encoder that all runs start from; trains it if it is missing."""
-    run_dir = run_dir_of(out, _digest(gin_file))
+    run_dir = run_dir_of(out, _resolve(gin_file)[0])
     path = checkpoint.path_of(os.path.join(run_dir, ENCODER), 0)
     if path not in checkpoint.complete(os.path.dirname(path)):
         tqdm.write("training the pixel encoder that all runs start from")

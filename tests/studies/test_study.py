@@ -196,10 +196,12 @@ def test_runs_at_the_same_time_share_the_cores(two_variants, trained, tmp_path, 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_the_page_holds_the_tables_of_the_studies_that_were_run(path):
-    result = read_json(str(path))
+    name, result = path.parent.name, read_json(str(path))
     page = (ROOT / "docs/reproduce.md").read_text()
     for line in study_report.text(result).splitlines():
         assert line in page
+    chosen = study.load(name)
+    assert {v["name"]: tuple(v["bindings"]) for v in result["variants"]} == chosen.variants
     assert all(len(study_report.chosen_runs(v)) >= 3 for v in result["variants"])
 
 

@@ -1,7 +1,7 @@
 """Every strategy trains alike: the losses of 20 steps are those of one device, for equal images.
 
-The random numbers of a step depend on the replica, and so on how many there are: the toy model has
-none (no drop path, no dropout), and all pixels take part in the contrast.
+The random numbers of a step depend on the number of replicas. So the toy model has no drop path and
+no dropout, and all pixels take part in the contrast.
 """
 
 import json
