@@ -1,17 +1,6 @@
-"""Converts ADE20K (150 classes: 100 things, 50 stuff) to TFRecord.
+"""Reads ADE20K (150 classes: 100 things, 50 stuff).
 
-    images/{training,validation}/*.jpg
-    ade20k_panoptic_{train,val}.json
-    ade20k_panoptic_{train,val}/*.png
-
-Mask2Former's prepare_ade20k_pan_seg.py makes the last two from the semantic and the instance
-release, as for the official code.
-
-kmax prepare ade20k --source ADEChallengeData2016 --out data/ade20k/records
-
---semantic needs only the semantic release; each class of an image is then one segment:
-
-    annotations/{training,validation}/*.png   gray or palette: 0 void, k the k-th class
+kmax_tf/commands/prepare/ade20k.py shows the files.
 """
 
 import os
@@ -19,7 +8,6 @@ import os
 from data_prep import coco_format, convert
 from kmax_tf.data import coco_panoptic, datasets
 
-SPLITS = ("train", "val")
 FOLDERS = {"train": "training", "val": "validation"}
 
 
@@ -44,15 +32,3 @@ def read(folder: str, split: str, semantic: bool) -> tuple[list[convert.Item], d
         for annotation in panoptic.annotations
     ]
     return coco_format.from_annotations(annotations, f"{labels}.json", images, labels), dataset
-
-
-def main(argv: list[str] | None = None) -> None:
-    made = convert.parser(__doc__, SPLITS)
-    made.add_argument(
-        "--semantic", action="store_true", help="use the semantic release, one segment per class"
-    )
-    convert.main(made, argv, lambda args, split: read(args.source, split, args.semantic))
-
-
-if __name__ == "__main__":
-    main()

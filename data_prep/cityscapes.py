@@ -1,24 +1,13 @@
-"""Converts Cityscapes (19 training classes) to TFRecord.
+"""Reads Cityscapes (19 training classes).
 
-    gtFine/cityscapes_panoptic_{train,val}_trainId.json
-    gtFine/cityscapes_panoptic_{train,val}_trainId/*.png
-    leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png  test has no labels
-
-The official script makes gtFine/ (`pip install cityscapesscripts`):
-
-    CITYSCAPES_DATASET=cityscapes csCreatePanopticImgs --use-train-id
-
-kmax prepare cityscapes --source cityscapes --out data/cityscapes/records \
-    [--split train val test]
+kmax_tf/commands/prepare/cityscapes.py shows the files.
 """
 
-import functools
 import os
 
 from data_prep import coco_format, convert
 from kmax_tf.data import coco_panoptic, datasets
 
-SPLITS = ("train", "val", "test")
 SUFFIX = "_leftImg8bit"
 
 
@@ -38,9 +27,3 @@ def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]
     )
     items = coco_format.from_annotations(panoptic.annotations, f"{labels}.json", images, labels)
     return items, dataset
-
-
-main = functools.partial(convert.main_of_folder, __doc__, SPLITS, read)
-
-if __name__ == "__main__":
-    main()

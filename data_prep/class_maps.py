@@ -1,18 +1,6 @@
-"""Converts images with class maps, whose pixels are numbers of classes, to TFRecord.
+"""Reads images with class maps, whose pixels are numbers of classes.
 
-    own/images/NAME.png    an image
-    own/labels/NAME.png    or NAME_label.png ...: gray, or the indices of a palette
-
-kmax prepare class_maps --images own/images --labels own/labels --out data/own \\
-    --classes classes.csv --void 11
-
-classes.csv has the columns value,name,isthing,color; the last two may be missing. Without a table
-the names are "class 0", "class 1" ... A class is stuff, one segment in an image. A class with
-isthing 1 is a thing: each part whose pixels touch at a side is a segment. Value 255 is void unless
-the table has it. The validation is a random share of the images, or --val_images and --val_labels.
-
-OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
-lists them.
+kmax_tf/commands/prepare/class_maps.py shows the files.
 """
 
 import collections
@@ -22,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from data_prep import class_table, drawing, label_pairs, own_dataset, pool, raw_dataset
+from data_prep import class_table, drawing, label_pairs, pool, raw_dataset
 from kmax_tf import errors
 from kmax_tf.data import datasets
 
@@ -91,15 +79,3 @@ def draw(
             segment_map[mask] = parts[mask] + len(segments)
             segments += [drawing.Segment(value)] * count
     return drawing.Drawing(segment_map, segments, collections.Counter())
-
-
-def main(argv: list[str] | None = None) -> None:
-    made = own_dataset.parser(__doc__, has_background=False)
-    inputs = label_pairs.add_flags(made)
-    made.add_argument("--classes", metavar="TABLE.csv", help="table of the classes")
-    made.add_argument("--void", nargs="+", type=int, default=[], help="values that are void")
-    own_dataset.main(made, argv, (*inputs, "classes"), read)
-
-
-if __name__ == "__main__":
-    main()

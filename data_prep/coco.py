@@ -1,19 +1,12 @@
-"""Converts COCO panoptic 2017 to TFRecord.
+"""Reads COCO panoptic 2017.
 
-    annotations/panoptic_{train,val}2017.json
-    annotations/panoptic_{train,val}2017/*.png   unpack the two zip files in annotations/ there
-    {train,val,test}2017/*.jpg                   test has no labels
-
-kmax prepare coco --source coco --out data/coco/records [--split train val test]
+kmax_tf/commands/prepare/coco.py shows the files.
 """
 
-import functools
 import os
 
 from data_prep import coco_format, convert
 from kmax_tf.data import coco_panoptic, datasets
-
-SPLITS = ("train", "val", "test")
 
 
 def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]:
@@ -26,9 +19,3 @@ def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]
     panoptic = coco_panoptic.read_panoptic(f"{labels}.json", dataset)
     items = coco_format.from_annotations(panoptic.annotations, f"{labels}.json", images, labels)
     return items, dataset
-
-
-main = functools.partial(convert.main_of_folder, __doc__, SPLITS, read)
-
-if __name__ == "__main__":
-    main()

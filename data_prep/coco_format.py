@@ -1,15 +1,6 @@
-"""Converts any dataset in the COCO panoptic format to TFRecord.
+"""Reads any dataset in the COCO panoptic format.
 
-    images/        JPEG or PNG files; "file_name" may include a folder
-    panoptic.json  "images", "annotations" with "segments_info", "categories"
-    labels/        PNG of segment ids, id = R + 256 G + 65536 B, 0 void
-
-kmax prepare coco_format --images images --panoptic_json panoptic.json \
-    --panoptic_dir labels --out records --split train
-
-Several JSON files may make one split: give as many --images and --panoptic_dir, or one for all.
-Pseudo labels of `kmax predict --pseudo_labels` (pseudo_labels.json, pseudo_labels/) are in
-this format too.
+kmax_tf/commands/prepare/coco_format.py shows the files.
 """
 
 import os
@@ -95,20 +86,3 @@ def from_annotations(
         )
         for annotation in annotations
     ]
-
-
-def main(argv: list[str] | None = None) -> None:
-    made = convert.parser(__doc__)
-    made.add_argument("--images", nargs="+", required=True, help="folder of the images")
-    made.add_argument("--panoptic_json", nargs="+", required=True, help="annotation file")
-    made.add_argument("--panoptic_dir", nargs="+", required=True, help="folder of the id PNGs")
-    made.add_argument("--name", help="name of a new dataset; default: the JSON's")
-    convert.main(
-        made,
-        argv,
-        lambda args, split: read(args.images, args.panoptic_json, args.panoptic_dir, args.name),
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,13 @@
-"""Converts objects in COCO's instance format, polygons and RLE, to TFRecord.
+"""Reads objects in COCO's instance format, polygons and RLE.
 
-    own/images/       images; "file_name" may include a folder
-    own/objects.json  "images", "annotations" with "segmentation", "categories"
-
-kmax prepare coco_instances --images own/images --json own/objects.json --out data/own
-
-All categories are things, but for those without objects that only group others, as Roboflow's
-first, and labelme's "_background_". Where objects overlap, the smaller one has the pixels, and
-crowd lies below all. The validation is a random share of the images, or --val_images and
---val_json.
-
-OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
-lists them.
+kmax_tf/commands/prepare/coco_instances.py shows the files.
 """
 
 import collections
 from collections.abc import Container
 from typing import Any
 
-from data_prep import coco_masks, drawing, own_dataset, raw_dataset
+from data_prep import coco_masks, drawing, raw_dataset
 from kmax_tf import errors, files
 from kmax_tf.data import json_fields
 
@@ -143,16 +132,3 @@ def _read_images(content: Any, path: str) -> dict[str, tuple[str, tuple[int, int
             size = height, width
         images[image_id] = name, size
     return images
-
-
-def main(argv: list[str] | None = None) -> None:
-    made = own_dataset.parser(__doc__)
-    made.add_argument("--images", required=True, help="folder of the images")
-    made.add_argument("--json", required=True, help="annotation file in COCO's instance format")
-    made.add_argument("--val_images", help="folder of the images of the validation")
-    made.add_argument("--val_json", help="annotation file of the validation")
-    own_dataset.main(made, argv, ("images", "json", "val_images", "val_json"), read)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,13 +12,13 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from data_prep import beam, pool, tfds_metadata
-from kmax_tf import command_line, errors, files
+from kmax_tf import errors, files
 from kmax_tf.data import coco_panoptic, datasets, label_png
 from kmax_tf.data.records import serialize, shards
 
@@ -259,58 +259,22 @@ def learns_something(folder: str, split: str) -> bool:
     return any(0 in feature["segment/is_crowd"].int64_list.value for feature in features)
 
 
-def parser(documentation: str, splits: tuple[str, ...] | None = None) -> command_line.Parser:
-    """Returns a parser of the flags that all converters have.
+def run(options: Any, read: Callable[[str], tuple[list[Item], datasets.Dataset]]) -> None:
+    """Converts the splits of a dataset, and prints what it did.
 
     Args:
-        documentation: text of the converter's --help.
-        splits: the splits of a dataset in one folder; None allows any split.
+        options: flags of kmax_tf/commands/prepare/_conversion.py.
+        read: split -> its images and classes.
     """
-    made = command_line.Parser(documentation)
-    if splits:
-        text = f"default: {' '.join(splits[:2])}"
-        made.add_argument("--source", required=True, help="folder of the dataset")
-        made.add_argument("--split", nargs="+", choices=splits, default=splits[:2], help=text)
-    else:
-        text = "name of the split, such as train or val"
-        made.add_argument("--split", nargs=1, required=True, help=text)
-    made.add_argument("--out", required=True, help="folder for the records")
-    made.add_argument(
-        "--shards", type=int, help="number of files; default: one per 128 images, at least 8"
-    )
-    made.add_argument("--workers", type=int, help="number of processes; default: one per core")
-    made.add_argument("--runner", help="an Apache Beam runner; it takes all further flags")
-    return made
-
-
-def main(made: command_line.Parser, argv: list[str] | None, read: Callable) -> None:
-    """Runs a converter whose `read(flags, split)` returns (items, dataset)."""
-
-    def parse():
-        flags, beam_flags = made.parse_known_args(argv)
-        if beam_flags and not flags.runner:
-            made.error(f"unrecognized arguments: {' '.join(beam_flags)}")
-        return flags, beam_flags
-
-    def convert_splits(parsed):
-        flags, beam_flags = parsed
-        run = functools.partial(pool.run, workers=flags.workers)
-        if flags.runner:
-            run = functools.partial(beam.run, flags=[f"--runner={flags.runner}", *beam_flags])
-        for split in flags.split:
-            items, dataset = read(flags, split)
-            size = convert(items, dataset, flags.out, split, flags.shards, run)
-            counts = f"{size.num_examples} images, {size.num_shards} shards"
-            print(f"{flags.out}: split {split}, {counts}")
-            labelled = sum(bool(item.label_path) for item in items)
-            if labelled and not learns_something(flags.out, split):
-                print(f"warning: {NOTHING.format(labelled)}")
-
-    command_line.run(convert_splits, parse)
-
-
-def main_of_folder(
-    documentation: str, splits: tuple[str, ...], read: Callable, argv: list[str] | None = None
-) -> None:
-    """Runs a converter of a dataset in one folder: `read(folder, split)` as for `main`."""
-    main(parser(documentation, splits), argv, lambda flags, split: read(flags.source, split))
+    over = functools.partial(pool.run, workers=options.workers)
+    if options.runner:
+        over = functools.partial(
+            beam.run, flags=[f"--runner={options.runner}", *options.beam_flags]
+        )
+    for split in options.split:
+        items, dataset = read(split)
+        size = convert(items, dataset, options.out, split, options.shards, over)
+        print(f"{options.out}: split {split}, {size.num_examples} images, {size.num_shards} shards")
+        labelled = sum(bool(item.label_path) for item in items)
+        if labelled and not learns_something(options.out, split):
+            print(f"warning: {NOTHING.format(labelled)}")

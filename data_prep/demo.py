@@ -1,11 +1,4 @@
-"""Makes *panoptic digits*, the embedded dataset, in the COCO panoptic format.
-
-Real handwritten digits are things over four procedural textures, which are stuff. At level "cards"
-each digit lies on an opaque rounded card, which is its mask. At level "strokes", which is hard, the
-mask is the bare digit. Some images hold a crowd: small things of one class in one segment.
-
-kmax prepare demo --out digits
-"""
+"""Draws *panoptic digits*; kmax_tf/commands/prepare/demo.py says what the images show."""
 
 import functools
 import io
@@ -19,7 +12,7 @@ import sklearn.datasets
 from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep import pool
-from kmax_tf import command_line, errors, files
+from kmax_tf import errors, files
 from kmax_tf.data import datasets, label_png
 
 LEVELS = ("cards", "strokes")
@@ -397,28 +390,3 @@ def _coco_json(segments: list[list[dict]]) -> dict:
         ],
         "categories": categories,
     }
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument("--out", required=True, help="folder for the dataset")
-    for name, count, images in (
-        ("num_train", 6000, "training images"),
-        ("num_val", 200, "validation images"),
-        ("num_holdout", 0, "images of held-out training digits"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {images}")
-    parser.add_argument("--level", choices=LEVELS, default="cards", help="cards is easy")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the images")
-    parser.add_argument("--workers", type=int, help="number of processes; default: one per core")
-
-    def run(flags):
-        make(**vars(flags))
-        counts = f"{flags.num_train} train, {flags.num_val} val, {flags.num_holdout} holdout"
-        print(f"{flags.out}: {counts}")
-
-    command_line.run(run, functools.partial(parser.parse_args, argv))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,6 @@
-"""Converts images with label images, whose pixels are numbers of objects, to TFRecord.
+"""Reads images with label images, whose pixels are numbers of objects.
 
-    own/images/NAME.png    an image
-    own/labels/NAME.png    or NAME_label.tif ...: gray, 0 no object, 1 to n the objects
-
-kmax prepare label_images --images own/images --labels own/labels --out data/own --thing cell
-
-PNG of 8 or 16 bits, or TIFF of 8, 16 or 32. In a PNG with a palette, 255 is void, as VOC and
-labelme write it. All objects are of one class. The validation is a random share of the images, or
---val_images and --val_labels.
-
-OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
-lists them.
+kmax_tf/commands/prepare/label_images.py shows the files.
 """
 
 import collections
@@ -18,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import drawing, label_pairs, own_dataset, raw_dataset
+from data_prep import drawing, label_pairs, raw_dataset
 
 THING = 1  # id of the category of all objects
 VOID = 255  # in a palette
@@ -45,14 +35,3 @@ def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
     notes = collections.Counter({"pixels of value 255 of a palette: void": int(void.sum())})
     notes["images without an object"] = int(not segments)
     return drawing.Drawing(segment_map, segments, notes)
-
-
-def main(argv: list[str] | None = None) -> None:
-    made = own_dataset.parser(__doc__)
-    inputs = label_pairs.add_flags(made)
-    made.add_argument("--thing", default="object", help="name of the class of the objects")
-    own_dataset.main(made, argv, inputs, read)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,26 +10,17 @@ import numpy as np
 from PIL import Image
 
 from data_prep import raw_dataset, raw_images
-from kmax_tf import command_line, errors, files
+from kmax_tf import errors, files
 from kmax_tf.data import label_png
 
 MOST = 2**31 - 1  # the greatest value of a label
-
-
-def add_flags(made: command_line.Parser) -> tuple[str, ...]:
-    """Adds the flags of the folders to a parser, and returns their names."""
-    made.add_argument("--images", required=True, help="folder of the images")
-    made.add_argument("--labels", required=True, help="folder of the labels, PNG or TIFF")
-    made.add_argument("--val_images", help="folder of the images of the validation")
-    made.add_argument("--val_labels", help="folder of the labels of the validation")
-    return "images", "labels", "val_images", "val_labels"
 
 
 def read(flags: Any, notes: collections.Counter) -> tuple[list[raw_dataset.Listing], list[str]]:
     """Pairs the files in the folders of the flags.
 
     Args:
-        flags: those of `add_flags`.
+        flags: with images and labels, val_images and val_labels.
         notes: counts the files that are left out.
 
     Returns:

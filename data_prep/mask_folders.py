@@ -1,15 +1,6 @@
-"""Converts images with a folder of masks each, as of the Data Science Bowl 2018, to TFRecord.
+"""Reads images with a folder of masks each, as of the Data Science Bowl 2018.
 
-    own/ID/images/NAME.png    one image
-    own/ID/masks/*.png        a mask for each object, whose pixels are neither black nor transparent
-
-kmax prepare mask_folders --source own --out data/own --thing nucleus
-
-All objects are of one class. Where masks overlap, the smallest object has the pixels. The
-validation is a random share of the images, or --val_source.
-
-OUT gets the labels in COCO panoptic format, validation/ and records/; data_prep/own_dataset.py
-lists them.
+kmax_tf/commands/prepare/mask_folders.py shows the files.
 """
 
 import collections
@@ -21,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from data_prep import drawing, own_dataset, raw_dataset, raw_images
+from data_prep import drawing, raw_dataset, raw_images
 from kmax_tf import errors, files
 from kmax_tf.data import label_png
 
@@ -112,15 +103,3 @@ def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
     if picture.mode == "RGBA":
         return np.any(values[..., :3], axis=-1) & (values[..., 3] > 0)
     return np.any(values.reshape(*size, -1), axis=-1)
-
-
-def main(argv: list[str] | None = None) -> None:
-    made = own_dataset.parser(__doc__)
-    made.add_argument("--source", required=True, help="folder with a folder for each image")
-    made.add_argument("--val_source", help="such a folder for the validation")
-    made.add_argument("--thing", default="object", help="name of the class of the objects")
-    own_dataset.main(made, argv, ("source", "val_source"), read)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,61 +18,29 @@ from typing import Any
 
 import tensorflow as tf
 
-from data_prep import coco_format, convert, drawing, label_writer, pool, raw_dataset, validate
-from kmax_tf import command_line, errors
+from data_prep import coco_format, convert, label_writer, pool, raw_dataset, validate
+from kmax_tf import errors
 from kmax_tf.data import datasets
 from kmax_tf.planning import planner
 
 SPLITS = "train", "val"
 
 
-def parser(documentation: str, has_background: bool = True) -> command_line.Parser:
-    """Returns a parser of the flags that all forms have; `main` needs them."""
-    made = command_line.Parser(documentation)
-    made.add_argument("--out", required=True, help="folder for all that is made")
-    made.add_argument(
-        "--val_share",
-        type=float,
-        default=0.15,
-        help="share of the validation in images without a validation folder",
-    )
-    made.add_argument("--seed", type=int, default=0, help="seed of that choice")
-    made.add_argument("--workers", type=int, help="number of processes; default: one per core")
-    made.add_argument(
-        "--plan", metavar="FILE", help="also plan the training, as `kmax plan --out FILE` does"
-    )
-    made.add_argument("--minutes", type=float, default=30.0, help="of that training")
-    if has_background:
-        made.add_argument(
-            "--background",
-            default="background",
-            metavar="NAME",
-            help=f"stuff class of the pixels of no object; {drawing.VOID}: they are void",
-        )
-    return made
-
-
-def main(
-    made: command_line.Parser, argv: list[str] | None, inputs: Sequence[str], read: Callable
-) -> None:
-    """Runs the program of a form.
+def run(options: Any, inputs: Sequence[str], read: Callable[[Any], raw_dataset.RawDataset]) -> None:
+    """Makes the records of a dataset and, with --plan, plans its training.
 
     Args:
-        made: from `parser`, with the flags of the form.
-        argv: arguments of the command line; None for those of the program.
+        options: flags of kmax_tf/commands/prepare/_own_dataset.py and of the form.
         inputs: names of the flags that are folders or files to read.
-        read: flags -> RawDataset.
+        read: flags -> what the form lists.
     """
-
-    def run(flags):
-        _check_outputs(flags, inputs)
-        if flags.plan:
-            planner.check_name(flags.plan)
-        make(read(flags), flags.out, flags.val_share, flags.seed, flags.workers)
-        if flags.plan:
-            planner.run(os.path.join(flags.out, "records"), flags.plan, "auto", flags.minutes, "")
-
-    command_line.run(run, functools.partial(made.parse_args, argv))
+    _check_outputs(options, inputs)
+    if options.plan:
+        planner.check_name(options.plan)
+    make(read(options), options.out, options.val_share, options.seed, options.workers)
+    if options.plan:
+        records = os.path.join(options.out, "records")
+        planner.run(records, options.plan, "auto", options.minutes, "")
 
 
 def make(

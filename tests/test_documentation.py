@@ -16,9 +16,6 @@ import pytest
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
 
-# A module may have been imported before it is run.
-pytestmark = pytest.mark.filterwarnings("ignore:'data_prep:RuntimeWarning")
-
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "docs/demo.ipynb"]
@@ -63,7 +60,7 @@ def commands(text):
 
 
 def is_ours(words):
-    start = r"(python )?scripts/|python -m (data_prep|kmax_tf)|(\.venv/bin/)?kmax \w"
+    start = r"(python )?scripts/|python -m kmax_tf|(\.venv/bin/)?kmax \w"
     return bool(re.match(start, " ".join(words)))
 
 

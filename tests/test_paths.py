@@ -17,8 +17,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_prep import coco_format, convert, label_images, pool, validate
-from kmax_tf import config, predict
+from data_prep import coco_format, convert, pool, validate
+from kmax_tf import commands, config, predict
 from kmax_tf.data.records import shards
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import compare_runs, evaluate, submission
@@ -159,7 +159,7 @@ def test_labels_without_json(tmp_path, name):
         objects[4:20, 4:20], objects[8:30, 24:36] = 1, 2
         Image.fromarray(objects).save(place / "labels" / file)
     places = [f"--{flag}={place}/{flag}" for flag in ("images", "labels", "out")]
-    label_images.main([*places, "--workers=1"])
+    commands.main(["prepare", "label_images", *places, "--workers=1"])
     folder = str(place / "out/records")
     paths = [path for split in ("train", "val") for path in shards.paths(folder, split)]
     assert sum(1 for path in paths for _ in shards.read(path)) == 4

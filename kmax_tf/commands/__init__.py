@@ -8,6 +8,7 @@ import difflib
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 
 from kmax_tf import command_line
 
@@ -41,29 +42,31 @@ FORMATS = {
 }
 
 
-def main() -> None:
-    """Runs `kmax VERB FLAGS`, or completes it for the shell."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs `kmax VERB FLAGS`, or completes it for the shell.
+
+    Args:
+        words: verb and flags; None for those of this process.
+    """
     if "_ARGCOMPLETE" in os.environ:
         from kmax_tf.commands import _completion
 
         _completion.complete(_dispatch, [list(VERBS), list(FORMATS)])
-    _dispatch(sys.argv[1:])
+    _dispatch(sys.argv[1:] if words is None else words)
 
 
 def _dispatch(words):
     verb = _choose(words, VERBS, "kmax", "verb")
+    program = [verb]
     if verb == "prepare":
-        name = _choose(words[1:], FORMATS, "kmax prepare", "format")
-        sys.argv = [f"kmax prepare {name}", *words[2:]]
-        importlib.import_module(f"data_prep.{name}").main()
-    else:
-        sys.argv = [f"kmax {verb}", *words[1:]]
-        run(verb)
+        program.append(_choose(words[1:], FORMATS, "kmax prepare", "format"))
+    sys.argv = [" ".join(["kmax", *program]), *words[len(program) :]]
+    run(".".join(program))
 
 
-def run(verb: str) -> None:
-    """Runs the program of a verb with the flags of this process."""
-    module = importlib.import_module(f"{__name__}.{verb}")
+def run(program: str) -> None:
+    """Runs a module of this folder, such as "train" or "prepare.coco", with the process's flags."""
+    module = importlib.import_module(f"{__name__}.{program}")
     command_line.run(module.main, module.parse)
 
 

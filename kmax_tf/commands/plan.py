@@ -11,7 +11,7 @@ from kmax_tf import command_line
 
 def parse():
     parser = command_line.Parser(__doc__, optional=["device"])
-    parser.add_argument("--data_dir", required=True, help="folder of records, of data_prep")
+    parser.add_argument("--data_dir", required=True, help="folder of records, of `kmax prepare`")
     parser.add_argument("--out", required=True, help="gin file to write, NAME.gin")
     parser.add_argument(
         "--minutes",

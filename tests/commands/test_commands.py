@@ -20,14 +20,30 @@ def kmax(*words, **options):
 
 
 def test_every_verb_and_format_is_a_program():
-    modules = {p.stem for p in (ROOT / "kmax_tf/commands").glob("*.py")}
-    assert {m for m in modules if not m.startswith("_")} == commands.VERBS.keys() - {"prepare"}
+    for folder, names in (
+        ("commands", commands.VERBS.keys() - {"prepare"}),
+        ("commands/prepare", commands.FORMATS.keys()),
+    ):
+        modules = {p.stem for p in (ROOT / "kmax_tf" / folder).glob("*.py")}
+        assert {m for m in modules if not m.startswith("_")} == names
     shown = kmax("--help").stdout, kmax("prepare", "--help").stdout
     for text, names in zip(shown, (commands.VERBS, commands.FORMATS), strict=True):
         assert re.findall(r"^  (\w+) ", text, re.M) == list(names)
-    for name in commands.FORMATS:
-        assert (ROOT / f"data_prep/{name}.py").exists()
-    assert "usage: kmax prepare demo" in kmax("prepare", "demo", "--help").stdout
+
+
+@pytest.mark.parametrize("name", commands.FORMATS)
+def test_help_and_mistakes_of_formats_need_no_tensorflow(name):
+    """tests/test_command_line.py does the same with the verbs."""
+
+    def run(word):
+        lines = "import sys; sys.modules['tensorflow'] = None; from kmax_tf import commands"
+        command = [sys.executable, "-c", f"{lines}; commands.main(sys.argv[1:])"]
+        return subprocess.run([*command, "prepare", name, word], capture_output=True, text=True)
+
+    shown, refused = run("--help"), run("--outt=x")
+    assert shown.returncode == 0 and f"usage: kmax prepare {name} " in shown.stdout
+    assert refused.returncode == 1
+    assert refused.stderr == "error: no flag --outt; did you mean --out?\n"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import class_maps
+from kmax_tf import commands
 from kmax_tf.data import datasets
 
 MAP = np.array(
@@ -38,7 +38,7 @@ def folders(tmp_path, draw_image):
 def run(folders, *more):
     arguments = ["--images", folders / "images", "--labels", folders / "labels"]
     arguments += ["--out", folders / "out", "--workers", "1", "--val_share", "0.3", *more]
-    class_maps.main([str(argument) for argument in arguments])
+    commands.main(["prepare", "class_maps", *map(str, arguments)])
     return folders / "out"
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import coco_format, convert, pool
-from kmax_tf import errors
+from kmax_tf import commands, errors
 from kmax_tf.data import datasets, label_png
 from kmax_tf.data.records import example, shards
 
@@ -203,13 +203,17 @@ def test_command_line(source, capsys):
         *("--images", str(folder / "images"), "--panoptic_dir", str(folder / "labels")),
         *("--out", str(folder / "out"), "--split", "val", "--shards", "1"),
     ]
-    coco_format.main([*flags, "--panoptic_json", str(folder / "own.json")])
+    commands.main(["prepare", "coco_format", *flags, "--panoptic_json", str(folder / "own.json")])
     assert "3 images, 1 shards" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"^error: .*gone\.json: cannot be read.*") as stop:
-        coco_format.main([*flags, "--panoptic_json", str(folder / "gone.json")])
+        commands.main(
+            ["prepare", "coco_format", *flags, "--panoptic_json", str(folder / "gone.json")]
+        )
     assert "\n" not in stop.value.code
     with pytest.raises(SystemExit, match="^error: no flag --split_name"):
-        coco_format.main([*flags, "--panoptic_json", "x", "--split_name", "val"])
+        commands.main(
+            ["prepare", "coco_format", *flags, "--panoptic_json", "x", "--split_name", "val"]
+        )
 
 
 def test_folder_that_cannot_be_made(source):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_prep import coco_instances, coco_masks
+from data_prep import coco_masks
+from kmax_tf import commands
 from kmax_tf.data import datasets
 
 H, W = 20, 30
@@ -70,7 +71,7 @@ def source(tmp_path, draw_image, write_json):
     def run(*more):
         path = write_json(tmp_path / "objects.json", content)
         every = [*arguments, "--json", path, "--workers", "1", "--val_share", "0.5", *more]
-        coco_instances.main(every)
+        commands.main(["prepare", "coco_instances", *every])
 
     return content, run, tmp_path / "out"
 

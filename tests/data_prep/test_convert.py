@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_prep import beam, coco_format, convert, validate
-from kmax_tf import errors
+from kmax_tf import commands, errors
 from kmax_tf.data import datasets, label_png
 from kmax_tf.data.records import example, serialize
 
@@ -212,7 +212,8 @@ def test_a_full_disk_is_one_line(source, tmp_path):
     def limit():  # a write that goes over it fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
-    command = [sys.executable, "-m", "data_prep.coco_format", *flags_of(tmp_path)]
+    command = [sys.executable, "-m", "kmax_tf.commands", "prepare", "coco_format"]
+    command += flags_of(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, preexec_fn=limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -220,7 +221,7 @@ def test_a_full_disk_is_one_line(source, tmp_path):
     assert "run the same command again" in line
     left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not left
-    coco_format.main(flags_of(tmp_path))
+    commands.main(["prepare", "coco_format", *flags_of(tmp_path)])
     assert len(list((tmp_path / "out").glob("*.tfrecord"))) == 6
 
 
@@ -237,7 +238,7 @@ def test_a_set_without_anything_to_learn_is_told(source, tmp_path, capsys, kind)
     if kind != "crowd":
         for path in (tmp_path / "labels").glob("*/*.png"):
             path.write_bytes(label_png.encode_ids(np.zeros((6, 8), int)))
-    coco_format.main(flags_of(tmp_path))
+    commands.main(["prepare", "coco_format", *flags_of(tmp_path)])
     message = "warning: none of the 6 images has a segment that is not crowd"
     assert message in capsys.readouterr().out
     paths = (str(tmp_path / name) for name in ("images", "own.json", "labels"))
@@ -254,7 +255,7 @@ def test_one_thing_to_learn_is_enough(source, tmp_path, capsys):
                 segment["iscrowd"] = int(annotation["image_id"] != 5)
 
     source(change)
-    coco_format.main(flags_of(tmp_path))
+    commands.main(["prepare", "coco_format", *flags_of(tmp_path)])
     assert "warning" not in capsys.readouterr().out
 
 
@@ -314,18 +315,18 @@ def test_beam_writes_the_same(source, tmp_path, alone):
         *("--panoptic_dir", str(tmp_path / "labels"), "--out", str(tmp_path / "out")),
         *("--split", "train", "--shards", "3", "--runner", "DirectRunner"),
     ]
-    coco_format.main([*flags, "--direct_num_workers=1"])
+    commands.main(["prepare", "coco_format", *flags, "--direct_num_workers=1"])
     assert shards(tmp_path) == expected
     (tmp_path / "labels/a/2.png").write_bytes(b"\x89PNG")
     with pytest.raises(SystemExit, match=r"^error: .*labels/a/2\.png: not a readable PNG"):
-        coco_format.main(flags)
+        commands.main(["prepare", "coco_format", *flags])
     with pytest.raises(SystemExit, match="^error: Unexpected pipeline runner: DirectRunn"):
-        coco_format.main([*flags[:-1], "DirectRunn"])
+        commands.main(["prepare", "coco_format", *flags[:-1], "DirectRunn"])
 
 
 def test_unknown_flags_are_refused_without_runner():
     with pytest.raises(SystemExit, match="^error: "):
-        coco_format.main(["--split", "a", "--out", "b", "--project", "c"])
+        commands.main(["prepare", "coco_format", "--split", "a", "--out", "b", "--project", "c"])
 
 
 def test_record_of_an_image_without_labels():

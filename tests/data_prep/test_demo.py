@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_prep import coco_format, convert, demo, pool
-from kmax_tf import errors
+from kmax_tf import commands, errors
 from kmax_tf.data import datasets
 
 
@@ -126,9 +126,9 @@ def test_bad_options_write_nothing(tmp_path, options, message):
 
 
 def test_command_line(tmp_path, capsys):
-    demo.main(["--out", str(tmp_path), "--num_train", "1", "--num_val", "0"])
+    commands.main(["prepare", "demo", "--out", str(tmp_path), "--num_train", "1", "--num_val", "0"])
     assert "1 train, 0 val" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="^error: -1: numbers of images"):
-        demo.main(["--out", str(tmp_path), "--num_train", "-1"])
+        commands.main(["prepare", "demo", "--out", str(tmp_path), "--num_train", "-1"])
     with pytest.raises(SystemExit, match="^error: no flag --num_trains; did you mean --num_train"):
-        demo.main(["--out", str(tmp_path), "--num_trains", "1"])
+        commands.main(["prepare", "demo", "--out", str(tmp_path), "--num_trains", "1"])

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_prep import label_images, label_pairs
-from kmax_tf import errors
+from data_prep import label_pairs
+from kmax_tf import commands, errors
 
 H, W = 10, 14
 FORMATS = [("png", np.uint8), ("png", np.uint16), ("tif", np.uint8), ("tif", np.uint16)]
@@ -38,7 +38,7 @@ def folders(tmp_path, draw_image):
 def run(folders, *more):
     arguments = ["--images", folders / "images", "--labels", folders / "labels"]
     arguments += ["--out", folders / "out", "--workers", "1", "--val_share", "0.2", *more]
-    label_images.main([str(argument) for argument in arguments])
+    commands.main(["prepare", "label_images", *map(str, arguments)])
     return folders / "out"
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_prep import class_maps, coco_format, coco_instances, convert, label_images, mask_folders
+from data_prep import class_maps, coco_format, convert, label_images
+from kmax_tf import commands
 from kmax_tf.data import datasets
 from kmax_tf.data.records import example
 
@@ -149,7 +150,9 @@ def export(tmp_path, draw_image, write_json):
 
 def convert_instances(folder, path, *more):
     arguments = ["--images", str(folder), "--json", path, "--out", str(folder / "out")]
-    coco_instances.main([*arguments, "--workers", "1", "--val_share", "0.5", *more])
+    commands.main(
+        ["prepare", "coco_instances", *arguments, "--workers", "1", "--val_share", "0.5", *more]
+    )
     return folder / "out"
 
 
@@ -258,7 +261,7 @@ def two_images(tmp_path, draw_image):
 def run(tool, folder, *more):
     arguments = ["--images", folder / "images", "--labels", folder / "labels"]
     arguments += ["--out", folder / "out", "--workers", "1", "--val_share", "0.5", *more]
-    tool.main([str(argument) for argument in arguments])
+    commands.main(["prepare", tool, *map(str, arguments)])
     return folder / "out"
 
 
@@ -284,7 +287,7 @@ MACHINE = Image.fromarray(np.repeat(CLASSES[..., None], 3, -1).astype(np.uint8))
 def test_class_maps(picture, two_images, read_labels):
     folder = two_images(picture)
     (folder / "classes.csv").write_text("value,name,isthing\n0,_background_,0\n1,car,1\n2,tree,0\n")
-    labels = labels_of(run(class_maps, folder, "--classes", folder / "classes.csv"), read_labels)
+    labels = labels_of(run("class_maps", folder, "--classes", folder / "classes.csv"), read_labels)
     void = EDGE & (picture.mode == "P")
     for objects in labels.values():
         np.testing.assert_array_equal(objects["car", False][0], CAR)
@@ -295,7 +298,7 @@ def test_class_maps(picture, two_images, read_labels):
 def test_objects_of_voc_and_labelme(two_images, read_labels, capsys):
     """SegmentationObject: the border of an object is no object, and no background."""
     labels = labels_of(
-        run(label_images, two_images(palette(np.where(EDGE, 255, CLASSES)))), read_labels
+        run("label_images", two_images(palette(np.where(EDGE, 255, CLASSES)))), read_labels
     )
     for objects in labels.values():
         found = sorted(mask.tobytes() for mask in objects["object", False])
@@ -307,7 +310,7 @@ def test_objects_of_voc_and_labelme(two_images, read_labels, capsys):
 
 def test_a_gray_label_of_255_is_an_object(two_images, read_labels):
     folder = two_images(Image.fromarray(np.where(CAR, 255, 0).astype(np.uint8)))
-    for objects in labels_of(run(label_images, folder), read_labels).values():
+    for objects in labels_of(run("label_images", folder), read_labels).values():
         np.testing.assert_array_equal(objects["object", False][0], CAR)
 
 
@@ -325,11 +328,13 @@ def test_masks_of_the_brush_of_label_studio(two_images):
     mask = Image.fromarray(np.where(CAR, 255, 0).astype(np.uint8))
     folder = two_images(mask, "labels/task-{}-annotation-1-by-1-tag-car-0.png")
     with pytest.raises(SystemExit, match="labels: no label has the name of an image in .*; rename"):
-        run(label_images, folder)
+        run("label_images", folder)
     with pytest.raises(
         SystemExit, match="no folder in it has an image in images/ and masks in mas"
     ):
-        mask_folders.main(["--source", str(folder), "--out", str(folder / "out")])
+        commands.main(
+            ["prepare", "mask_folders", "--source", str(folder), "--out", str(folder / "out")]
+        )
 
 
 def test_images_and_masks_in_one_folder(two_images):
@@ -338,14 +343,14 @@ def test_images_and_masks_in_one_folder(two_images):
     with pytest.raises(
         SystemExit, match="images: has images and labels; move the labels to a fold"
     ):
-        run(class_maps, folder, "--labels", folder / "images")
+        run("class_maps", folder, "--labels", folder / "images")
 
 
 def test_the_table_of_roboflow(two_images):
     folder = two_images(Image.fromarray(CLASSES.astype(np.uint8)))
     (folder / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, car\n2, tree\n")
     with pytest.raises(SystemExit, match="_classes.csv: line 1 is .*; make it value,name,isthing"):
-        run(class_maps, folder, "--classes", folder / "_classes.csv")
+        run("class_maps", folder, "--classes", folder / "_classes.csv")
 
 
 def test_files_of_labelme_itself(tmp_path, draw_image, write_json):

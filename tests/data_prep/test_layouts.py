@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import ade20k, cityscapes, coco, convert
-from kmax_tf import errors
+from data_prep import ade20k, cityscapes, convert
+from kmax_tf import commands, errors
 from kmax_tf.data import datasets, label_png
 
 
@@ -20,7 +20,7 @@ def test_coco(shared, tmp_path, alone, read_all, assert_equals_source, capsys):
     for split in ("val", "test"):
         shutil.copytree(sample / "input_images", source / f"{split}2017")
     flags = ["--source", str(source), "--out", str(tmp_path / "out"), "--workers", "1"]
-    coco.main([*flags, "--split", "val", "test"])
+    commands.main(["prepare", "coco", *flags, "--split", "val", "test"])
     assert "split test, 2 images, 2 shards" in capsys.readouterr().out
 
     content = json.loads((sample / "panoptic_examples.json").read_text())

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_prep import mask_folders
+from kmax_tf import commands
 from kmax_tf.planning import planner
 
 H, W = 12, 16
@@ -48,7 +48,7 @@ def folder(tmp_path, draw_image):
 def run(folder, *more):
     out = folder.parent / "out [2]?"
     arguments = ["--source", str(folder), "--out", str(out), "--thing", "cell", "--workers", "1"]
-    mask_folders.main([*arguments, "--val_share", "0.25", *more])
+    commands.main(["prepare", "mask_folders", *arguments, "--val_share", "0.25", *more])
     return out
 
 

@@ -40,7 +40,7 @@ def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
         keys = tf.train.Example.FromString(first).features.feature.keys()
     except Exception as error:  # of protobuf, whose kind depends on its version
         raise errors.InputError(
-            f"{paths[0]}: its records are no tf.train.Example; convert them with data_prep"
+            f"{paths[0]}: its records are no tf.train.Example; convert them with kmax prepare"
         ) from error
     if "panoptic/encoded" in keys:
         datasets.check_classes(folder, dataset)
@@ -57,7 +57,7 @@ def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
         return Records(paths, lambda record: deeplab2.parse(record, dataset), None)
     raise errors.InputError(
         f"{paths[0]}: records of an unknown schema, with {', '.join(sorted(keys)) or 'no keys'};"
-        " convert them with data_prep"
+        " convert them with kmax prepare"
     )
 
 

@@ -1,0 +1,39 @@
+"""The flags that all forms of labels of an own dataset share."""
+
+from kmax_tf import command_line
+
+FOLDERS = "images", "labels", "val_images", "val_labels"
+
+
+def parser(documentation: str, has_background: bool = True) -> command_line.Parser:
+    """Returns a parser of the flags that `data_prep.own_dataset.run` needs."""
+    made = command_line.Parser(documentation)
+    made.add_argument("--out", required=True, help="folder for all that is made")
+    made.add_argument(
+        "--val_share",
+        type=float,
+        default=0.15,
+        help="share of the validation in images without a validation folder",
+    )
+    made.add_argument("--seed", type=int, default=0, help="seed of that choice")
+    made.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    made.add_argument(
+        "--plan", metavar="FILE", help="also plan the training, as `kmax plan --out FILE` does"
+    )
+    made.add_argument("--minutes", type=float, default=30.0, help="of that training")
+    if has_background:
+        made.add_argument(
+            "--background",
+            default="background",
+            metavar="NAME",
+            help="stuff class of the pixels of no object; void: they are void",
+        )
+    return made
+
+
+def add_folders(made: command_line.Parser) -> None:
+    """Adds `FOLDERS`, the flags of labels that are files beside the images."""
+    made.add_argument("--images", required=True, help="folder of the images")
+    made.add_argument("--labels", required=True, help="folder of the labels, PNG or TIFF")
+    made.add_argument("--val_images", help="folder of the images of the validation")
+    made.add_argument("--val_labels", help="folder of the labels of the validation")
