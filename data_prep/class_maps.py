@@ -57,7 +57,8 @@ def _count(listings: list[raw_dataset.Listing], workers: int | None) -> collecti
     """Counts the pixels of each value in all class maps."""
     paths = [source.labels for listing in listings for source in listing.sources]
     jobs = [(part,) for part in raw_dataset.jobs(paths)]
-    return sum(pool.run(label_pairs.count_values, jobs, workers), collections.Counter())
+    counted = pool.run(label_pairs.count_values, jobs, workers, "counting classes")
+    return sum(counted, collections.Counter())
 
 
 def draw(

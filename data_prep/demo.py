@@ -94,7 +94,8 @@ def make(
         for start in range(0, count, IMAGES_A_JOB)
     ]
     segments = {split: [] for split in counts}
-    for (_, split, *_), entries in zip(jobs, pool.run(make_images, jobs, workers), strict=True):
+    drawn = pool.run(make_images, jobs, workers, "drawing images")
+    for (_, split, *_), entries in zip(jobs, drawn, strict=True):
         segments[split] += entries
     for split, entries in segments.items():
         if entries:

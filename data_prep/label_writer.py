@@ -54,7 +54,7 @@ def write(
     jobs = [(head, share, part) for part in raw_dataset.jobs(pictures)]
     writer = coco_writer.PanopticWriter(share.json, share.labels, raw.categories)
     notes, segments = collections.Counter(), collections.Counter()
-    for made in pool.run(write_labels, jobs, workers):
+    for made in pool.run(write_labels, jobs, workers, "writing labels"):
         for image, annotation, image_notes in made:
             writer.enter(image, annotation)
             notes.update(image_notes)

@@ -9,18 +9,24 @@ from collections.abc import Callable, Sequence
 import tqdm
 
 
-def run(function: Callable, jobs: Sequence[tuple], workers: int | None) -> list:
+def run(
+    function: Callable,
+    jobs: Sequence[tuple],
+    workers: int | None = None,
+    title: str = "writing records",
+) -> list:
     """Returns [function(*job) for job in jobs], and raises what the first failing call raises.
 
     Args:
         function: a function of a module, so that workers can import it.
         jobs: the arguments of each call; they and the results must pickle.
         workers: number of processes, None for one per core; 1 runs in this process.
+        title: of the progress bar.
     """
     if not jobs:
         return []
     workers = min(workers or os.cpu_count(), len(jobs))
-    bar = {"total": len(jobs), "unit": "job"}
+    bar = {"total": len(jobs), "unit": "job", "desc": title}
     if workers == 1:
         return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))
     # The fork server imports TensorFlow once, before any thread starts; workers are forks of it.

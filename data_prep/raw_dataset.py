@@ -57,7 +57,8 @@ def look_at_all(listing: Listing, workers: int | None) -> list[Picture]:
     if not listing.sources:
         raise errors.InputError(f"{listing.images}: no image has labels; check the folders")
     shares = [(listing.images, sources) for sources in jobs(listing.sources)]
-    return [picture for found in pool.run(look, shares, workers) for picture in found]
+    looked = pool.run(look, shares, workers, "reading images")
+    return [picture for found in looked for picture in found]
 
 
 def look(images: str, sources: list[Source]) -> list[Picture]:

@@ -247,7 +247,8 @@ def validate(dataset: Dataset, out_dir: str, workers: int | None = None) -> tupl
     Returns:
         The report with only a few problems of each kind, and the number of errors.
     """
-    facts = [fact for share in pool.run(dataset.look, dataset.jobs, workers) for fact in share]
+    looked = pool.run(dataset.look, dataset.jobs, workers, "validating")
+    facts = [fact for share in looked for fact in share]
     problems = [*dataset.problems, *(problem for fact in facts for problem in fact.problems)]
     problems += _split_stuff(dataset, facts)
     problems += [*_twins(facts), *_rare_classes(dataset, facts), *_void(facts)]
