@@ -116,7 +116,7 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
         study: what to run.
         out: folder of all studies. Runs lie in OUT/runs. A finished run is never repeated; an
             interrupted one resumes.
-        seeds: runs of each variant at its best learning rate.
+        seeds: runs of each variant at its best learning rate. A study.json with more keeps them.
         jobs: runs at the same time.
 
     Returns:
@@ -130,26 +130,26 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
         InputError: a run fails.
     """
     check_literal(out)
-    _tell_of_others(os.path.join(out, name, STUDY), study)
-    known, done = finished(out), []
-    total = len(study.variants) * (len(study.learning_rates) + seeds - 1)
+    path, first = os.path.join(out, name, STUDY), search(study)
+    known, done = finished(out), _stored(path, study)
+    total = max(len(done), len(study.variants) * (len(study.learning_rates) + seeds - 1))
 
-    def run_and_record(wanted):
-        for job, entry in _run_all(wanted, study.encoder, out, jobs, known):
+    def run_missing(wanted):
+        there = {job for job, _ in done}
+        missing = [job for job in wanted if job not in there]
+        for job, entry in _run_all(missing, study.encoder, out, jobs, known):
             done.append((job, known.setdefault(job.digest, entry)))
-            result = _describe(name, study, done)
-            write_atomic(os.path.join(out, name, STUDY), json.dumps(result, indent=1))
+            write_atomic(path, json.dumps(_describe(name, study, done), indent=1))
             bar.update()
-        return result
+        return _describe(name, study, done)
 
-    with tqdm(total=total, desc=name, unit="run") as bar:
-        result = run_and_record(search(study))
-        best = {v["name"]: best_rate(v["runs"]) for v in result["variants"]}
+    with tqdm(total=total, initial=len(done), desc=name, unit="run") as bar:
+        searched = run_missing(first)
+        best = {v["name"]: best_rate(v["runs"]) for v in searched["variants"]}
         # Seed by seed, so that the variants grow evenly.
-        wanted = [
-            _job(study, v, rate, seed) for seed in range(1, seeds) for v, rate in best.items()
-        ]
-        return run_and_record(wanted) if wanted else result
+        return run_missing(
+            [_job(study, v, rate, seed) for seed in range(1, seeds) for v, rate in best.items()]
+        )
 
 
 def finished(out: str) -> dict[str, dict]:
@@ -199,18 +199,23 @@ def _resolve(gin_file, bindings=()):
     return hashlib.sha256(config.resolved().encode()).hexdigest()[:12], interval
 
 
-def _tell_of_others(path, study):
-    """Prints how many runs of a study.json are not of today's configuration; these are repeated."""
+def _stored(path, study):
+    """Returns the [(job, run)] of a study.json that are of today's configuration.
+
+    It prints how many are not; these are left out, and trained again.
+    """
     if not tf.io.gfile.exists(path):
-        return
-    others = sum(
-        v["name"] not in study.variants
-        or _job(study, v["name"], run["learning_rate"], run["seed"]).digest != run["digest"]
-        for v in read_json(path)["variants"]
-        for run in v["runs"]
-    )
-    if others:
+        return []
+    runs = [(v["name"], run) for v in read_json(path)["variants"] for run in v["runs"]]
+    stored = [
+        (_job(study, name, run["learning_rate"], run["seed"]), run)
+        for name, run in runs
+        if name in study.variants
+    ]
+    stored = [(job, run) for job, run in stored if job.digest == run["digest"]]
+    if others := len(runs) - len(stored):
         print(f"{path}: {others} runs have another configuration; what is missing is trained again")
+    return stored
 
 
 def _describe(name, study, done):

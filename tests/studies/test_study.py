@@ -227,6 +227,28 @@ def test_runs_of_another_configuration_are_counted(two_variants, trained, tmp_pa
     assert trained == [("b", 0.1, 0), ("b", 0.2, 0), ("b", 0.1, 1)]
 
 
+def test_fewer_seeds_lose_no_stored_run(two_variants, trained, tmp_path):
+    whole = study.run("s", two_variants, str(tmp_path), seeds=3, jobs=1)
+    written = (tmp_path / "s/study.json").read_bytes()
+    trained.clear()
+    assert study.run("s", two_variants, str(tmp_path), seeds=1, jobs=1) == whole
+    assert (tmp_path / "s/study.json").read_bytes() == written and not trained
+
+
+def test_an_interruption_loses_no_stored_run(two_variants, trained, tmp_path, monkeypatch):
+    study.run("s", two_variants, str(tmp_path), seeds=2, jobs=1)
+    stored = study.finished(str(tmp_path)).keys()
+
+    def write_and_stop(path, content):
+        write_atomic(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "write_atomic", write_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        study.run("s", two_variants, str(tmp_path), seeds=3, jobs=1)
+    assert study.finished(str(tmp_path)).keys() > stored
+
+
 def test_mistakes_are_named_before_anything_runs(two_variants, trained, tmp_path):
     with pytest.raises(InputError, match="no gin file.*interaction"):
         study.load("interactoin")
