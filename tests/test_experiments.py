@@ -66,7 +66,10 @@ def test_heads(path):
     if path.stem in ZOO:
         assert parts["Expected"].startswith(f"PQ {ZOO[path.stem]} (deeplab2 model zoo, ")
     else:
-        assert re.match(r"PQ (unknown|\d\d\.\d).*(\(paper|\(README|your data)", parts["Expected"])
+        sources = r"(paper|your data|\((README|docs/\w+)(?:\.md)?\))"
+        found = re.match(rf"PQ (unknown|\d\d\.\d).*{sources}", parts["Expected"])
+        page = (ROOT / f"{found[3]}.md").read_text() if found[3] else found[1]
+        assert found[1] in page
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
