@@ -66,7 +66,7 @@ def test_heads(path):
     if path.stem in ZOO:
         assert parts["Expected"].startswith(f"PQ {ZOO[path.stem]} (deeplab2 model zoo, ")
     else:
-        sources = r"(paper|your data|\((README|docs/\w+)(?:\.md)?\))"
+        sources = r"(\(paper|your data|\(README of the|\((README|docs/\w+)(?:\.md)?\))"
         found = re.match(rf"PQ (unknown|\d\d\.\d).*{sources}", parts["Expected"])
         page = (ROOT / f"{found[3]}.md").read_text() if found[3] else found[1]
         assert found[1] in page
