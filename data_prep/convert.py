@@ -26,6 +26,14 @@ from kmax_tf.data.records import serialize, shards
 NOTHING = 'none of the {} images has a segment that is not crowd: correct "iscrowd", or add labels'
 
 
+class Made(NamedTuple):
+    """A split whose shards are made, but not yet in their place."""
+
+    split: str
+    size: datasets.Split
+    parts: dict[str, str]  # name of each shard -> its path
+
+
 class Item(NamedTuple):
     """One image to convert: its files and its annotation."""
 
@@ -46,6 +54,23 @@ def convert(
 ) -> datasets.Split:
     """Writes one split as TFRecord shards, and then enters it in dataset.json.
 
+    Args and raises are those of `make`. Returns the size of the split.
+    """
+    made = make(items, dataset, out_dir, split, num_shards, run)
+    publish([made], dataset, out_dir)
+    return made.size
+
+
+def make(
+    items: list[Item],
+    dataset: datasets.Dataset,
+    out_dir: str,
+    split: str,
+    num_shards: int | None = None,
+    run: Callable = pool.run,
+) -> Made:
+    """Writes one split as TFRecord shards into <split>.partial.
+
     Args:
         items: the images.
         dataset: their classes.
@@ -54,9 +79,6 @@ def convert(
         num_shards: number of files. The default is one for 128 images, and at least 8 to read in
             parallel.
         run: runs a function over jobs: pool.run or beam.run.
-
-    Returns:
-        The size of the split.
 
     Raises:
         InputError: the source is wrong. Then only finished shards in <split>.partial are new. Also
@@ -72,10 +94,9 @@ def convert(
     if not 1 <= count <= len(items):
         raise errors.InputError(f"--shards {count}: choose 1 to {len(items)}, the number of images")
     size = datasets.Split(len(items), count)
-    content = datasets.with_split(out_dir, dataset, split, size)
-    present = files.names(out_dir, required=False)
-    old = [name for name in present if re.fullmatch(rf"{split}-\d{{5}}-of-\d{{5}}\.tfrecord", name)]
-
+    # Errors of these two come before the slow part.
+    datasets.with_split(out_dir, dataset, split, size)
+    files.names(out_dir, required=False)
     partial = os.path.join(out_dir, f"{split}.partial")
     files.make_folder(partial)
     names = [shards.name(split, index, count) for index in range(count)]
@@ -85,10 +106,7 @@ def convert(
     digests = [hashlib.sha1(repr(share).encode()).hexdigest()[:16] for share in shares]
     parts = [os.path.join(partial, "-".join(pair)) for pair in zip(names, digests, strict=True)]
     run(convert_shard, list(zip(shares, parts, strict=True)))
-    with _writing(out_dir):
-        _publish(out_dir, old, dict(zip(names, parts, strict=True)), content)
-        tf.io.gfile.rmtree(partial)
-    return size
+    return Made(split, size, dict(zip(names, parts, strict=True)))
 
 
 @contextlib.contextmanager
@@ -103,17 +121,24 @@ def _writing(path: str) -> Iterator[None]:
         ) from error
 
 
-def _publish(folder: str, old: list[str], parts: dict[str, str], content: str) -> None:
-    """Moves the shards of a split (name -> path) to the place of old ones, and tells of it.
+def publish(every: Sequence[Made], dataset: datasets.Dataset, folder: str) -> None:
+    """Moves the shards of some splits to the place of old ones, and enters them in dataset.json.
 
-    `content` is the text of dataset.json.
+    Splits that belong together are published together, so that an interruption does not mix them
+    with old ones.
     """
-    for name in old:
-        tf.io.gfile.remove(os.path.join(folder, name))
-    for name, part in parts.items():
-        tf.io.gfile.rename(part, os.path.join(folder, name))
-    files.write_atomic(os.path.join(folder, datasets.FILE_NAME), content)
-    tfds_metadata.write(folder)
+    present = files.names(folder, required=False)
+    with _writing(folder):
+        for made in every:
+            pattern = rf"{made.split}-\d{{5}}-of-\d{{5}}\.tfrecord"
+            for name in filter(re.compile(pattern).fullmatch, present):
+                tf.io.gfile.remove(os.path.join(folder, name))
+            for name, part in made.parts.items():
+                tf.io.gfile.rename(part, os.path.join(folder, name))
+            content = datasets.with_split(folder, dataset, made.split, made.size)
+            files.write_atomic(os.path.join(folder, datasets.FILE_NAME), content)
+            tf.io.gfile.rmtree(os.path.join(folder, f"{made.split}.partial"))
+        tfds_metadata.write(folder)
 
 
 def convert_shard(items: list[Item], path: str) -> None:
@@ -229,12 +254,7 @@ def list_unlabelled(folder: str, pattern: str, image_id: Callable[[str], str]) -
     Raises:
         InputError: no file matches, or a name in the folder is not UTF-8.
     """
-    try:
-        items, paths = [], _matching(folder, pattern)
-    except UnicodeDecodeError as error:
-        raise errors.InputError(
-            f"{folder}: has a name that is not UTF-8 ({error.object!r:.80}); rename it"
-        ) from error
+    items, paths = [], _matching(folder, pattern)
     if not paths:
         raise errors.InputError(f"{folder}: no file matches {pattern}; check --source")
     for path in paths:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 import sklearn.datasets
+import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep import pool
@@ -88,6 +89,8 @@ def make(
     for split, count in counts.items():
         for folder in (split, f"panoptic_{split}") if count else ():
             files.make_folder(os.path.join(out, folder))
+        if count and tf.io.gfile.exists(path := os.path.join(out, f"panoptic_{split}.json")):
+            tf.io.gfile.remove(path)  # an interruption leaves no JSON of other images
     jobs = [
         (out, split, range(start, min(start + IMAGES_A_JOB, count)), level, seed, num_holdout)
         for split, count in counts.items()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep import raw_dataset, raw_images
 from kmax_tf import errors, files
-from kmax_tf.data import label_png
+from kmax_tf.data import label_png, pillow
 
 MOST = 2**31 - 1  # the greatest value of a label
 
@@ -90,12 +90,10 @@ def read_values(path: str) -> np.ndarray:
     content = files.read_bytes(path)
     if content.startswith(label_png.SIGNATURE):
         return label_png.decode_classes(content, path)
-    try:
+    with pillow.errors_as(path, "not a readable label; save it as gray PNG"):
         picture = Image.open(io.BytesIO(content))
         kind, pages = picture.format, getattr(picture, "n_frames", 1)
         values = np.asarray(picture)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise errors.InputError(f"{path}: not a readable label; save it as gray PNG") from error
     if kind != "TIFF":
         raise errors.InputError(f"{path}: is {kind}; save labels as gray PNG or TIFF")
     if pages > 1 or values.ndim > 2:

@@ -79,7 +79,7 @@ def _write_one(
     drawn = raw.draw(source, facts.size[::-1])
     serialize.check_label_size(content, facts.size, drawn.segment_map.shape[::-1], path)
     drawn = drawing.fill(drawn, raw.background)
-    stem = source.image_id.replace("%", "%25").replace("/", "%2F")  # a name without folders
+    stem = files.flat_name(source.image_id)
     name = source.file_name
     if share.images != share.raw:
         name = stem + (os.path.splitext(name)[1] if facts.is_recorded else ".png")

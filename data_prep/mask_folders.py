@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_prep import drawing, raw_dataset, raw_images
 from kmax_tf import errors, files
-from kmax_tf.data import label_png
+from kmax_tf.data import label_png, pillow
 
 THING = 1  # id of the category of all objects
 BLURRED = "JPEG", "MPO", "WEBP"  # formats of Pillow that do not keep the colors of pixels
@@ -85,16 +85,16 @@ def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
             raise errors.InputError(
                 f"{path}: is a PNG of 16 bits, {header.color}; save masks as gray PNG of 8 bits"
             )
-    try:
+    with pillow.errors_as(path, "not a readable mask; save it again as PNG"):
         picture = Image.open(io.BytesIO(content))
-        kind = picture.format
+        kind, pages = picture.format, getattr(picture, "n_frames", 1)
         if picture.mode in ("P", "PA", "LA", "RGBA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
         values = np.asarray(picture)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise errors.InputError(f"{path}: not a readable mask; save it again as PNG") from error
     if kind in BLURRED:
         raise errors.InputError(f"{path}: is {kind}, which blurs masks; save masks as PNG")
+    if pages > 1:
+        raise errors.InputError(f"{path}: has {pages} pages; save each mask as a file of its own")
     if values.shape[:2] != size:
         raise errors.InputError(
             f"{path}: the mask is {values.shape[1]} x {values.shape[0]} but its upright image"

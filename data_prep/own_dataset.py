@@ -76,10 +76,14 @@ def make(
     for split, share in zip(SPLITS, shares, strict=True):
         _validate(share, os.path.join(out, "validation", split), workers)
     run = functools.partial(pool.run, workers=workers)
+    every = []
     for split, share in zip(SPLITS, shares, strict=True):
         items, _ = coco_format.read([share.images], [share.json], [share.labels])
-        size = convert.convert(items, dataset, records, split, run=run)
-        print(f"{records}: split {split}, {size.num_examples} images, {size.num_shards} shards")
+        every.append(convert.make(items, dataset, records, split, run=run))
+    convert.publish(every, dataset, records)
+    for made in every:
+        counts = f"{made.size.num_examples} images, {made.size.num_shards} shards"
+        print(f"{records}: split {made.split}, {counts}")
 
 
 def _check_outputs(flags: Any, inputs: Sequence[str]) -> None:
@@ -89,7 +93,7 @@ def _check_outputs(flags: Any, inputs: Sequence[str]) -> None:
     for name in inputs:
         path = getattr(flags, name)
         for place in written:
-            if path and f"{os.path.normpath(path)}/".startswith(f"{os.path.normpath(place)}/"):
+            if path and f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(place)}/"):
                 raise errors.InputError(
                     f"--{name} {path}: would be overwritten, for {place} is written; choose"
                     " another --out"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image, ImageOps
 
 from kmax_tf import errors, files
-from kmax_tf.data import orientation
+from kmax_tf.data import orientation, pillow
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 RECORDED = ("JPEG", "MPO", "PNG")  # formats of Pillow that records hold as they are
@@ -73,13 +73,9 @@ def to_png(content: bytes, path: str) -> bytes:
 
 def _open(content: bytes, path: str) -> Image.Image:
     """Opens an image; InputError if Pillow cannot, or if it has more than 8 bits or one page."""
-    try:
+    with pillow.errors_as(path, "broken, or no image that can be read; save it as PNG of 8 bits"):
         picture = Image.open(io.BytesIO(content))
         pages = getattr(picture, "n_frames", 1) if picture.format not in RECORDED else 1
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise errors.InputError(
-            f"{path}: broken, or no image that can be read; save it as PNG of 8 bits"
-        ) from error
     if pages > 1:
         raise errors.InputError(f"{path}: has {pages} pages; save each as a file of its own")
     is_exact = picture.mode in EXACT or (picture.format == "JPEG" and picture.mode == "CMYK")

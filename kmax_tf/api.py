@@ -10,6 +10,7 @@ import tensorflow as tf
 from kmax_tf import config, predict
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
+from kmax_tf.files import read_json
 from kmax_tf.predict import Segmenter
 from kmax_tf.predict.segmenter import CATEGORIES
 from kmax_tf.run_folder import checkpoint, layout, watch
@@ -68,7 +69,7 @@ def train(
     if gin_file:
         path = _expanded(gin_file)
     else:
-        path, minutes = _plan(data, run_dir, device, minutes or MINUTES), None
+        path, minutes = _plan(data, run_dir, device, MINUTES if minutes is None else minutes), None
     strategy = training.make_strategy(device)
     experiment = timing.load(
         path,
@@ -173,11 +174,8 @@ def _newest_export(run_dir):
     from kmax_tf.inference.export import export_checkpoint
 
     newest, folder = checkpoint.newest(run_dir), layout.export(run_dir)
-    described = os.path.join(folder, CATEGORIES)
-    if not tf.io.gfile.exists(described) or _time(described) < _time(f"{newest}.index"):
+    path = os.path.join(folder, CATEGORIES)
+    exported = read_json(path).get("checkpoint") if tf.io.gfile.exists(path) else None
+    if exported is None or exported != checkpoint.fingerprint(newest):
         export_checkpoint(run_dir, newest, folder)
     return folder
-
-
-def _time(path):
-    return tf.io.gfile.stat(path).mtime_nsec

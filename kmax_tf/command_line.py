@@ -39,6 +39,13 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 
 
+def positive(text: str) -> int:
+    """Returns a flag's whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 class Parser(argparse.ArgumentParser):
     """Parses flags by their full names and raises an InputError for a mistake.
 

@@ -132,6 +132,11 @@ def make_folder(path: str) -> None:
         ) from error
 
 
+def flat_name(name: str) -> str:
+    """Returns a name without folders, unique for each name: "a/b" becomes "a%2Fb"."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
 def write_atomic(path: str, data: bytes | str) -> None:
     """Writes a whole file and makes its folder; readers see the old content or all of the new."""
     folder = os.path.dirname(path)

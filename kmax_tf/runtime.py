@@ -1,6 +1,7 @@
 """Device, precision and seed of a program."""
 
 import atexit
+import contextlib
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ _PRECISIONS = ("float32", "mixed_bfloat16")
 
 
 def strategy(device: str) -> tf.distribute.Strategy:
-    """Makes the distribution strategy; call it once, before anything touches a device.
+    """Makes the distribution strategy.
 
     With the environment variable TF_CONFIG, which lists several hosts, all hosts form one strategy.
 
@@ -39,9 +40,8 @@ def strategy(device: str) -> tf.distribute.Strategy:
         raise InputError("device 'gpu': TensorFlow finds no GPU on this machine")
     if device == "cpu" and gpus:
         gpus = []
-        tf.config.set_visible_devices(gpus, "GPU")  # or TensorFlow would take the GPU's memory
-    for gpu in gpus:  # the evaluator may share the GPU with training
-        tf.config.experimental.set_memory_growth(gpu, True)
+        with contextlib.suppress(RuntimeError):  # too late, and TensorFlow has the GPU already
+            tf.config.set_visible_devices(gpus, "GPU")  # or TensorFlow would take its memory
     if os.environ.get("TF_CONFIG"):
         return _multi_worker_strategy()
     if len(gpus) > 1:

@@ -14,6 +14,7 @@ import kmax_tf
 from kmax_tf import visualize
 from kmax_tf.data import label_png
 from kmax_tf.errors import InputError
+from kmax_tf.inference.export import export_checkpoint
 from kmax_tf.planning import timing
 from kmax_tf.run_folder import checkpoint
 from kmax_tf.training import train
@@ -45,6 +46,12 @@ def test_from_records_to_a_picture(exported, records, tiny_text, tmp_path, capsy
     printed = capsys.readouterr().out
     assert printed.count(f"exported {run_dir}/checkpoints/ckpt-2 to {run_dir}/export") == 1
     assert f"loading {run_dir}/export" in printed
+    others = tf.train.Checkpoint(model=exported.model, classes=classes)
+    checkpoint.write(others, f"{run_dir}/checkpoints/ckpt-3")
+    export_checkpoint(str(run_dir), f"{run_dir}/checkpoints/ckpt-2", f"{run_dir}/export")
+    capsys.readouterr()
+    kmax_tf.load(run_dir)  # the export is younger than ckpt-3, but not of it
+    assert f"exported {run_dir}/checkpoints/ckpt-3" in capsys.readouterr().out
 
     metrics = kmax_tf.evaluate(run_dir)
     assert metrics["step"] == 2 and metrics["num_images"] == 3

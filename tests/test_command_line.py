@@ -91,6 +91,15 @@ def test_run(capsys):
         command_line.run(print, lambda: parse("--gin"))
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_numbers_that_count_something_are_positive(value):
+    parser = command_line.Parser("Does it.")
+    parser.add_argument("--workers", type=command_line.positive)
+    assert parser.parse_args(["--workers", "3"]).workers == 3
+    with pytest.raises(InputError, match="^argument --workers: "):
+        parser.parse_args(["--workers", value])
+
+
 def test_errors_in_the_code_keep_their_traceback():
     def main(options):
         raise ValueError("a mistake in the code")

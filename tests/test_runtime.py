@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import tensorflow as tf
 import tf_keras
@@ -19,6 +21,21 @@ def test_without_gpu():
         assert "CPU:0" in tf.Variable(1.0).device
     with pytest.raises(InputError, match="finds no GPU"):
         runtime.strategy("gpu")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_gpu_that_is_in_use_already(monkeypatch, device):
+    """The devices of a process are fixed once it has run an operation."""
+
+    def refuse(devices, kind):
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"])
+    monkeypatch.setattr(tf.config, "set_visible_devices", refuse)
+    strategy = runtime.strategy(device)
+    expected = {"auto": "GPU:0", "cpu": "CPU:0"}[device]
+    assert strategy.extended.worker_devices[0].endswith(expected)
+    assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
 
 
 @pytest.mark.parametrize("word", ["cuda", "", "TPU:x"])

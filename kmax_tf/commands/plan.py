@@ -13,12 +13,7 @@ def parse():
     parser = command_line.Parser(__doc__, optional=["device"])
     parser.add_argument("--data_dir", required=True, help="folder of records, of `kmax prepare`")
     parser.add_argument("--out", required=True, help="gin file to write, NAME.gin")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=30.0,
-        help="of training on this machine; default: %(default)g",
-    )
+    parser.add_argument("--minutes", type=float, default=30.0, help="of training on this machine")
     parser.add_argument(
         "--weights", default="", help="official ResNet-50 checkpoint, by `kmax import_checkpoint`"
     )

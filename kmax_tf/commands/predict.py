@@ -17,7 +17,9 @@ def parse():
     )
     parser.add_argument("--out", default="predictions", help="folder for the results")
     parser.add_argument(
-        "--batch_size", type=int, help="images or tiles per batch; default: 8, but 1 image on a CPU"
+        "--batch_size",
+        type=command_line.positive,
+        help="images or tiles per batch; default: 8, but 1 image on a CPU",
     )
     parser.add_argument(
         "--cluster_assignments", action="store_true", help="also draw each decoder's clusters"
@@ -38,6 +40,10 @@ def parse():
     if not options.export and options.words:
         options.export = options.words.pop(0)
     options.images += options.words
+    if options.gt_json and not options.cluster_assignments:
+        parser.error("--gt_json is drawn beside the clusters: add --cluster_assignments")
+    if options.pseudo_labels is not None and not 0 <= options.pseudo_labels <= 1:
+        parser.error("--pseudo_labels must be 0 to 1")
     if not (options.export and options.images):
         parser.error("give the folder of an export, then images")
     return options
@@ -45,15 +51,15 @@ def parse():
 
 def main(options):
     from kmax_tf import predict
-    from kmax_tf.predict import image_sources
-    from kmax_tf.predict.output_files import Labels
+    from kmax_tf.predict import image_sources, output_files
 
-    root, sources = image_sources.find(options.images)
-    labels = None
+    root, sources = image_sources.find(options.images, output_files.earlier(options.out))
+    segmenter, labels = predict.load(options.export), None
     if options.gt_json:
-        labels = Labels(options.gt_json, options.gt_folder or options.gt_json.removesuffix(".json"))
+        folder = options.gt_folder or options.gt_json.removesuffix(".json")
+        labels = output_files.Labels(options.gt_json, folder, segmenter.categories)
     predict.write_predictions(
-        predict.load(options.export),
+        segmenter,
         sources,
         options.out,
         batch_size=options.batch_size,

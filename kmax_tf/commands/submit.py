@@ -30,15 +30,16 @@ def main(options):
         experiment = dataclasses.replace(
             experiment, evaluation_split=options.split or experiment.evaluation_split
         )
+        is_cityscapes = experiment.dataset.name == "cityscapes"
+        if options.labels and not is_cityscapes:
+            raise InputError("--labels is for Cityscapes; kmax evaluate scores COCO")
+        labels = submission.find_labels(options.labels, options.out) if options.labels else []
         path = options.checkpoint or checkpoint.newest(options.run_dir)
         model = experiment.build_evaluation_model()
         checkpoint.restore_model(model, path)
-        is_cityscapes = experiment.dataset.name == "cityscapes"
         write = submission.write_cityscapes if is_cityscapes else submission.write_coco
         write(experiment, predictor.build_predictor(model, experiment), options.out)
     print(f"wrote the predictions of {path} to {options.out}")
-    if options.labels:
-        if not is_cityscapes:
-            raise InputError("--labels is for Cityscapes; kmax evaluate scores COCO")
-        scores = submission.cityscapes_average_precision(options.out, options.labels)
+    if labels:
+        scores = submission.cityscapes_average_precision(options.out, labels)
         print(f"Cityscapes AP {100 * scores['AP']:.1f}  AP50 {100 * scores['AP50']:.1f}")

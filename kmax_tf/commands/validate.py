@@ -20,7 +20,11 @@ def parse():
         "--dataset", help="dataset of records without dataset.json, for example coco"
     )
     parser.add_argument("--out", default="validation", help="folder for the report")
-    parser.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    parser.add_argument(
+        "--workers",
+        type=command_line.positive,
+        help="number of processes; default: one per core",
+    )
     options = parser.parse_args()
     raw = options.images, options.panoptic_json, options.panoptic_dir
     converted = options.records and options.split

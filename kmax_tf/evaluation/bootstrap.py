@@ -103,6 +103,8 @@ def compare(
             ]
         )
 
+    if images < 2:
+        raise InputError("the evaluations have one image; an interval needs 2 images or more")
     values = differences(np.arange(images))[:, 0]
     interval = stats.bootstrap(
         [np.arange(images)],

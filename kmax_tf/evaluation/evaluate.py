@@ -65,7 +65,7 @@ def evaluate(
 
 
 def _labels(records):
-    """The examples of the records, without decoding their images."""
+    """The examples of the records, without their images."""
 
     @tf.autograph.experimental.do_not_convert
     def label(record):

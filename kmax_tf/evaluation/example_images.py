@@ -13,7 +13,7 @@ from kmax_tf import visualize
 from kmax_tf.data.datasets import Category
 from kmax_tf.data.transforms import host
 from kmax_tf.evaluation.metrics import GroundTruth, ImageMetrics
-from kmax_tf.files import write_atomic
+from kmax_tf.files import flat_name, write_atomic
 from kmax_tf.inference.predictor import ImagePrediction
 
 FIRST, BEST, WORST = 4, 3, 3  # images of each role
@@ -85,9 +85,9 @@ class ExampleImages:
                 if role == "best" and image.number in shown:
                     continue
                 shown.add(image.number)
-                stem = os.path.splitext(os.path.basename(image.prediction.name))[0]
-                self._draw(image, os.path.join(folder, stem))
-                entries.append({"role": role, "folder": stem, **self._facts(image)})
+                name = flat_name(image.prediction.image_id)
+                self._draw(image, os.path.join(folder, name))
+                entries.append({"role": role, "folder": name, **self._facts(image)})
         return entries
 
     def _facts(self, image):

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import unittest.mock
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,8 +16,10 @@ from tqdm import tqdm
 from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import make_folder, write_atomic
+from kmax_tf.files import flat_name, make_folder, write_atomic
 from kmax_tf.inference import predictor
+
+LABELS = "_gtFine_instanceIds.png"  # how Cityscapes' names of them end
 
 
 def write_coco(experiment: Experiment, predict: Callable, path: str) -> None:
@@ -82,7 +84,7 @@ def _write_panoptic(experiment, predict, target, categories, write_image=lambda 
         write_image(image)
         return image
 
-    images = predictor.predict_split(experiment, predict, work)
+    images, names = predictor.predict_split(experiment, predict, work), set()
     total = predictor.evaluation_records(experiment).num_examples
     bar = dict(desc="predicting", unit="image", leave=False, disable=None)
     for image in tqdm(images, total=total, **bar):
@@ -90,7 +92,11 @@ def _write_panoptic(experiment, predict, target, categories, write_image=lambda 
             {"id": k, "category_id": categories[image.segment_class[k - 1]].id}
             for k in np.unique(image.segment_map[image.segment_map > 0]).tolist()
         ]
-        writer.add(image.image_id, image.name, image.segment_map, segments)
+        name = f"{os.path.splitext(os.path.basename(image.name))[0]}.png"
+        if name in names:  # images of one name in several folders
+            name = f"{flat_name(image.image_id)}.png"
+        names.add(name)
+        writer.add(image.image_id, image.name, image.segment_map, segments, name)
     writer.finish()
 
 
@@ -100,39 +106,53 @@ def _png(image):
     return content.getvalue()
 
 
-def cityscapes_average_precision(folder: str, labels: str) -> dict:
+def find_labels(folder: str, out: str) -> list[str]:
+    """Lists the labels of a split of Cityscapes, which the official script reads.
+
+    Args:
+        folder: a folder of cities, with *_gtFine_instanceIds.png files.
+        out: where the predictions will be.
+
+    Raises:
+        InputError: there are none; or one of both places is remote.
+    """
+    if "://" in folder + out:
+        raise InputError("--labels: the official script reads local files only, so --out is local")
+    below = ((place, name) for place, _, names in tf.io.gfile.walk(folder) for name in names)
+    found = sorted(os.path.join(*path) for path in below if path[1].endswith(LABELS))
+    if not found:
+        raise InputError(f"{folder}: has no *{LABELS}; give the split's folder in gtFine")
+    return found
+
+
+def cityscapes_average_precision(folder: str, labels: Sequence[str]) -> dict:
     """Scores instance/ of a Cityscapes submission with the official script.
 
     This AP differs from COCO's: it handles void, groups and a minimum size.
 
     Args:
         folder: the one that `write_cityscapes` wrote.
-        labels: folder of the *_gtFine_instanceIds.png files, in folders of cities.
+        labels: from `find_labels`.
 
     Returns:
         {"AP", "AP50", "per_class": {class name: AP}}, fractions, NaN for an absent class.
 
     Raises:
-        InputError: labels or predictions are missing.
+        InputError: a prediction is missing.
     """
     script = _cityscapes("evaluation.evalInstanceLevelSemanticLabeling")
-    suffix = "_gtFine_instanceIds.png"
-    below = ((folder, name) for folder, _, names in tf.io.gfile.walk(labels) for name in names)
-    ground_truth = sorted(os.path.join(*path) for path in below if path[1].endswith(suffix))
-    if not ground_truth:
-        raise InputError(f"{labels}: has no *{suffix}; give the split's folder in gtFine")
     instances_dir = os.path.abspath(os.path.join(folder, "instance"))
-    stems = [os.path.basename(path).removesuffix(suffix) for path in ground_truth]
+    stems = [os.path.basename(path).removesuffix(LABELS) for path in labels]
     predicted = [os.path.join(instances_dir, f"{stem}.txt") for stem in stems]
     missing = [path for path in predicted if not os.path.exists(path)]
     if missing:
-        raise InputError(f"{missing[0]}: missing; predict the split of {labels}")
+        raise InputError(f"{missing[0]}: missing; predict the split of {labels[0]}")
     script.args.quiet, script.args.predictionPath = True, instances_dir
     script.setInstanceLabels(script.args)
     # cityscapesscripts 2.3 calls in1d, which NumPy 2.4 removed.
     with unittest.mock.patch.object(np, "in1d", np.isin, create=True):
-        instances = script.instances2dict(ground_truth)
-        matches = script.matchGtWithPreds(predicted, ground_truth, instances, script.args)
+        instances = script.instances2dict(labels)
+        matches = script.matchGtWithPreds(predicted, labels, instances, script.args)
         averages = script.computeAverages(script.evaluateMatches(matches, script.args), script.args)
     per_class = {name: float(entry["ap"]) for name, entry in averages["classes"].items()}
     return {"AP": averages["allAp"], "AP50": averages["allAp50%"], "per_class": per_class}

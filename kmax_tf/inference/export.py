@@ -259,12 +259,14 @@ def export(
     export_dir: str,
     facts: Sequence[tuple[str, str]] = (),
     formats: Sequence[FileFormat] = (),
+    fingerprint: str | None = None,
 ) -> None:
     """Writes the SavedModel, its description, and files of other formats into `export_dir`.
 
     Each file is compared with the SavedModel on one image, and a line tells what differs. The
     description is:
-      - categories.json: names and colors of the classes, and the tiles if there are any;
+      - categories.json: names and colors of the classes, the fingerprint of the checkpoint, and
+        the tiles, if there are any;
       - config.gin: the configuration loaded last;
       - model_card.md.
     An existing export is replaced once the new one is complete.
@@ -272,6 +274,7 @@ def export(
     Args:
         facts: (name, value) pairs about the weights, for the model card.
         formats: of the files.
+        fingerprint: `checkpoint.fingerprint` of the weights, None if they are of no checkpoint.
 
     Raises:
         InputError: a converter refuses the model, or its file segments too differently.
@@ -282,6 +285,8 @@ def export(
     if experiment.tiles:
         size = list(experiment.evaluation_size)
         description["tiles"] = {"size": size, **dataclasses.asdict(experiment.tiles)}
+    if fingerprint:
+        description["checkpoint"] = fingerprint
     contents = {kind: file_format.convert(kind, segmenter) for kind in formats}
     texts: dict[str, str | bytes] = {
         CATEGORIES: json.dumps(description),
@@ -335,9 +340,10 @@ def export_checkpoint(
     bindings = [f"experiment.Experiment.precision = {precision!r}"] if precision else []
     experiment = config.load(Experiment, layout.config(run_dir), bindings)
     model = experiment.build_evaluation_model()
+    fingerprint = checkpoint.fingerprint(path)
     checkpoint.restore_model(model, path)
     facts = model_card.weights_facts(path, checkpoint.read_metrics(run_dir, path))
-    export(experiment, model, export_dir, facts, formats)
+    export(experiment, model, export_dir, facts, formats, fingerprint)
     print(f"exported {path} to {export_dir}", flush=True)
     return experiment, model
 

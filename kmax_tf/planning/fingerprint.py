@@ -67,7 +67,7 @@ class Fingerprint(NamedTuple):
 
 
 def take(records: Records, dataset: Dataset) -> Fingerprint:
-    """Reads the labels of up to `IMAGES` records; the images are not decoded.
+    """Reads the labels of up to `IMAGES` records.
 
     Raises InputError if a record is corrupt.
     """

@@ -108,9 +108,10 @@ def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan
         start: seconds until the first step is done.
         seconds: seconds of each further step.
     """
-    part = max(1, int((60 * minutes - start) / seconds / PARTS / LOOP)) * LOOP
-    reason = f"{minutes:g} minutes at {seconds:.2f} s a step and {start:.0f} s before the first"
-    schedule = {s.name: s for s in _schedule(plan.recipe, part * PARTS, reason)}
+    loops = int((60 * minutes - start) / seconds / PARTS / LOOP)
+    time = f"{minutes:g} minutes at {seconds:.2f} s a step and {start:.0f} s before the first"
+    reason = time if loops > 0 else f"the least number of steps; more than {time}"
+    schedule = {s.name: s for s in _schedule(plan.recipe, max(1, loops) * LOOP * PARTS, reason)}
     return plan._replace(settings=[schedule.get(s.name, s) for s in plan.settings])
 
 

@@ -25,15 +25,18 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
         weights: checkpoint of the official ResNet-50 model, "" for none.
 
     Raises:
-        InputError: `out` is no .gin file, or the records or weights cannot be used.
+        InputError: `out` is no .gin file, `minutes` is not positive, or the records or weights
+            cannot be used.
     """
     check_name(out)
+    if minutes <= 0:
+        raise InputError(f"minutes {minutes:g}: must be more than 0")
+    strategy = runtime.strategy(device)  # before the records are read, or a GPU stays visible
     stem = os.path.splitext(out)[0]
     dataset = datasets.load(data_dir)
     records = reader.find(data_dir, "train", dataset)
     records = records._replace(num_examples=reader.count(records))
     reader.find(data_dir, "val", dataset)  # an error here comes before anything slow
-    strategy = runtime.strategy(device)
     kind = "tpu" if isinstance(strategy, tf.distribute.TPUStrategy) else "gpu"
     kind = kind if kind == "tpu" or tf.config.get_visible_devices("GPU") else "cpu"
 

@@ -2,10 +2,11 @@
 
 import glob
 import io
+import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +31,16 @@ class Source(NamedTuple):
     read: Callable  # () -> uint8 [height, width, 3]; InputError if it cannot be decoded
 
 
-def find(paths: list[str]) -> tuple[str, list[Source]]:
+def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Source]]:
     """Finds the images that `paths` name, each once: files, videos, globs, folders of images.
 
     For a folder without images it takes all images in the folders below. The frames of a video are
     consecutive; read them in that order. A video that cannot be decoded is a source that cannot be
     read. For one whose end is missing, this prints a line.
+
+    Args:
+        paths: what the user names.
+        without: files that no folder gives, such as those of an earlier prediction.
 
     Returns:
         The deepest folder that contains all of them, and the sources.
@@ -43,7 +48,8 @@ def find(paths: list[str]) -> tuple[str, list[Source]]:
     Raises:
         InputError: a path is missing or has no image.
     """
-    files = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    without = set(map(_place, without))
+    files = list(dict.fromkeys(file for path in paths for file in _files(path, without)))
     root, names = _shared(files)
     reads = {}  # name -> function that reads the image
     for file, name in zip(files, names, strict=True):
@@ -139,8 +145,13 @@ def _check_name(path):
         raise InputError(f"{ascii(path)[1:-1]}: the name is not UTF-8; rename it") from error
 
 
-def _files(path):
-    """Returns the files that one path names."""
+def _place(path):
+    """Returns the one path of a file that has several, such as relative ones."""
+    return path if "://" in path else os.path.realpath(path)
+
+
+def _files(path, without):
+    """Returns the files that one path names; a folder gives none of `without`."""
     # TensorFlow lists no folder in which one name is not UTF-8.
     remote = "://" in path
     isdir = tf.io.gfile.isdir if remote else os.path.isdir
@@ -148,15 +159,18 @@ def _files(path):
         listdir, walk = (tf.io.gfile.listdir, tf.io.gfile.walk) if remote else (os.listdir, _walk)
         for names in (listdir(path), _below(path, walk)):
             found = sorted(name for name in names if name.lower().endswith(IMAGES))
-            if found:
-                return [os.path.join(path, name) for name in found]
+            found = [os.path.join(path, name) for name in found]
+            if found := [file for file in found if _place(file) not in without]:
+                return found
         raise InputError(f"{path}: has no {', '.join(IMAGES)} file; give a glob for other names")
     if tf.io.gfile.exists(path):
         return [path]
     found = sorted(tf.io.gfile.glob(path) if remote else _glob(path))
     if not found:
         raise InputError(f"{path}: no such image")
-    return [file for file in found if not isdir(file)]
+    # As a shell's, which gives each match as a path of its own.
+    parts = (_files(match, without) if isdir(match) else [match] for match in found)
+    return list(itertools.chain.from_iterable(parts))
 
 
 def _walk(folder):
@@ -192,8 +206,16 @@ def _frames(path, name):
     """Returns {name of a frame: function that reads it} of a video, in order."""
     import cv2  # slow to import
 
+    def decode():
+        capture = cv2.VideoCapture(path)
+        for left in reversed(range(count)):
+            frame = capture.read()
+            if not left:
+                capture.release()  # or as many files stay open as there are videos
+            yield frame
+
     def read():
-        ok, frame = capture.read()
+        ok, frame = next(decoded)
         if not ok:
             raise InputError(f"{path}: a frame cannot be decoded; convert the video")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
@@ -211,5 +233,6 @@ def _frames(path, name):
     given = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     if given > count:
         print(f"{path}: has {count} of the {given:.0f} frames that its header gives", flush=True)
-    capture = cv2.VideoCapture(path)
+    capture.release()
+    decoded = decode()
     return {f"{name}/{k:06}.png": read for k in range(1, count + 1)}

@@ -9,6 +9,7 @@ unfinished.json                      names of the PNG files, until all files are
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,13 +32,19 @@ SHEET, COLUMNS, THUMBNAIL = 24, 4, 384  # contact sheet: images, columns, pixels
 class Labels:
     """The labels of some images, in COCO panoptic format.
 
-    Raises InputError if the JSON is wrong.
+    Raises InputError if the JSON is wrong, or has a category that is not one of `categories`.
     """
 
-    def __init__(self, json_path: str, folder: str):
+    def __init__(self, json_path: str, folder: str, categories: Sequence[Category]):
         self._folder = folder
-        annotations = coco_panoptic.read_panoptic(json_path).annotations
-        self._annotations = {annotation.image_name: annotation for annotation in annotations}
+        labels = coco_panoptic.read_panoptic(json_path)
+        known = {category.id for category in categories}
+        if others := [c.name for c in labels.categories if c.id not in known]:
+            raise InputError(
+                f"{json_path}: {len(others)} categories are not of the export, the first is"
+                f" {others[0]!r}; give the labels of its dataset"
+            )
+        self._annotations = {annotation.image_name: annotation for annotation in labels.annotations}
 
     def of(self, name: str) -> tuple[np.ndarray, Sequence] | None:
         """Returns the map and the segments of an image, None if it has no label."""
@@ -87,7 +94,8 @@ class OutputFiles:
         self._confidence = confidence
         self._cluster_assignments = cluster_assignments
         self._labels = labels
-        self._thumbnails = {}  # name -> picture
+        self._order = {source.name: number for number, source in enumerate(sources)}
+        self._thumbnails, self._lock = {}, threading.Lock()  # name -> picture
 
     @property
     def needs_details(self) -> bool:
@@ -102,8 +110,7 @@ class OutputFiles:
         """Writes the files of one image; several threads may call it."""
         overlay = np.asarray(result.overlay())
         self._write_picture("overlays", source, overlay)
-        if len(self._thumbnails) < SHEET:
-            self._thumbnails[source.name] = visualize.thumbnail(overlay, THUMBNAIL)
+        self._keep_thumbnail(source.name, overlay)
         if self._cluster_assignments:
             sheet = self._assignments(source, result, overlay)
             self._write_picture("cluster_assignments", source, sheet)
@@ -120,6 +127,14 @@ class OutputFiles:
             sheet = _sheet(sorted(self._thumbnails.items()), COLUMNS)
             write_atomic(os.path.join(self._folder, SHEET_NAME), visualize.png(sheet))
         tf.io.gfile.remove(os.path.join(self._folder, UNFINISHED))
+
+    def _keep_thumbnail(self, name, overlay):
+        """Keeps the first images of the sources, whichever thread is done first."""
+        thumbnail = visualize.thumbnail(overlay, THUMBNAIL)
+        with self._lock:
+            self._thumbnails[name] = thumbnail
+            if len(self._thumbnails) > SHEET:
+                del self._thumbnails[max(self._thumbnails, key=self._order.__getitem__)]
 
     def _write_picture(self, kind, source, picture):
         path = os.path.join(self._folder, kind, f"{source.stem}.png")
@@ -142,16 +157,21 @@ class OutputFiles:
 
 def _remove_earlier(folder):
     """Removes the files of an earlier run, and says so."""
+    paths = earlier(folder)
+    for path in paths:
+        tf.io.gfile.remove(path)
+    if paths:
+        print(f"removed {len(paths)} files of an earlier run from {folder}", flush=True)
+
+
+def earlier(folder: str) -> list[str]:
+    """Returns the paths of the files that an earlier run wrote into a folder."""
     names = sorted({*_finished(folder), *_unfinished(folder)})
     if not names:
-        return
+        return []
     paths = [os.path.join(folder, kind, name) for kind in KINDS for name in names]
     paths += [os.path.join(folder, n) for n in (LIST_NAME, "pseudo_labels.json", SHEET_NAME)]
-    existing = [path for path in paths if tf.io.gfile.exists(path)]
-    for path in existing:
-        tf.io.gfile.remove(path)
-    if existing:
-        print(f"removed {len(existing)} files of an earlier run from {folder}", flush=True)
+    return [path for path in paths if tf.io.gfile.exists(path)]
 
 
 def _finished(folder):

@@ -15,8 +15,7 @@ from kmax_tf import visualize
 from kmax_tf.data.datasets import Category, parse_categories
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.files import check_literal, field, read_json
-from kmax_tf.predict import image_sources, tiles
-from kmax_tf.predict.output_files import OutputFiles
+from kmax_tf.predict import image_sources, output_files, tiles
 from kmax_tf.predict.segmentation import Segment, Segmentation, measure
 
 CATEGORIES = "categories.json"  # in an export, next to the SavedModel
@@ -102,8 +101,10 @@ class Segmenter:
         paths = images if isinstance(images, (list, tuple)) else [images]
         if not all(isinstance(path, (str, os.PathLike)) for path in paths):
             raise InputError("images: give paths of images, videos or folders, or globs")
-        _, sources = image_sources.find([os.fspath(path) for path in paths])
-        write_predictions(self, sources, os.fspath(out))
+        out = os.fspath(out)
+        given = [os.fspath(path) for path in paths]
+        _, sources = image_sources.find(given, output_files.earlier(out))
+        write_predictions(self, sources, out)
 
     def in_tiles(self, image: np.ndarray) -> bool:
         """Returns whether an image, uint8 [height, width, 3], is predicted in several tiles."""
@@ -207,7 +208,7 @@ def write_predictions(
     Raises:
         InputError: no image can be predicted.
     """
-    files = OutputFiles(out, segmenter.categories, sources, **options)
+    files = output_files.OutputFiles(out, segmenter.categories, sources, **options)
     skipped = predict_sources(
         segmenter, sources, files.add, batch_size=batch_size, details=files.needs_details
     )
@@ -317,6 +318,13 @@ def _batches(read, batch_size, alone):
         same.append((source, image))
         if len(same) == batch_size:
             yield sizes.pop(image.shape)
-        elif sum(map(len, sizes.values())) >= AHEAD * batch_size:
+            continue
+        while _are_too_many(sizes, AHEAD * batch_size):
             yield sizes.pop(max(sizes, key=lambda size: len(sizes[size])))
     yield from sizes.values()
+
+
+def _are_too_many(sizes, most):
+    """Returns whether the waiting images, {size: images}, are `most`, or over `MOST_PIXELS`."""
+    pixels = sum(len(images) * size[0] * size[1] for size, images in sizes.items())
+    return pixels > MOST_PIXELS or sum(map(len, sizes.values())) >= most

@@ -1,6 +1,6 @@
 // The viewer of web_demo.py: `props.value` is the result of `views_of`.
 const root = element.querySelector(".viewer");
-let chosen = -1; // the view that is shown, at first the last one; the next image begins with it too
+let chosen; // the title of the view that is shown; the next image begins with it too
 
 function make(tag, properties, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
@@ -61,13 +61,12 @@ function show({ caption, width, height, views }) {
     return label;
   }
 
-  async function choose(number) {
-    const next = views[number];
-    chosen = number;
+  async function choose(next) {
+    chosen = next.title;
     next.off ??= new Set();
     for (const v of [views[0], next]) v.pixels ??= await pixels(v.picture);
     next.ids ??= await pixels(next.ids_picture);
-    if (chosen !== number) return; // another one was chosen meanwhile
+    if (chosen !== next.title) return; // another one was chosen meanwhile
     view = next;
     rows = new Map(view.items.map((item) => [item.id, row(item)]));
     const all = make("button", { onclick: () => turn(view.items, true) }, "all on");
@@ -105,15 +104,15 @@ function show({ caption, width, height, views }) {
     const item = under(event);
     if (item) turn([item], view.off.has(item.id));
   };
-  const initial = views.at(chosen);
-  steps.append(...views.map((v, number) => {
+  const initial = views.find((v) => v.title === chosen) ?? views.at(-1);
+  steps.append(...views.map((v) => {
     const radio = make("input", { type: "radio", name: "view", checked: v === initial });
-    radio.onchange = () => choose(number);
+    radio.onchange = () => choose(v);
     return make("label", {}, radio, v.title);
   }));
   const picture = make("div", { className: "picture" }, canvas, tip);
   root.replaceChildren(make("p", {}, caption), steps, make("div", { className: "sides" }, picture, list));
-  choose(views.indexOf(initial));
+  choose(initial);
 }
 
 watch("value", () => {

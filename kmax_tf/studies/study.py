@@ -283,7 +283,8 @@ def _trained_encoder(gin_file, out):
         checkpoint.restore_model(model, checkpoint.newest(run_dir))
         checkpoint.write(tf.train.Checkpoint(pixel_encoder=model.pixel_encoder), path)
         tf.io.gfile.rmtree(layout.checkpoints(run_dir))
-    return path
+    # An interrupted run resumes with the same path from wherever the study is called.
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _train_command(gin_file, bindings, run_dir):

@@ -125,13 +125,19 @@ def test_jpeg_labels_are_refused(folders):
         run(folders)
 
 
-def test_folders_that_do_not_fit(folders):
+def test_folders_that_do_not_fit(folders, monkeypatch):
     with pytest.raises(SystemExit, match="move the labels to a folder"):
         run(folders, "--labels", folders / "images")
     with pytest.raises(SystemExit, match="--val_images and --val_labels: give both"):
         run(folders, "--val_labels", folders / "labels")
     with pytest.raises(SystemExit, match="--labels .*: would be overwritten"):
         run(folders, "--labels", folders / "out/train_labels")
+    (folders / "out").mkdir()
+    (folders / "same").symlink_to(folders / "out")
+    for labels, out in ((folders / "out", "."), (folders / "same", folders / "out")):
+        monkeypatch.chdir(folders / "out")
+        with pytest.raises(SystemExit, match="--labels .*: would be overwritten"):
+            run(folders, "--labels", labels / "train_labels", "--out", out)
     (folders / "others").mkdir()
     with pytest.raises(SystemExit, match="no label has the name of an image"):
         run(folders, "--labels", folders / "others")

@@ -1,11 +1,15 @@
 """Folders of masks become panoptic labels, whatever kind of PNG the masks are."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from data_prep import convert
 from kmax_tf import commands
+from kmax_tf.data.records import shards
 from kmax_tf.planning import planner
 
 H, W = 12, 16
@@ -128,6 +132,12 @@ def deep(folder):
     (folder / "id0/masks/0.png").write_bytes(content)
 
 
+def pages(folder):
+    """As ImageJ saves an object a page."""
+    page = Image.fromarray(np.zeros((H, W), np.uint8))
+    page.save(folder / "id0/masks/z.tif", save_all=True, append_images=[page, page])
+
+
 def larger(folder):
     save(folder / "id0/masks/0.png", np.zeros((H, W + 1), bool), "L")
 
@@ -143,6 +153,7 @@ def gray16(folder):
         (webp, "z.webp: is WEBP, which blurs masks"),
         (turned, "0.png: labels with EXIF orientation 3; save them upright"),
         (deep, "0.png: is a PNG of 16 bits, RGB; save masks as gray PNG of 8 bits"),
+        (pages, "z.tif: has 3 pages; save each mask as a file of its own"),
         (larger, "0.png: the mask is 17 x 12 but its upright image 16 x 12"),
         (gray16, "a.png: has pixels of kind I;16 .* save it as PNG of 8 bits"),
         (lambda f: (f / "id0/masks/0.png").write_bytes(b"\x89PNG"), "0.png: not a readable mask"),
@@ -167,6 +178,29 @@ def test_errors_of_the_validation_stop_before_the_records(folder):
     (folder / "id0/images/a.png").write_bytes(whole)
     run(folder)
     assert (records / "dataset.json").exists()
+
+
+def test_an_interruption_mixes_no_old_split_with_a_new_one(folder, read_labels, monkeypatch):
+    out = run(folder)
+    old = [read_shards(out / "records", split) for split in ("train", "val")]
+    whole = convert.make
+
+    def stop_at_the_second(*args, **options):
+        if args[3] == "val":
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    monkeypatch.setattr(convert, "make", stop_at_the_second)
+    with pytest.raises(SystemExit, match="interrupted"):
+        run(folder, "--seed", "1")
+    assert [read_shards(out / "records", split) for split in ("train", "val")] == old
+    monkeypatch.undo()
+    run(folder, "--seed", "1")
+    assert [read_shards(out / "records", split) for split in ("train", "val")] != old
+
+
+def read_shards(records, split):
+    return [pathlib.Path(path).read_bytes() for path in shards.paths(str(records), split)]
 
 
 def test_the_folder_above_is_asked_for(folder):

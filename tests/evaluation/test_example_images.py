@@ -13,15 +13,18 @@ HEIGHT, WIDTH = 30, 40
 
 
 def evaluated(number, found, drawn):
-    """An image of a cat on sky, with `found` of the cat's 20 columns predicted."""
+    """An image of a cat on sky, with `found` of the cat's 20 columns predicted.
+
+    All have one file name, in folders of their own.
+    """
     truth = np.full((HEIGHT, WIDTH), 2, np.int32)
     truth[:, :20] = 1
     segment_map = truth.copy()
     segment_map[:, found:20] = 0
     classes = np.array([0, 1])
     prediction = ImagePrediction(
-        image_id=str(number),
-        name=f"folder/{number}.jpg",
+        image_id=f"{number}/image",
+        name=f"{number}/image.jpg",
         segment_map=segment_map,
         semantic_map=np.ones_like(segment_map),
         segment_class=classes,
@@ -46,22 +49,28 @@ def test_first_best_and_worst(tmp_path):
         role: [e["folder"] for e in entries if e["role"] == role]
         for role in ("first", "worst", "best")
     }
-    assert by_role["first"] == ["0", "1", "2", "3"]
-    assert by_role["worst"] == ["8", "6", "4"] and WORST == 3  # 3, 11 and 12 columns found
-    assert by_role["best"] == ["5", "7", "11"] and BEST == 3  # 20, 19 and 18
-    worst = next(e for e in entries if e["folder"] == "8")
+    assert by_role["first"] == [f"{k}%2Fimage" for k in range(4)]
+    # 3, 11 and 12 columns found
+    assert by_role["worst"] == [f"{k}%2Fimage" for k in (8, 6, 4)] and WORST == 3
+    # 20, 19 and 18
+    assert by_role["best"] == [f"{k}%2Fimage" for k in (5, 7, 11)] and BEST == 3
+    worst = next(e for e in entries if e["folder"] == "8%2Fimage")
     assert worst["missed"] == {"cat": 1} and worst["false"] == {"cat": 1}
-    assert worst["PQ"] == 50 and worst["name"] == "folder/8.jpg"
-    best = next(e for e in entries if e["folder"] == "5")
+    assert worst["PQ"] == 50 and worst["name"] == "8/image.jpg"
+    best = next(e for e in entries if e["folder"] == "5%2Fimage")
     assert best["PQ"] == 100 and best["missed"] == best["false"] == {}
 
     folders = {path.name for path in tmp_path.iterdir()}
     assert folders == {e["folder"] for e in entries}  # the previous ones are gone
-    names = {path.name for path in (tmp_path / "8").iterdir()}
+    names = {path.name for path in (tmp_path / "8%2Fimage").iterdir()}
     assert names == {f"{n}.webp" for n in ("image", "label", "prediction", "assignment_1")} | {
         "assignment_2.webp"
     }
-    assert visualize.decode((tmp_path / "8/image.webp").read_bytes()).shape == (HEIGHT, WIDTH, 3)
+    assert visualize.decode((tmp_path / "8%2Fimage/image.webp").read_bytes()).shape == (
+        HEIGHT,
+        WIDTH,
+        3,
+    )
 
 
 def test_large_images_are_kept_with_fewer_pixels(tmp_path):

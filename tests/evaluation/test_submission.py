@@ -176,7 +176,8 @@ def test_cityscapes_average_precision(cityscapes, tmp_path, monkeypatch):
     gt, out = tmp_path / "gtFine", tmp_path / "out"
     write_official_labels(gt, experiment.dataset, labels)
     submission.write_cityscapes(experiment, noisy_predictor(labels), str(out))
-    ours = submission.cityscapes_average_precision(str(out), str(gt))
+    found = submission.find_labels(str(gt), str(out))
+    ours = submission.cityscapes_average_precision(str(out), found)
     script = pytest.importorskip("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
     monkeypatch.setattr(script, "writeDict2JSON", lambda content, path: None)
     if not hasattr(np, "in1d"):
@@ -193,10 +194,12 @@ def test_cityscapes_average_precision(cityscapes, tmp_path, monkeypatch):
     assert ours["AP"] == official["averages"]["allAp"] and 0 < ours["AP"] < 1
     assert ours["AP50"] == official["averages"]["allAp50%"] > ours["AP"]
     with pytest.raises(InputError, match="has no .*_gtFine_instanceIds.png"):
-        submission.cityscapes_average_precision(str(out), str(out))
+        submission.find_labels(str(out), str(out))
+    with pytest.raises(InputError, match="reads local files only"):
+        submission.find_labels(str(gt), "gs://bucket/out")
     (out / "instance" / f"{NAMES[2]}.txt").unlink()
     with pytest.raises(InputError, match=f"{NAMES[2]}.txt: missing"):
-        submission.cityscapes_average_precision(str(out), str(gt))
+        submission.cityscapes_average_precision(str(out), found)
 
 
 def test_coco_zip_is_what_the_official_reader_takes(cityscapes, tmp_path):

@@ -103,6 +103,11 @@ def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, 
     taken = fingerprint.take(reader.find(records, "train", dataset), dataset)
     recipe = plan.choose_recipe(device, weights)
     first = plan.make(taken, recipe, records, weights)
+    least = plan.with_steps(first, minutes=1, start=60, seconds=2.0).settings
+    reasons = {s.name: s.reason for s in least}
+    assert reasons["experiment.Experiment.steps"].startswith(
+        "the least number of steps; more than 1 m"
+    )
     timed = plan.with_steps(first, minutes=10, start=60, seconds=0.5)
     path = tmp_path / "plan.gin"
     path.write_text(plan.gin_text(timed, str(path)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import zlib
 
 import numpy as np
@@ -310,3 +311,25 @@ def test_broken_files_in_pillow_are_refused(tmp_path):
     write(path, encode(Image.fromarray(PIXELS), "PNG")[:-60])
     with pytest.raises(InputError, match="image: cannot be decoded"):
         image_sources.to_pixels(Image.open(path))
+
+
+def test_a_glob_gives_the_images_of_folders_that_match(tmp_path):
+    """As where the shell expands it."""
+    write(tmp_path / "x/day1/a.png"), write(tmp_path / "x/day2/b.png"), write(tmp_path / "x/c.png")
+    _, sources = image_sources.find([str(tmp_path / "x/*")])
+    assert [source.name for source in sources] == ["c.png", "day1/a.png", "day2/b.png"]
+    (tmp_path / "empty/inner").mkdir(parents=True)
+    with pytest.raises(InputError, match="empty/inner: has no .jpg"):
+        image_sources.find([str(tmp_path / "empty/*")])
+
+
+def test_videos_do_not_stay_open(tmp_path):
+    """Else the descriptors of a process end after some hundred clips."""
+    for k in range(5):
+        write_webm(tmp_path / f"{k}.webm")
+    before = len(os.listdir("/proc/self/fd"))
+    _, sources = image_sources.find([str(tmp_path / "*.webm")])
+    for source in sources:
+        source.read()
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(os.listdir("/proc/self/fd")) == before

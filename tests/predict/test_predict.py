@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ from kmax_tf.data.records import example, shards
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation.coco_score import panoptic_quality
 from kmax_tf.inference import predictor
-from kmax_tf.predict import image_sources
+from kmax_tf.predict import image_sources, output_files
 from kmax_tf.predict import segmenter as segmenter_module
 from kmax_tf.predict.output_files import Labels, OutputFiles, confident_part
 
@@ -84,7 +85,9 @@ def test_files_are_what_the_evaluator_sees(segmenter, exported, photos, tmp_path
 def test_cluster_assignments_beside_prediction_and_label(segmenter, exported, photos, tmp_path):
     labels = str(pathlib.Path(photos).parent / "panoptic_val")
     run(segmenter, [photos], tmp_path / "a", cluster_assignments=True)
-    labels = Labels(f"{labels}.json", labels)
+    with pytest.raises(InputError, match="panoptic_val.json: 3 categories are not of the export"):
+        Labels(f"{labels}.json", labels, segmenter.categories[3:])
+    labels = Labels(f"{labels}.json", labels, segmenter.categories)
     run(segmenter, [photos], tmp_path / "b", cluster_assignments=True, labels=labels)
     for name in (source.stem for source in image_sources.find([photos])[1]):
         without, with_label = (
@@ -212,6 +215,47 @@ def test_files_of_an_earlier_run_are_removed_and_nothing_else(segmenter, photos,
     run(segmenter, paths[1:], tmp_path / "fresh")
     assert files_below(out) == files_below(tmp_path / "fresh") | own
     assert all((out / name).read_bytes() == b"mine" for name in own)
+
+
+def test_files_of_an_earlier_run_are_no_images(segmenter, photos, tmp_path):
+    """Where they lie in the folder of the images."""
+    paths = [f"{photos}/{source.name}" for source in image_sources.find([photos])[1]]
+    for k, path in enumerate(paths):
+        (tmp_path / str(k)).mkdir()
+        shutil.copy(path, tmp_path / str(k))
+    segmenter.predict_to_coco(tmp_path, tmp_path)
+    written = files_below(tmp_path)
+    segmenter.predict_to_coco([str(tmp_path)], tmp_path)
+    assert files_below(tmp_path) == written
+
+
+def test_the_contact_sheet_shows_the_first_images(segmenter, photos, tmp_path, monkeypatch):
+    """Whichever thread is done first."""
+    monkeypatch.setattr(output_files, "SHEET", 2)
+    _, sources = image_sources.find([photos])
+    for name, order in (("a", sources), ("b", sources[::-1])):
+        written = OutputFiles(str(tmp_path / name), segmenter.categories, sources)
+        for source in order:
+            written.add(source, segmenter.predict(source.read()))
+        written.finish()
+    assert len(sources) == 3
+    sheets = [(tmp_path / name / "contact_sheet.png").read_bytes() for name in "ab"]
+    assert sheets[0] == sheets[1]
+
+
+def test_images_of_many_sizes_wait_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr(segmenter_module, "MOST_PIXELS", 1000)
+    given, waiting = [], []
+
+    def read():
+        for k in range(1, 21):
+            given.append(k)
+            yield k, np.zeros((k, 100, 3), np.uint8)
+
+    for batch in segmenter_module._batches(read(), 8, lambda image: False):
+        waiting.append(sum(100 * k for k in given))
+        given = [k for k in given if k not in [number for number, _ in batch]]
+    assert max(waiting[:-1]) <= 1000 + 2000 and not given
 
 
 def test_files_of_an_interrupted_run_are_removed(segmenter, photos, tmp_path, capsys):

@@ -319,7 +319,7 @@ def inside(ids, i):
 
 
 @pytest.mark.slow
-def test_person_looks_at_an_image(browser, address, segmenter, tmp_path):
+def test_person_looks_at_an_image(browser, address, segmenter, tmp_path, monkeypatch):
     NOISE.save(tmp_path / "photo.png")
     photo, *clusters, segments = web_demo.views_of(segmenter, str(tmp_path / "photo.png"))["views"]
     browser.get(address)
@@ -350,6 +350,20 @@ def test_person_looks_at_an_image(browser, address, segmenter, tmp_path):
     drop(browser, tmp_path / "text.png", "text.png: not a JPEG or PNG")
     ODD["rotated.jpg"](tmp_path / "rotated.jpg")
     drop(browser, tmp_path / "rotated.jpg", "rotated.jpg, 512 x 640 pixels")
+
+    # The next image has no decoders, as one in tiles: it begins with its segments.
+    browser.find_element("xpath", "//*[@class='steps']/label[.='decoder 1']").click()
+    views_of = web_demo.views_of
+
+    def ends(*args):
+        shown = views_of(*args)
+        return shown | {"views": [shown["views"][0], shown["views"][-1]]}
+
+    monkeypatch.setattr(web_demo, "views_of", ends)
+    NOISE.save(tmp_path / "large.png")
+    drop(browser, tmp_path / "large.png", "large.png, 640 x 512 pixels")
+    assert browser.find_element("css selector", ".steps label:has(:checked)").text == "segments"
+    browser.find_element("xpath", f"//*[@class='items']//span[.='{segments['items'][0]['name']}']")
 
     assert [log for log in browser.get_log("browser") if log["source"] == "javascript"] == []
     events = [json.loads(log["message"])["message"] for log in browser.get_log("performance")]

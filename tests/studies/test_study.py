@@ -186,6 +186,24 @@ def test_a_step_that_an_interruption_saved_is_not_of_the_schedule(
     assert int(kept.split("=")[-1]) > config.load(Experiment, job.gin_file).checkpoints_kept
 
 
+def test_runs_start_from_one_path_wherever_the_study_is_called(
+    two_variants, trained, tmp_path, monkeypatch
+):
+    """Else an interrupted run does not resume: its configuration names another checkpoint."""
+    monkeypatch.setattr(study.checkpoint, "complete", lambda folder: [f"{folder}/ckpt-0"])
+    monkeypatch.setattr(study.checkpoint, "path_of", lambda folder, step: f"{folder}/ckpt-0")
+    given, run_one = set(), study._run_one
+    monkeypatch.setattr(study, "_run_one", lambda *args: given.add(args[1]) or run_one(*args))
+    chosen = dataclasses.replace(two_variants, encoder="gin/studies/encoder.gin")
+    for folder, out in (("studies", "."), ("", "studies"), ("", str(tmp_path / "studies"))):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        study.run(f"s{len(trained)}", chosen, out, seeds=1, jobs=1)
+        for path in (tmp_path / "studies").glob("s*/study.json"):
+            path.unlink()
+    assert len(trained) == 12 and len(given) == 1
+
+
 def test_runs_at_the_same_time_share_the_cores(two_variants, trained, tmp_path, monkeypatch):
     run_one, threads = study._run_one, []
     monkeypatch.setattr(study.os, "cpu_count", lambda: 8)

@@ -26,7 +26,11 @@ def parser(documentation: str, splits: Sequence[str] | None = None) -> command_l
     made.add_argument(
         "--shards", type=int, help="number of files; default: one per 128 images, at least 8"
     )
-    made.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    made.add_argument(
+        "--workers",
+        type=command_line.positive,
+        help="number of processes; default: one per core",
+    )
     made.add_argument("--runner", help="an Apache Beam runner; it takes all further flags")
     return made
 

@@ -16,7 +16,11 @@ def parser(documentation: str, has_background: bool = True) -> command_line.Pars
         help="share of the validation in images without a validation folder",
     )
     made.add_argument("--seed", type=int, default=0, help="seed of that choice")
-    made.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    made.add_argument(
+        "--workers",
+        type=command_line.positive,
+        help="number of processes; default: one per core",
+    )
     made.add_argument(
         "--plan", metavar="FILE", help="also plan the training, as `kmax plan --out FILE` does"
     )

@@ -23,7 +23,11 @@ def parse():
         "--level", choices=("cards", "strokes"), default="cards", help="cards is easy"
     )
     made.add_argument("--seed", type=int, default=0, help="seed of the images")
-    made.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    made.add_argument(
+        "--workers",
+        type=command_line.positive,
+        help="number of processes; default: one per core",
+    )
     return made.parse_args()
 
 

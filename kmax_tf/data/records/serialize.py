@@ -8,7 +8,9 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import errors
-from kmax_tf.data import label_png, orientation
+from kmax_tf.data import label_png, orientation, pillow
+
+MOST_SEGMENTS = 2**16 - 1  # of an image: their numbers are 16 bits of a PNG
 
 
 def record(
@@ -35,8 +37,14 @@ def record(
         A serialized tf.train.Example.
 
     Raises:
-        InputError: the image is corrupt, neither JPEG nor PNG, or not of the size of segment_map.
+        InputError: the image is corrupt, neither JPEG nor PNG, or not of the size of segment_map;
+            or it has more than MOST_SEGMENTS segments.
     """
+    if len(segment_id) > MOST_SEGMENTS:
+        raise errors.InputError(
+            f"{filename}: has {len(segment_id):,} segments, over {MOST_SEGMENTS:,}; cut the image,"
+            " or join small segments"
+        )
     image_format, size = check_image(image, filename)
     if segment_map is None:
         segment_map = np.zeros(size[::-1], np.uint8)
@@ -77,7 +85,7 @@ def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
     Raises:
         InputError: the image is corrupt, or has another format.
     """
-    try:
+    with pillow.errors_as(filename, "broken or truncated image; download or save it again"):
         with Image.open(io.BytesIO(image)) as opened:
             kind, size = opened.format, opened.size
         if kind in ("JPEG", "MPO"):  # MPO is a JPEG with more pictures after it
@@ -85,10 +93,6 @@ def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
             tf.io.decode_jpeg(image, channels=3, ratio=8)
         elif kind == "PNG":
             tf.io.decode_png(image, channels=3)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise errors.InputError(
-            f"{filename}: broken or truncated image; download or save it again"
-        ) from error
     if kind not in ("JPEG", "MPO", "PNG"):
         raise errors.InputError(f"{filename}: is {kind}; convert it to JPEG or PNG")
     size = size[::-1] if orientation.swaps_sides(orientation.read(image)) else size

@@ -70,6 +70,22 @@ def test_gray_jpeg_has_three_channels():
     assert np.ptp(parsed.image, axis=-1).max() == 0
 
 
+def test_more_segments_than_16_bits_can_number():
+    numbers = np.arange(256 * 257).reshape(256, 257)
+    image = image_bytes(256, 257)
+    most = numbers % (2**16 - 1) + 1
+    png = features(record(image, most, 2**16 - 1))["panoptic/encoded"].bytes_list.value[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), most)
+    with pytest.raises(errors.InputError, match=r"a.jpg: has 65,536 segments, over 65,535; cut"):
+        record(image, numbers % 2**16 + 1, 2**16)
+
+
+def test_a_huge_image_is_not_called_broken(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_500_000)
+    with pytest.raises(errors.InputError, match="^folder/a.jpg: more than 3 million pixels; cut"):
+        record(image_bytes(2000, 2000), np.zeros((2000, 2000), np.int32), 0)
+
+
 @pytest.mark.parametrize(
     "image, message",
     [

@@ -1,0 +1,25 @@
+"""Pillow's errors as one line: it raises many kinds for a broken file."""
+
+import contextlib
+from collections.abc import Iterator
+
+from PIL import Image
+
+from kmax_tf.errors import InputError
+
+
+@contextlib.contextmanager
+def errors_as(path: str, reason: str) -> Iterator[None]:
+    """Turns errors of the block into an InputError that names a file.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it, and the remedy. An image that is too large is told as such.
+    """
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        largest = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise InputError(f"{path}: more than {largest} million pixels; cut the image") from error
+    except Exception as error:
+        raise InputError(f"{path}: {reason}") from error
