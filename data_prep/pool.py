@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
+import tensorflow as tf
 import tqdm
 
 
@@ -32,12 +33,16 @@ def run(
     # The fork server imports TensorFlow once, before any thread starts; workers are forks of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kmax_tf", "tensorflow"])  # kmax_tf sets TensorFlow's log level
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _watch_parent) as executor:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker) as executor:
         return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))
 
 
-def _watch_parent() -> None:
-    """Ends this worker when the program is killed; it would wait for its next job forever."""
+def _start_worker() -> None:
+    """Leaves the GPUs alone, and ends this worker when the program is killed.
+
+    Without that it would wait for its next job forever.
+    """
+    tf.config.set_visible_devices([], "GPU")
 
     def wait():
         multiprocessing.parent_process().join()
