@@ -6,8 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
-import tensorflow as tf
 import tqdm
+
+from kmax_tf import runtime
 
 
 def run(
@@ -42,7 +43,7 @@ def _start_worker() -> None:
 
     Without that it would wait for its next job forever.
     """
-    tf.config.set_visible_devices([], "GPU")
+    runtime.hide_gpus()
 
     def wait():
         multiprocessing.parent_process().join()

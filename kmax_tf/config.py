@@ -152,7 +152,10 @@ def _join(folder: str, name: str) -> str:
 def _read(path: str, parents: tuple[str, ...], done: set[str]) -> list[_Source]:
     """Reads a file and its includes, in the order in which gin applies them."""
     done.add(path)
-    file = _Source(path, files.read_bytes(path).decode())
+    try:
+        file = _Source(path, files.read_bytes(path).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no gin file, or not UTF-8; save it as UTF-8") from error
     sources = []
     bound = None  # the line of the first binding
     for statement in file.statements:

@@ -10,11 +10,16 @@ import tf_keras
 from kmax_tf import runtime
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.training_input import TrainingInput
+from kmax_tf.data.transforms.copy_paste import MAX_SEGMENTS
 from kmax_tf.errors import InputError
 from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.postprocess import Panoptic, PostProcess
 from kmax_tf.predict.tiles import Tiles
+
+# Each counts something.
+POSITIVE = ("accumulation", "batch_size", "checkpoint_interval", "checkpoints_kept")
+POSITIVE += ("evaluation_batch_size", "steps", "steps_per_loop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +48,20 @@ class Experiment:
     ema_decay: float = 0.0  # of the EMA of the weights, a step; 0: no EMA
     clip_norm: float = math.inf  # largest global norm of the gradient
     precision: str = "float32"
-    seed: int = 0
+    seed: int = 0  # of initial weights and the order and augmentation of images
 
     def __post_init__(self):
         for name in ("data_dir", "initial_checkpoint"):  # as the command line does
-            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
-        if self.accumulation < 1:
-            raise InputError(f"Experiment.accumulation {self.accumulation} is below 1; bind 1 or 2")
+            object.__setattr__(self, name, os.path.expanduser(getattr(self, name) or ""))
+        for name in POSITIVE:
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"Experiment.{name} {value} is below 1; bind it to 1 or more")
+        if not self.clip_norm > 0:
+            raise InputError(
+                f"Experiment.clip_norm {self.clip_norm} is not positive; leave it out for no limit"
+            )
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"Experiment.seed {self.seed} is not 0 to 2147483647; bind 0")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"Experiment.ema_decay {self.ema_decay} is not in [0, 1); bind 0.9999")
         if self.checkpoint_interval % self.steps_per_loop:
@@ -69,11 +81,18 @@ class Experiment:
         """Builds the model with its variables, for images of the training size.
 
         Raises:
-            InputError: training has fewer clusters than TrainingInput.max_segments.
+            InputError: training has fewer clusters than TrainingInput.max_segments, or that is over
+                MAX_SEGMENTS; or a size does not fit the model's strides.
         """
         model = self._build(self.training_input.size)
+        model.check_size(*self.evaluation_size)  # not only when the first checkpoint is evaluated
         path, rows = model.cluster_path, self.training_input.max_segments
         clusters = path.num_clusters // 2 if path.drop_query else path.num_clusters
+        if rows > MAX_SEGMENTS:
+            raise InputError(
+                f"training_input.TrainingInput.max_segments {rows} exceeds {MAX_SEGMENTS}, the most"
+                " of a crop; bind it to less, and train on smaller crops or tiles"
+            )
         if rows > clusters:
             half = " (half of them, by drop_query)" if path.drop_query else ""
             raise InputError(

@@ -40,13 +40,18 @@ def strategy(device: str) -> tf.distribute.Strategy:
         raise InputError("device 'gpu': TensorFlow finds no GPU on this machine")
     if device == "cpu" and gpus:
         gpus = []
-        with contextlib.suppress(RuntimeError):  # too late, and TensorFlow has the GPU already
-            tf.config.set_visible_devices(gpus, "GPU")  # or TensorFlow would take its memory
+        hide_gpus()
     if os.environ.get("TF_CONFIG"):
         return _multi_worker_strategy()
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
+
+
+def hide_gpus() -> None:
+    """Leaves the GPUs and their memory to others, unless TensorFlow uses them already."""
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
 
 
 def _multi_worker_strategy() -> tf.distribute.Strategy:

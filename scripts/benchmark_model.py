@@ -44,7 +44,7 @@ def main(options):
     if options.tpu:
         estimate = benchmark_model.tpu_estimate(experiment, options.batch_size)
     if options.json:
-        tpu = {"tpu": estimate._asdict()} if estimate else {}
+        tpu = {"tpu": estimate._replace(program="")._asdict()} if estimate else {}
         print(json.dumps(benchmark.as_json() | tpu))
     else:
         print(benchmark_model.text(benchmark, estimate))

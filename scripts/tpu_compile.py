@@ -6,6 +6,7 @@ scripts/tpu_compile.py --all
 """
 
 import json
+import os
 
 from kmax_tf import command_line
 
@@ -35,13 +36,15 @@ def parse():
     options = parser.parse_args()
     if options.all == bool(options.gin_file):
         parser.error("give --gin_file, or --all for every experiment")
+    if options.json and (options.all or len(options.topology or [""]) > 1):
+        parser.error("--json takes one experiment and one slice")
     if options.by_part and (options.all or len(options.topology or [""]) > 1):
         parser.error("--by_part takes one experiment and one slice")
     return options
 
 
 def main(options):
-    from kmax_tf.files import matching
+    from kmax_tf.files import GIN_ROOT, matching
     from kmax_tf.tools import tpu_chips, tpu_report
 
     slices = options.topology or (tpu_chips.SIXTEEN_CHIPS if options.all else ["v3-32"])
@@ -54,7 +57,8 @@ def main(options):
     if options.batch_size is not None:
         flags.append(f"--batch_size={options.batch_size}")
     print(tpu_report.HEAD, flush=True)
-    for path in matching("gin/experiments", "*.gin") if options.all else [options.gin_file]:
+    experiments = os.path.join(GIN_ROOT, "gin/experiments")
+    for path in matching(experiments, "*.gin") if options.all else [options.gin_file]:
         for name in slices:
             print(tpu_report.table_row(__file__, path, name, flags), flush=True)
 

@@ -253,3 +253,9 @@ big/toy.Model.width = 64
     assert again == loaded
     assert again.model.act(-2) == -1
     assert config.resolved() == text
+
+
+def test_a_file_that_is_no_text(toy, tmp_path):
+    (tmp_path / "latin.gin").write_bytes("# caf\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match="latin.gin: is no gin file, or not UTF-8"):
+        config.load(toy, str(tmp_path / "latin.gin"))

@@ -20,3 +20,37 @@ def test_more_segments_than_clusters(tiny, bindings, clusters):
 
 def test_as_many_segments_as_clusters(tiny):
     assert tiny(ROWS.format(8), DROP).build_model()
+
+
+def test_more_segments_than_a_map_can_number(tiny):
+    """The rest would be void, whatever the clusters."""
+    clusters = "kmax_decoder.ClusterPath.num_clusters = 512"
+    with pytest.raises(InputError, match="max_segments 256 exceeds 255, the most of a crop"):
+        tiny(ROWS.format(256), clusters).build_model()
+    assert tiny(ROWS.format(255), clusters).build_model()
+
+
+def test_a_size_that_only_the_evaluator_would_refuse(tiny):
+    with pytest.raises(InputError, match="image size 96 x 96: height and width must be a multiple"):
+        tiny("experiment.Experiment.evaluation_size = (96, 96)").build_model()
+
+
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        ("checkpoints_kept = 0", "checkpoints_kept 0 is below 1; bind it to 1 or more"),
+        ("checkpoint_interval = 0", "checkpoint_interval 0 is below 1"),
+        ("steps_per_loop = 0", "steps_per_loop 0 is below 1"),
+        ("batch_size = -2", "batch_size -2 is below 1"),
+        ("clip_norm = 0", "clip_norm 0 is not positive; leave it out for no limit"),
+        ("seed = -1", "seed -1 is not 0 to 2147483647"),
+        ("seed = 4294967295", "seed 4294967295 is not 0 to 2147483647"),
+    ],
+)
+def test_numbers_that_would_fail_later_or_never(tiny, binding, message):
+    with pytest.raises(InputError, match=message):
+        tiny(f"experiment.Experiment.{binding}")
+
+
+def test_none_undoes_the_weights_to_start_from(tiny):
+    assert tiny("experiment.Experiment.initial_checkpoint = None").initial_checkpoint == ""

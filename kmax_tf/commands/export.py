@@ -58,7 +58,7 @@ def predictors(experiment, model, folder, formats):
 
     found = {
         "model": predictor.build_predictor(model, experiment),
-        "SavedModel": export.load_predictor(folder),
+        "SavedModel": export.load_predictor(folder, experiment.postprocess.at_image_size),
     }
     for kind in formats:
         content = files.read_bytes(os.path.join(folder, kind.file_name))

@@ -18,6 +18,7 @@ from kmax_tf.data.records import corrupt, reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.data.training_input import TrainingInput
 from kmax_tf.data.transforms import geometry, host
+from kmax_tf.data.transforms.copy_paste import MAX_SEGMENTS
 from kmax_tf.data.transforms.targets import class_indices
 
 SAMPLE = 200  # images
@@ -101,7 +102,7 @@ def count(
     with reader.named_errors(records, "the split"):
         for image in _sample(records, dataset, options, evaluation_size, scale, stride):
             pasted = before if len(image.crops) > 1 else None
-            training.append(_count_crop(image, pasted, dataset, options.max_segments))
+            training.append(_count_crop(image, pasted, dataset, options))
             evaluation.append(_count_whole(image, dataset, side, num_clusters))
             before = image
     nothing = Counts(0, 0, 0)  # all records may be corrupt, and skipped
@@ -204,6 +205,20 @@ def _identities(classes, dataset, first):
     return np.concatenate([[0], np.where(classes < 0, 0, own)])
 
 
+def _unnumbered(image, view, dataset, first):
+    """The set of the segments in a view of an image that MAX_SEGMENTS numbers leave out.
+
+    `copy_paste.number_segments` numbers what is pasted, then the other stuff.
+    """
+    identities = _identities(image.classes, dataset, first)
+    present = _found(identities, view.shown)
+    stuff = image.classes >= dataset.num_things
+    last = stuff & ~image.pasted_stuff[np.maximum(image.classes, 0)]
+    ordered = identities[1:][np.argsort(last, kind="stable")]
+    numbered = [i for i in dict.fromkeys(ordered.tolist()) if i in present]
+    return set(numbered[MAX_SEGMENTS:])
+
+
 def _found(identities, pixels):
     """The set of the segments with pixels, from the number of pixels of each."""
     return set(identities[np.flatnonzero(pixels)].tolist()) - {0}
@@ -213,13 +228,17 @@ def _on_grid(identities, grid):
     return _found(identities, np.bincount(grid.ravel()))
 
 
-def _count_crop(image, pasted, dataset, limit):
+def _count_crop(image, pasted, dataset, options):
     """The `Counts` of a crop onto which the image `pasted` is pasted, None for none."""
+    on_device = options.placement == "device"  # which gets the map of the whole image
     own, first = image.crops[0], 1 + dataset.num_classes
     identities = _identities(image.classes, dataset, first)
     shown, grid = _found(identities, own.shown), _on_grid(identities, own.grid)
+    unnumbered = _unnumbered(image, image.whole if on_device else own, dataset, first)
     if pasted:
         above = pasted.crops[1]
+        numbered, after = pasted.whole if on_device else above, first + len(image.classes)
+        unnumbered |= _unnumbered(pasted, numbered, dataset, after)
         stays = (pasted.classes >= dataset.num_things) & ~image.pasted_stuff[pasted.classes]
         classes = np.where(stays, -1, pasted.classes)
         added = _identities(classes, dataset, first + len(image.classes))
@@ -228,7 +247,8 @@ def _count_crop(image, pasted, dataset, limit):
         on_top = _on_grid(added, above.grid)
         shown = (shown - covered) | _found(added, above.shown)
         grid = (grid - covered) | on_top
-    return _counts(shown, grid, len(grid) - limit)
+    lost = grid & unnumbered
+    return _counts(shown, grid, len(lost) + max(0, len(grid - lost) - options.max_segments))
 
 
 def _count_whole(image, dataset, side, limit):

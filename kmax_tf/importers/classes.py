@@ -8,6 +8,8 @@ code ranks the classes of a dataset by id. Its heads have one of three orders of
     by_id_void_first   void, if the head has a channel for it, then rank of the id
 """
 
+import collections
+
 import numpy as np
 
 from kmax_tf.data.datasets import Dataset
@@ -46,9 +48,13 @@ def gather(
     """Returns the source's channel for each channel of our head, -1 for none; matched by name.
 
     Raises:
-        ValueError: as `channels`.
+        ValueError: as `channels`; or several classes of a head have one name.
     """
     their_channels = channels(theirs, order, their_count)
+    for dataset in (ours, theirs):
+        name, times = collections.Counter(c.name for c in dataset.categories).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"{times} classes of {dataset.name} have the name {name!r}; rename")
     by_name = {c.name: k for c, k in zip(theirs.categories, their_channels)}
     sources = [by_name.get(category.name) for category in ours.categories]
     sources = (sources + [their_channels[-1]])[:our_count]

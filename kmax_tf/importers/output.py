@@ -26,9 +26,9 @@ def write(model: tf_keras.Model, dataset: Dataset, out: str) -> str:
     """
     path = _prefix(out)
     saver = tf.train.Checkpoint(model=model, classes=checkpoint.Classes(dataset))
-    checkpoint.write(saver, path)
-    if path != out:
+    if path != out:  # first: an interruption leaves no checkpoint that nothing can read
         write_atomic(layout.config(out), config.resolved())
+    checkpoint.write(saver, path)
     return path
 
 

@@ -94,6 +94,8 @@ def _read_tensorflow(prefix, wanted):
             reader = tf.train.load_checkpoint(path)
             names = _chosen(prefix, reader.get_variable_to_shape_map(), wanted)
             return {name: reader.get_tensor(name) for name in names}
+    except InputError:
+        raise
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         reason = first_line(error)
         raise InputError(f"{prefix}: cannot be read ({reason}); use another checkpoint") from error

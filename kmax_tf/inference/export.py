@@ -269,7 +269,7 @@ def export(
         the tiles, if there are any;
       - config.gin: the configuration loaded last;
       - model_card.md.
-    An existing export is replaced once the new one is complete.
+    An existing export is replaced once the new one is complete; any other folder is refused.
 
     Args:
         facts: (name, value) pairs about the weights, for the model card.
@@ -277,9 +277,11 @@ def export(
         fingerprint: `checkpoint.fingerprint` of the weights, None if they are of no checkpoint.
 
     Raises:
-        InputError: a converter refuses the model, or its file segments too differently.
+        InputError: a converter refuses the model, or its file segments too differently. Or
+            `export_dir` holds something else than an export.
     """
     check_literal(export_dir)
+    _check_replaceable(export_dir)
     segmenter = ExportedModel(model, experiment)
     description: dict = {"categories": [c._asdict() for c in experiment.dataset.categories]}
     if experiment.tiles:
@@ -307,6 +309,15 @@ def export(
         raise
     _remove(export_dir)
     tf.io.gfile.rename(temporary, export_dir)
+
+
+def _check_replaceable(folder):
+    """Raises InputError if a folder holds anything else than an export."""
+    if not tf.io.gfile.exists(folder):
+        return
+    present = tf.io.gfile.isdir(folder) and tf.io.gfile.listdir(folder)
+    if present != [] and "saved_model.pb" not in (present or ()):
+        raise InputError(f"{folder}: is no export, and would be replaced; choose another --out")
 
 
 def _check(experiment, export_dir, contents):

@@ -76,14 +76,9 @@ class KMaX(tf_keras.Model):
         Raises:
             InputError: the size does not fit the strides.
         """
-        stride = self.pixel_encoder.stride
-        if (height - 1) % stride or (width - 1) % stride:
-            raise InputError(
-                f"image size {height} x {width}: height and width must be a multiple of {stride}"
-                f" plus one, such as {', '.join(str(stride * n + 1) for n in (2, 3, 12, 40))}"
-            )
+        self.check_size(height, width)
         # Weights and strides do not depend on the size, and a small image is quicker.
-        small = 2 * stride + 1
+        small = 2 * self.pixel_encoder.stride + 1
         outputs = self(tf.zeros([1, small, small, 3], tf.uint8))
         self.output_stride = (small - 1) // (outputs.final.mask_logits.shape[1] - 1)
         self.num_predictions = 1 + len(outputs.auxiliary)
@@ -91,3 +86,12 @@ class KMaX(tf_keras.Model):
             if isinstance(layer, BatchNorm):
                 layer.momentum = self.batch_norm_momentum
         return self
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises InputError if the size of images, in pixels, does not fit the strides."""
+        stride = self.pixel_encoder.stride
+        if (height - 1) % stride or (width - 1) % stride:
+            raise InputError(
+                f"image size {height} x {width}: height and width must be a multiple of {stride}"
+                f" plus one, such as {', '.join(str(stride * n + 1) for n in (2, 3, 12, 40))}"
+            )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.run_folder import provenance
@@ -75,11 +76,13 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
         stride = trainer.model.output_stride
         trainer.train_dataset = train.training_dataset(experiment, records, strategy, stride, 0)
         trainer.prepare()
-    trainer.train(tf.constant(2))
-    first, steps = time.perf_counter(), 0
-    while steps < STEPS and time.perf_counter() < first + SECONDS:
-        trainer.train(tf.constant(LOOP))
-        steps += LOOP
+    skips = experiment.training_input.skip_corrupt
+    with reader.named_errors(records, experiment.data_dir, skips=skips):
+        trainer.train(tf.constant(2))
+        first, steps = time.perf_counter(), 0
+        while steps < STEPS and time.perf_counter() < first + SECONDS:
+            trainer.train(tf.constant(LOOP))
+            steps += LOOP
     return START * (first - begin), (time.perf_counter() - first) / steps
 
 

@@ -24,6 +24,16 @@ from kmax_tf.files import check_literal, make_folder, matching, names, read_byte
 from kmax_tf.run_folder import layout
 
 UNREADABLE = (tf.errors.OpError, IndexError)  # IndexError: a truncated file
+# The checkpoint may be whole, but not at hand: these do not make an older one the newest.
+_NOT_AT_HAND = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnauthenticatedError,
+    tf.errors.UnavailableError,
+)
 _WRITING = "writing-"
 
 
@@ -48,7 +58,7 @@ def read_classes(path: str) -> Dataset | None:
     try:
         reader = tf.train.load_checkpoint(path)
         content = json.loads(reader.get_tensor(key)) if reader.has_tensor(key) else None
-    except UNREADABLE as error:
+    except (*UNREADABLE, ValueError) as error:  # ValueError: a folder
         raise InputError(_unreadable(path, error)) from error
     return content and Dataset(content["name"], datasets.parse_categories(content, path))
 
@@ -84,7 +94,8 @@ def prune(folder: str, kept: Iterable[str]) -> None:
     _remove_unfinished(folder)
     names = {os.path.basename(path) for path in kept}
     for path in matching(folder, "ckpt-*")[::-1]:  # .index before .data-...
-        if os.path.basename(path).split(".")[0] not in names:
+        file = re.fullmatch(r"(ckpt-\d+)\.(index|data-\d{5}-of-\d{5})", os.path.basename(path))
+        if file and file[1] not in names:  # others are the user's
             tf.io.gfile.remove(path)
 
 
@@ -114,13 +125,17 @@ def complete(folder: str) -> list[str]:
 def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
     """Restores the newest readable checkpoint of a run; returns its path, or None without any.
 
-    Raises InputError if the run has checkpoints and none is readable.
+    Raises InputError if the run has checkpoints and none is readable, or if the newest one cannot
+    be read now, for want of a right or of the network.
     """
     paths = completed(run_dir)[::-1]
     for path in paths:
         try:
             saver.read(path).assert_existing_objects_matched()
             return path
+        except _NOT_AT_HAND as error:
+            reason = first_line(error)
+            raise InputError(f"{path}: cannot be read now ({reason}); allow it, or wait") from error
         except UNREADABLE as error:
             reason = first_line(error)
             logging.warning("%s cannot be read (%s); trying the previous one", path, reason)

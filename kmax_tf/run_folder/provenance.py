@@ -20,8 +20,10 @@ from kmax_tf.files import ROOT, read_bytes, read_json, write_atomic
 from kmax_tf.run_folder import checkpoint, layout
 
 # These may differ at a restart, since the training stays the same. They are the place of the
-# records, how often the host acts, and the code and packages of another machine.
-_FREE = {"data_dir", "steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
+# records (whose classes have a fingerprint) and of the weights that the run began with, how often
+# the host acts, and the code and packages of another machine.
+_FREE = {"data_dir", "source", "initial_checkpoint"}
+_FREE |= {"steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
 
 

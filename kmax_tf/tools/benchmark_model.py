@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.inference import predictor
 from kmax_tf.tools import tpu_compile
 from kmax_tf.training import replica_program
 
@@ -54,8 +53,14 @@ class Benchmark(NamedTuple):
 
 def of_experiment(experiment: Experiment) -> tuple[Callable, tuple[int, int]]:
     """Returns the prediction function of an experiment with random weights, and its input size."""
-    predict = predictor.build_predictor(experiment.build_evaluation_model(), experiment)
-    return lambda image: predict(image)[0].segment_map, experiment.evaluation_size
+    segment = tf.function(_segmenter(experiment), autograph=False)
+    return lambda image: segment(image).segment_map, experiment.evaluation_size
+
+
+def _segmenter(experiment):
+    """Returns the function from the padded image to the panoptic map."""
+    model = experiment.build_evaluation_model()
+    return lambda image: experiment.segment(model(image, training=False).final)
 
 
 def of_export(export_dir: str) -> tuple[Callable, tuple[int, int]]:
@@ -97,13 +102,7 @@ def run(predict: Callable, size: tuple[int, int], batch_size: int, seconds: floa
 
 def tpu_estimate(experiment: Experiment, batch_size: int) -> tpu_compile.Compiled:
     """Compiles the prediction for one TPU core; raises InputError as `tpu_compile` does."""
-    model = experiment.build_evaluation_model()
-
-    @tf.function(jit_compile=True)
-    @tf.autograph.experimental.do_not_convert
-    def predict(image):
-        return experiment.segment(model(image, training=False).final)
-
+    predict = tf.function(_segmenter(experiment), jit_compile=True, autograph=False)
     spec = tf.TensorSpec([batch_size, *experiment.evaluation_size, 3])
     return tpu_compile.compile_for_tpu(replica_program.lower(predict, [spec]), TPU, 1)
 

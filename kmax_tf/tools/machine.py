@@ -120,8 +120,8 @@ def check_segments(experiment: Experiment, data_dir: str) -> tuple[list[str], li
         records = reader.find(data_dir, experiment.train_split, experiment.dataset)
         counts = segment_counts.of_experiment(records, experiment, model)
     except InputError as error:
-        what, _, remedy = first_line(error).rpartition("; ")
-        return [], [Problem(what, remedy)]
+        remedy = first_line(error).rpartition("; ")[2]
+        return [], [Problem(_without_remedy(error), remedy)]
     return segment_counts.describe(counts), []
 
 

@@ -31,6 +31,7 @@ def installed() -> dict[str, str]:
     return {
         canonical(distribution.metadata["Name"]): distribution.version
         for distribution in importlib.metadata.distributions()
+        if distribution.metadata["Name"]  # an interrupted pip leaves folders without metadata
     }
 
 

@@ -157,7 +157,9 @@ def table_row(script: str, path: str, accelerator: str, flags: Sequence[str]) ->
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
     name = path.rsplit("/", 1)[-1].removesuffix(".gin")
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1].replace("|", "/")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        reason = "killed, as for lack of memory" if done.returncode < 0 else lines[-1]
+        reason = reason.replace("|", "/")
         return _row([name, accelerator, "", reason])
     return _row([name, *cells(json.loads(done.stdout.splitlines()[-1]))])
 

@@ -29,13 +29,13 @@ class NonFiniteSteps:
         """Returns the non-finite steps from `step` on, ascending, at most `LIMIT`."""
         return sorted(int(s) for s in self.steps.numpy() if s >= step)
 
-    def check(self, step: int) -> None:
-        """Raises InputError if the last `LIMIT` steps up to `step` were all non-finite."""
+    def check(self) -> None:
+        """Raises InputError if the last `LIMIT` non-finite steps came one after another."""
         steps = self.steps.numpy()
         if steps[-1] >= 0 and steps[0] - steps[-1] == LIMIT - 1:
             raise InputError(
-                f"{LIMIT} steps in a row up to step {step} had no finite loss and gradient, and"
-                " the weights did not change: lower AdamW.learning_rate, bind"
+                f"{LIMIT} steps in a row, {steps[-1]} to {steps[0]}, had no finite loss and"
+                " gradient, and the weights did not change: lower AdamW.learning_rate, bind"
                 " Experiment.clip_norm, or look at the images named above"
             )
 

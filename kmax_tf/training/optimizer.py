@@ -35,7 +35,7 @@ class AdamW(tf_keras.optimizers.Optimizer):
         steps: length of the schedule.
         learning_rate: the rate at the end of the warm-up.
         warmup_steps: length of the warm-up.
-        weight_decay: factor of the learning rate, for every variable named "kernel".
+        weight_decay: factor of the learning rate, for every variable whose name ends in "kernel".
         encoder_multiplier: factor of the pixel encoder's learning rate, and so of its decay.
     """
 
@@ -107,9 +107,6 @@ class AdamW(tf_keras.optimizers.Optimizer):
             grad=gradient,
             **self._scalars,
         )
-
-    def get_config(self) -> dict:
-        return super().get_config()
 
 
 def clip(gradients: Sequence[tf.Tensor], clip_norm: float) -> tuple[list[tf.Tensor], tf.Tensor]:

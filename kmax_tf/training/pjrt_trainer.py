@@ -179,6 +179,7 @@ def _key(trainer):
     """Returns a digest of all that the compiled step depends on."""
     devices = trainer.strategy.devices.everywhere
     parts = [config.resolved(), tf.__version__, tf_keras.__version__, jax.__version__]
+    parts.append(str([category[:3] for category in trainer.experiment.dataset.categories]))
     parts += [str(trainer.strategy.devices), devices[0].client.platform_version]
     folders = os.walk(PACKAGE)
     sources = sorted(os.path.join(f, n) for f, _, names in folders for n in names)

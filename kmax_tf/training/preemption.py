@@ -28,8 +28,12 @@ ECHO = 0.2  # seconds after a signal in which another is the same one: `timeout`
 def watch() -> Iterator[Callable[[], bool]]:
     """Catches SIGTERM and SIGINT (Ctrl-C), and yields a function that tells whether one came.
 
-    A second one ends the process at once. Ignored signals stay so. Use it in the main thread.
+    A second one ends the process at once. Ignored signals stay so. Only the main thread gets
+    signals: in another one, nothing is caught.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     came, first = threading.Event(), 0.0
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -70,7 +74,7 @@ def on_any_host(strategy: tf.distribute.Strategy, came: bool) -> bool:
 def sum_of_hosts(strategy: tf.distribute.Strategy, value: float) -> float:
     """Sums a number over the programs of the strategy; all of them must call it.
 
-    The number of a program counts once for each of its replicas.
+    Under MultiWorkerMirroredStrategy, a program's number counts once for each of its replicas.
     """
     if isinstance(strategy, ReplicaStrategy):
         return float(strategy.sum_of_processes(np.float32(value)))

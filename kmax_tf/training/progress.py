@@ -63,7 +63,7 @@ class Progress:
         """
         for skipped in nonfinite.since(self._step):
             self.write(self._describe_step(skipped))
-        nonfinite.check(step)
+        nonfinite.check()
         if summary and self._needs_void:
             self._needs_void = False
             if scalars["void_share"] == 0:

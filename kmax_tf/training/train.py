@@ -83,7 +83,7 @@ def make_strategy(device: str) -> tf.distribute.Strategy:
         from kmax_tf.training import pjrt
     except ImportError as error:
         raise InputError(f"device {device!r}: {error}; pip install -e '.[pjrt]'") from error
-    tf.config.set_visible_devices([], "GPU")  # JAX takes its memory
+    runtime.hide_gpus()  # JAX takes their memory
     return pjrt.strategy(device)
 
 
@@ -114,6 +114,7 @@ def train(
     folder = runtime.writable_dir(strategy, run_dir)
     trainer = new_trainer(experiment, strategy, run_dir)
     start = _restore(trainer, run_dir)
+    _check_hosts_agree(strategy, start)
     provenance.write(folder, made_with)
     _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
     if start >= experiment.steps:
@@ -121,8 +122,9 @@ def train(
         return trainer.model
     stride = trainer.model.output_stride
     trainer.train_dataset = training_dataset(experiment, records, strategy, stride, start, service)
+    split = f"{experiment.data_dir}: split {experiment.train_split!r}"
     with (
-        reader.named_errors(records, f"{experiment.data_dir}: split {experiment.train_split!r}"),
+        reader.named_errors(records, split, skips=experiment.training_input.skip_corrupt),
         _progress(experiment, records, start) as progress,
     ):
         trainer.prepare()
@@ -211,8 +213,18 @@ def _restore(trainer, run_dir):
     return int(trainer.step.numpy())
 
 
+def _check_hosts_agree(strategy, start):
+    """Raises InputError if the hosts resumed from different steps: they would train apart."""
+    for part in divmod(start, 4096):  # sums of these are exact in float32
+        whole = part * preemption.sum_of_hosts(strategy, 1.0)
+        if preemption.sum_of_hosts(strategy, float(part)) != whole:
+            raise InputError(
+                "the hosts found different checkpoints; give a --run_dir that all of them share"
+            )
+
+
 def _start_from(trainer, path):
-    experiment = trainer.experiment
+    experiment, path = trainer.experiment, own_checkpoint.find(path)
 
     def build(num_classes):
         return experiment.model(num_classes).create_variables(*experiment.training_input.size)

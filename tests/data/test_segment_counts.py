@@ -103,6 +103,28 @@ def test_crops_of_a_large_image(write, scale):
     assert side == 16 if scale == 1 else 8 <= side <= 9 and counts.segments in (64, 72, 81)
 
 
+def test_segments_beyond_the_numbers_of_a_map(write):
+    """Of 320 things, 65 that are annotated last, and on the grid, are beyond 255."""
+    segment_map = np.zeros([80, 80], np.int32)
+    on_grid = np.zeros([80, 80], bool)
+    on_grid[::4, ::4] = True
+    later = np.argwhere(on_grid)[-65:]
+    others = np.argwhere(~on_grid)[:255]
+    for k, (y, x) in enumerate([*others, *later], start=1):
+        segment_map[y, x] = k
+    records = write((segment_map, [THING] * 320, ()))
+    for placement in ("host", "device"):
+        counts = count(
+            records,
+            evaluation_size=(80, 80),
+            size=(80, 80),
+            max_segments=255,
+            scales=(1.0,),
+            placement=placement,
+        ).training
+        assert counts == (320, 255, 65)
+
+
 def described(training, evaluation, tiled=False):
     return segment_counts.describe(
         segment_counts.SegmentCounts(

@@ -36,6 +36,15 @@ def test_wrong_count():
         classes.channels(TOWN, "by_id", 5)
 
 
+def test_two_classes_of_one_name_are_refused():
+    """Else both would get the channel of the last one."""
+    first, *others = TOWN.categories
+    twins = Dataset("twins", (first._replace(name=others[0].name), *others))
+    for ours, theirs in ((PARK, twins), (twins, TOWN)):
+        with pytest.raises(ValueError, match=f"2 classes of {twins.name} have the name"):
+            classes.gather(ours, theirs, "things_first", 4, 4)
+
+
 def test_gather_by_name():
     assert list(classes.gather(PARK, TOWN, "things_first", 5, 4)) == [-1, 0, 2, -1, 3]
     assert list(classes.gather(PARK, TOWN, "by_id_void_first", 4, 4)) == [-1, 2, 1, -1]

@@ -170,7 +170,10 @@ def test_index_file_of_a_tensorflow_checkpoint(tmp_path):
 
 def test_nothing_that_is_looked_for(tmp_path):
     path = tf.train.Checkpoint(a=tf.Variable(1.0)).write(str(tmp_path / "ckpt"))
-    with pytest.raises(InputError, match="none of its 2 names is known, such as _CHECK.*, a/"):
+    message = (
+        f"^{path}: none of its 2 names is known, such as _CHECK.*, a/.*; choose another --kind"
+    )
+    with pytest.raises(InputError, match=message):
         readers.read(path, lambda name: name.startswith("encoder/"))
 
 

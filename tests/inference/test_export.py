@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kmax_tf import config, files, predict
 from kmax_tf.data.records import shards
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.inference import export, predictor
 
@@ -118,6 +119,18 @@ def test_details(loaded, exported, evaluated, images):
     assert confidence.min() > 0 and confidence.max() <= 1 + 1e-5
     pasted = result["panoptic_map"].numpy() > 0
     assert (confidence[pasted] > 0.4).all()  # the pixel threshold
+
+
+def test_only_an_export_is_replaced(exported, tmp_path):
+    """Else --out=RUN would delete the checkpoints of the run."""
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "exports/one").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("run", "exports", "file"):
+        with pytest.raises(InputError, match=f"{name}: is no export, and would be replaced"):
+            export.export(exported.experiment, exported.model, str(tmp_path / name))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_describes_itself(exported):

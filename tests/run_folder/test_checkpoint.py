@@ -204,6 +204,42 @@ def test_the_average_counts_where_there_is_one(tmp_path):
         assert float(restored.weight) == expected
 
 
+def test_what_a_user_keeps_beside_the_checkpoints_stays(tmp_path):
+    saver = tf.train.Checkpoint(number=tf.Variable(1.0))
+    checkpoint.save(saver, str(tmp_path), 1, keep=1)
+    folder = tmp_path / "checkpoints"
+    (folder / "ckpt-1-mine.index").write_text("mine")
+    (folder / "ckpt-backup").mkdir()
+    checkpoint.save(saver, str(tmp_path), 2, keep=1)
+    assert {path.name for path in folder.iterdir()} == {
+        "ckpt-1-mine.index",
+        "ckpt-backup",
+        "ckpt-2.index",
+        "ckpt-2.data-00000-of-00001",
+    }
+
+
+@pytest.mark.parametrize("kind", [tf.errors.UnavailableError, tf.errors.PermissionDeniedError])
+def test_a_checkpoint_that_is_not_at_hand_is_not_taken_for_a_corrupt_one(tmp_path, kind):
+    """Else training would go on from an older one, and delete the newer ones."""
+    saver = tf.train.Checkpoint(number=tf.Variable(1.0))
+    for step in (1, 2):
+        checkpoint.save(saver, str(tmp_path), step, keep=2)
+
+    class Away(tf.train.Checkpoint):
+        def read(self, path):
+            raise kind(None, None, "the bucket does not answer")
+
+    with pytest.raises(InputError, match="ckpt-2: cannot be read now .the bucket does not answer"):
+        checkpoint.resume(Away(number=tf.Variable(1.0)), str(tmp_path))
+    assert checkpoint.resume(saver, str(tmp_path)).endswith("ckpt-2")
+
+
+def test_a_folder_has_no_classes(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.read_classes(str(tmp_path))
+
+
 def test_step_of_a_name():
     assert checkpoint.step_of("gs://bucket/run-2/checkpoints/ckpt-1000") == 1000
     with pytest.raises(InputError, match="ckpt-1000.index: not the name of a checkpoint"):

@@ -73,12 +73,16 @@ def test_what_does_not_train_may_change(begun, describe, capsys, records, tmp_pa
         f"experiment.Experiment.data_dir = '{moved}'",
         "experiment.Experiment.checkpoints_kept = 7",
         "experiment.Experiment.checkpoint_interval = 2",
+        "experiment.Experiment.initial_checkpoint = 'elsewhere-0'",
+        f"datasets.load.source = '{moved}'",
     )
     made_with["tensorflow"] = "2.1"
     assert go_on(begun, made_with, capsys) == [
+        f"changed: datasets.load.source: 'panoptic_digits' -> '{moved}'",
         "changed: experiment.Experiment.checkpoint_interval: 1 -> 2",
         "changed: experiment.Experiment.checkpoints_kept: default -> 7",
         f"changed: experiment.Experiment.data_dir: '{records}' -> '{moved}'",
+        "changed: experiment.Experiment.initial_checkpoint: default -> 'elsewhere-0'",
         f"changed: tensorflow: {tf.__version__} -> 2.1",
     ]
 

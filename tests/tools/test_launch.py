@@ -247,6 +247,13 @@ def test_one_tensorflow_everywhere_and_the_tpu_wheel_last(cloud, version, libtpu
 
 
 def test_with_pjrt_every_worker_runs_the_training(cloud):
+    # As a step waits for all workers, so do these.
+    together = 'while len((cloud / "trainings").read_text().splitlines()) < 4: time.sleep(0.05)'
+    write(
+        cloud.clone / "scripts/train.py",
+        TRAIN.replace('print("trained', f'{together}\nprint("trained'),
+    )
+    cloud.commit()
     status, output = cloud.launch("run", *RUN, "--accelerator=v5e-16")
     assert status == 0, output
     assert not cloud.machines()
@@ -435,6 +442,31 @@ def test_the_same_command_follows_a_training_that_was_left(cloud):
     assert "train: trained" in output
 
 
+def test_a_training_that_was_left_stays_where_its_worker_does_not_answer(cloud):
+    """It is neither installed over, nor deleted, for ssh may fail for a while."""
+    cloud.plan(hangs="instances describe")
+    process = cloud.start("run", *RUN)
+    wait_for(cloud.path / "hanging")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=600)
+    before = len(cloud.calls())
+    cloud.plan(fails="tpu-vm ssh")
+    status, output = cloud.launch("run", *RUN, "--evaluator=none")
+    assert status != 0 and "worker 0 does not answer" in output
+    assert "slice" in cloud.machines() and len(cloud.read("trainings")) == 1
+    words = [word for call in cloud.calls()[before:] for word in call]
+    assert not {"delete", "scp"} & set(words)
+    assert_nothing_hidden(cloud, output)
+
+
+def test_a_request_whose_node_is_gone_is_made_again(cloud):
+    (cloud.path / "request").write_text("ACTIVE")
+    status, output = cloud.launch("run", *RUN, "--evaluator=none")
+    assert status == 0, output
+    assert "slice coco was preempted" in output and "train: trained" in output
+    assert not cloud.machines()
+
+
 def test_a_log_may_hold_any_bytes(cloud):
     strange = """sys.stdout.buffer.write(b"caf\\xc3\\n")\nprint("trained")"""
     write(cloud.clone / "scripts/train.py", TRAIN.replace('print("trained")', strange))
@@ -457,7 +489,11 @@ def test_delete_deletes_all(cloud):
     (cloud.path / "evaluator").mkdir()
     status, output = cloud.launch("delete", "--name=coco", "--zone=europe-west4-a")
     assert status == 0, output
-    assert not cloud.machines()
+    assert not cloud.machines() and "no slice" not in output
+    status, output = cloud.launch("delete", "--name=coco", "--zone=europe-west4-b")
+    assert status == 0
+    assert "no slice coco in europe-west4-b" in output
+    assert "no evaluator coco-eval in europe-west4-b" in output
 
 
 def commands(output):
@@ -502,6 +538,17 @@ def test_a_wrong_flag_is_one_line_before_anything_is_asked(cloud, flag, message)
     assert status == 1
     assert output.splitlines()[-1].startswith("error: ") and message in output
     assert not cloud.calls()
+
+
+def test_the_last_binding_of_the_checkpoint_counts(cloud):
+    write(cloud.clone / GIN, 'x.Experiment.initial_checkpoint = "data/own/weights-0"\n# initial_\n')
+    cloud.commit()
+    for value, is_fine in (("''", True), ("'gs://bucket/weights-0'", True), ("'here-0'", False)):
+        gin = f"--gin=experiment.Experiment.initial_checkpoint = {value}"
+        status, output = cloud.launch("run", *RUN, gin, "--dry-run")
+        assert (status == 0) == is_fine, output
+    status, output = cloud.launch("run", *RUN, "--dry-run")
+    assert status == 1 and "weights-0" in output
 
 
 def test_what_is_not_committed_is_not_trained(cloud):

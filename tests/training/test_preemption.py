@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -41,6 +42,20 @@ def test_the_first_signal_is_noted_and_the_handlers_come_back(kind, monkeypatch)
             time.sleep(0.01)
     assert signal.signal(kind, before) == signal.default_int_handler
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_thread_trains_without_signals():
+    """As a web application that calls kmax_tf.train; only the main thread may catch signals."""
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with preemption.watch() as came:
+            found.append((came(), signal.getsignal(signal.SIGTERM) is before))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, True)]
 
 
 def test_what_was_ignored_stays_ignored():

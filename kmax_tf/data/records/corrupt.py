@@ -1,4 +1,7 @@
-"""Skips corrupt records without shifting the others; a skipped example has zero loss weight."""
+"""Skips corrupt records without shifting the others.
+
+A skipped example is an image of void: its semantic loss is 0, and its clusters learn to be void.
+"""
 
 from collections.abc import Callable
 

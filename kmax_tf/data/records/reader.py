@@ -76,17 +76,20 @@ def check(records: Records) -> None:
 
 
 @contextlib.contextmanager
-def named_errors(records: Records, split: str) -> Iterator[None]:
+def named_errors(records: Records, split: str, *, skips: bool = False) -> Iterator[None]:
     """Turns TensorFlow's errors about corrupt records into an InputError that names the record.
 
     Args:
         records: the records that the block reads.
         split: the user's name of them, for messages.
+        skips: whether the block skips corrupt records, so that its errors have other causes.
     """
     try:
         yield
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        check(records)
+        if not skips:
+            print(f"{split}: looking for a corrupt record", flush=True)
+            check(records)
         raise
     except tf.errors.FailedPreconditionError as error:
         if "expected to contain" not in error.message:

@@ -51,8 +51,11 @@ def number_segments(
     ones = tf.ones(tf.shape(segment_map), tf.int32)
     on_map = tf.math.unsorted_segment_sum(ones, segment_map, tf.size(number) + 1)[1:] > 0
     known = (segment_class >= 0) & on_map
-    same = (segment_class[:, None] == segment_class) & ~thing & on_map
-    first = tf.reduce_min(tf.where(same, number, number[:, None]), axis=1)
+    stuff, classes = ~thing & on_map, tf.size(pasted_stuff)
+    firsts = tf.math.unsorted_segment_min(
+        number, tf.where(stuff, segment_class, classes), classes + 1
+    )
+    first = tf.where(stuff, tf.gather(firsts, tf.maximum(segment_class, 0)), number)
     pasted = known & (thing | tf.gather(pasted_stuff, tf.maximum(segment_class, 0)))
 
     # Rank 0 is pasted, 1 stays, 2 has no segment of its own; the order within a rank is kept.

@@ -12,7 +12,7 @@ from kmax_tf.model.layers.ops import (
     use_fused_cpu_kernels,
 )
 
-MAX_SPAN = 255  # the longest axis is (MAX_SPAN + 3) / 2 = 129 positions
+MAX_SPAN = 255  # positions of the longest axis
 
 
 class AxialAttention(tf_keras.layers.Layer):
@@ -149,9 +149,10 @@ class AxialAttention2D(tf_keras.layers.Layer):
         self.activation = get_activation(activation)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Maps float [batch, height, width, channels], sides at most 129, to 2 * width channels.
+        """Maps float [batch, height, width, channels] to 2 * width channels.
 
-        Height and width become height / strides and width / strides, rounded up.
+        Sides are at most MAX_SPAN. Height and width become height / strides and width / strides,
+        rounded up.
         """
         x = self._along_rows(self.height_axis, tf.transpose(x, [0, 2, 1, 3]))
         x = self._along_rows(self.width_axis, tf.transpose(x, [0, 2, 1, 3]))

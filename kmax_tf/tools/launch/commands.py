@@ -73,6 +73,8 @@ def delete(options: argparse.Namespace) -> None:
     with Rental() as rental:
         for machine in machines:
             machine.dry_state = machine.ready
+            if machine.state() == "absent":
+                say(f"no {machine.kind} {machine.name} in {options.zone}")
             rental.take(machine)
 
 
@@ -100,8 +102,10 @@ def _check_paths(options):
         if done.returncode or not path:
             raise InputError(f"--gin_file={path}: no file that is committed here")
         text = done.stdout
-    for line in [*text.splitlines(), *options.gin]:
-        if re.search(r"initial_checkpoint *=", line) and "gs://" not in line:
+    lines = [*text.splitlines(), *options.gin]
+    bound = [line for line in lines if re.match(r"[^#]*initial_checkpoint *=", line)]
+    for line in bound[-1:]:  # the last one counts
+        if not re.search(r"""gs://|= *(""|'')""", line):
             raise InputError(f"{line}: the workers read checkpoints only on gs://; copy it there")
 
 

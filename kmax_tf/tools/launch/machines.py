@@ -131,6 +131,8 @@ class TpuSlice(Machine):
         node = self._described(
             *("tpus", "tpu-vm", "describe", self.name, "--format=value(state)"), dry="READY"
         )
+        if node == "absent":
+            return "TERMINATED"  # the request is still there, and has to be deleted
         return request if node == "READY" else node
 
     def explain(self) -> None:

@@ -33,8 +33,8 @@ class Evaluation:
             if not self.machine.create():
                 return False
         rental.take(self.machine)
-        if state == "RUNNING" and self.job.follow() in ("running", "finished"):
-            return True
+        if state == "RUNNING" and self.job.follow() in ("running", "finished", "unknown"):
+            return True  # a VM that does not answer now may be evaluating
         say(f"installing on {self.machine.name}")
         environment = runtimes.setup_venv(self.tensorflow)
         if not self.code.install(self.machine, "0", environment) or not self._install_gpu():
@@ -106,7 +106,7 @@ class Training:
         while self.job.state != "finished":
             rental.job_runs = False
             self._rent(rental)
-            self._ensure_job()
+            self._ensure_job(rental)
             rental.job_runs = True
             if evaluation and not evaluation.ensure(rental):
                 say("the evaluator did not start; training continues without it")
@@ -118,19 +118,22 @@ class Training:
         return evaluation
 
     def _rent(self, rental):
-        """Requests the slice if there is none, and waits until it can be used."""
+        """Requests the slice if there is none, and waits until it can be used.
+
+        One that is there at the first look may be training, so an interruption leaves it alone.
+        """
         before, missed = "", 0
         while (now := self.machine.state()) != "ACTIVE":
             if now != before:
                 say(f"slice {self.machine.name}: {now}")
             before = now
-            if now == "absent":
-                self._request(rental)
-            elif now == "unknown":
-                missed += 1
+            missed = missed + 1 if now == "unknown" else 0
+            if now == "unknown":
                 if missed > PATIENCE:
                     self.machine.warn()
                     raise InputError(f"Google Cloud does not say what {self.machine.name} is doing")
+            elif now == "absent":
+                self._request(rental)
             elif now == "FAILED":
                 self._give_up(rental)
             elif now in GONE:
@@ -139,6 +142,7 @@ class Training:
                 if not self.machine.remove():
                     raise InputError("the preempted slice cannot be deleted")
             self.machine.gcloud.wait()
+        rental.job_runs = before in ("", "unknown")
         rental.take(self.machine)
 
     def _request(self, rental):
@@ -159,9 +163,15 @@ class Training:
             f" {self.machine.gcloud.place[0]})"
         )
 
-    def _ensure_job(self):
+    def _ensure_job(self, rental):
         """Starts the training, unless it runs or has finished; installs it if it never ran."""
-        state = self.job.follow()
+        for _ in range(PATIENCE):
+            if (state := self.job.follow()) != "unknown":
+                break
+            self.machine.gcloud.wait()
+        if state == "unknown" and rental.job_runs:
+            raise Unreachable("worker 0 does not answer")
+        rental.job_runs &= state in ("running", "finished")
         if state in ("absent", "failed", "unknown"):
             if not self.runtime.set_up(self.machine, self.code):
                 raise InputError("the slice cannot be set up; the reason is above")

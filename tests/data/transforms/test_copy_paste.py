@@ -81,3 +81,39 @@ def test_a_part_is_pasted_as_if_it_were_padded():
         )
         for a, b in zip(ours, copy_paste.paste(below, segments, padded, pasted), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_numbers_are_those_of_a_loop_over_the_segments():
+    """Any order of things, stuff that repeats, void, and segments without pixels."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        count = rng.integers(1, 40)
+        classes = rng.integers(-1, 7, count)
+        segment_map = rng.integers(0, count + 1, (6, 7))
+        stuff = np.concatenate([np.zeros(3, bool), rng.random(4) < 0.5])
+        expected = number_one_by_one(segment_map, classes, 3, stuff)
+        ids, segments = copy_paste.number_segments(
+            tf.constant(segment_map, tf.int32),
+            tf.constant(classes, tf.int32),
+            3,
+            tf.constant(stuff),
+        )
+        np.testing.assert_array_equal(ids, expected[0])
+        np.testing.assert_array_equal(segments.classes[: len(expected[1])], expected[1])
+        assert int(segments.num_pasted) == expected[2]
+
+
+def number_one_by_one(segment_map, classes, num_things, pasted_stuff):
+    pasted, others, ids = [], [], np.zeros_like(segment_map)
+    for k, label in enumerate(classes, start=1):
+        if label >= 0 and (segment_map == k).any():
+            is_pasted = label < num_things or pasted_stuff[label]
+            key = k if label < num_things else f"stuff {label}"
+            group = pasted if is_pasted else others
+            if key not in [one for one, _ in group]:
+                group.append((key, label))
+    numbers = {key: n for n, (key, _) in enumerate([*pasted, *others], start=1)}
+    for k, label in enumerate(classes, start=1):
+        key = k if label < num_things else f"stuff {label}"
+        ids[segment_map == k] = numbers.get(key, 0) if label >= 0 else 0
+    return ids, [label for _, label in [*pasted, *others]], len(pasted)
