@@ -285,7 +285,8 @@ def describe(counts: SegmentCounts) -> list[str]:
             "bind a larger training_input.TrainingInput.size, or its resize_to_crop to False"
             " and experiment.Experiment.tiles",
             f"TrainingInput.max_segments {counts.max_segments}: bind it and"
-            " kmax_decoder.ClusterPath.num_clusters higher",
+            " kmax_decoder.ClusterPath.num_clusters higher; the most is"
+            f' {MAX_SEGMENTS} of a crop, or of an image with TrainingInput.placement "device"',
         ),
         *_lines(
             f"segments of these {images} at the evaluation's size",
