@@ -95,7 +95,7 @@ class OutputFiles:
         self._cluster_assignments = cluster_assignments
         self._labels = labels
         self._order = {source.name: number for number, source in enumerate(sources)}
-        self._thumbnails, self._lock = {}, threading.Lock()  # name -> picture
+        self._thumbnails, self._lock = {}, threading.Lock()  # place in the order -> (name, picture)
 
     @property
     def needs_details(self) -> bool:
@@ -124,17 +124,19 @@ class OutputFiles:
         if self._pseudo_labels:
             self._pseudo_labels.finish()
         if self._thumbnails:
-            sheet = _sheet(sorted(self._thumbnails.items()), COLUMNS)
+            sheet = _sheet(sorted(self._thumbnails.values()), COLUMNS)
             write_atomic(os.path.join(self._folder, SHEET_NAME), visualize.png(sheet))
         tf.io.gfile.remove(os.path.join(self._folder, UNFINISHED))
 
     def _keep_thumbnail(self, name, overlay):
         """Keeps the first images of the sources, whichever thread is done first."""
-        thumbnail = visualize.thumbnail(overlay, THUMBNAIL)
+        place = self._order[name]
         with self._lock:
-            self._thumbnails[name] = thumbnail
-            if len(self._thumbnails) > SHEET:
-                del self._thumbnails[max(self._thumbnails, key=self._order.__getitem__)]
+            if len(self._thumbnails) == SHEET:
+                if place > max(self._thumbnails):
+                    return
+                del self._thumbnails[max(self._thumbnails)]
+            self._thumbnails[place] = name, visualize.thumbnail(overlay, THUMBNAIL)
 
     def _write_picture(self, kind, source, picture):
         path = os.path.join(self._folder, kind, f"{source.stem}.png")
