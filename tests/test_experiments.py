@@ -4,6 +4,7 @@ model/test_parameters.py builds each; data/test_training_input.py checks that it
 Python.
 """
 
+import json
 import pathlib
 import re
 
@@ -70,6 +71,33 @@ def test_heads(path):
         found = re.match(rf"PQ (unknown|\d\d\.\d).*{sources}", parts["Expected"])
         page = (ROOT / f"{found[3]}.md").read_text() if found[3] else found[1]
         assert found[1] in page
+
+
+OFFICIAL = [p for p in EXPERIMENTS if p.stem.split("_")[0] in SCHEDULES]
+OFFICIAL = [p for p in OFFICIAL if not re.search("sample|lite", p.stem)]
+
+
+@pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: path.stem)
+def test_numbers_are_those_of_the_official_configuration(path):
+    """Which the golden cases were made with."""
+    golden, dataset = ROOT / "tests/golden", path.stem.split("_")[0]
+    experiment = config.load(Experiment, str(path))
+    optimizer, postprocess = experiment.optimizer(experiment.steps), experiment.postprocess
+    facts = json.loads((golden / "optimizer/adamw.json").read_text())["schedules"][dataset]
+    assert optimizer.schedule.base == facts["base_rate"]
+    assert optimizer.schedule.warmup_steps == facts["warmup"]
+    assert optimizer.decay == facts["weight_decay"]
+    assert optimizer.encoder_multiplier == facts["backbone_multiplier"]
+    facts = json.loads((golden / f"postprocess/{dataset}.json").read_text())
+    for kind in ("thing", "stuff"):
+        assert getattr(postprocess, f"{kind}_threshold") == facts[f"class_threshold_{kind}"]
+        assert getattr(postprocess, f"{kind}_area") == facts[f"{kind}_area_limit"]
+    for name in ("overlap_threshold", "pixel_threshold", "mask_exponent"):
+        assert getattr(postprocess, name) == facts[name]
+    sampled = {"cityscapes": "cityscapes"}.get(dataset, "coco_sampled")
+    facts = json.loads((golden / f"loss/{sampled}.json").read_text())
+    assert experiment.criterion.contrast_temperature == facts["sample_temperature"]
+    assert experiment.criterion.semantic_top_fraction == facts["semantic_top_k"]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

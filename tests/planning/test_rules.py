@@ -96,6 +96,24 @@ def test_fingerprint_of_records(records):
         assert taken.void[number] == pytest.approx(np.mean(ids == 0))
 
 
+@pytest.mark.parametrize(
+    "device, weights, installed, expected",
+    [
+        ("cpu", "", True, ("small_lite0", "lite0", 257, 16, 1e-2, 0.1)),
+        ("cpu", "", False, ("small", "", 257, 16, 1e-2, 1.0)),
+        ("gpu", "", True, ("efficientnet_lite0", "lite0", 641, 16, 4e-3, 0.1)),
+        ("gpu", "", False, ("efficientnet_lite0", "", 641, 16, 4e-3, 1.0)),
+        ("gpu", "ckpt-1", True, ("resnet50", "", 641, 8, 6.25e-5, 0.1)),
+        ("tpu", "ckpt-1", True, ("resnet50", "", 641, 64, 5e-4, 0.1)),
+    ],
+)
+def test_the_model_of_a_device(device, weights, installed, expected, monkeypatch):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: installed or None)
+    recipe = plan.choose_recipe(device, weights)
+    largest, rates = recipe.crops[-1], (recipe.learning_rate, recipe.encoder_multiplier)
+    assert (recipe.model, recipe.package, largest, recipe.batch_size, *rates) == expected
+
+
 @pytest.mark.parametrize("weights", ["", "runs/official/ckpt-1"])
 @pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
 def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, weights):

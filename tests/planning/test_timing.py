@@ -30,6 +30,19 @@ def test_steps_and_epochs(gin_file, tmp_path):
     assert steps(gin_file, tmp_path, epochs=0.1) == 1
 
 
+def test_the_batch_size_scales_rate_and_steps(gin_file, tmp_path):
+    found = []
+    for given in ({}, {"batch_size": 1}):
+        experiment = timing.load(gin_file, [], ONE, str(tmp_path), **given)
+        rate = experiment.optimizer(experiment.steps).schedule.base
+        found.append((experiment.batch_size, rate, experiment.steps))
+    (batch, rate, number), half = found
+    assert batch == 2 and half == (1, rate / 2, 2 * number)
+    assert steps(gin_file, tmp_path, batch_size=1, epochs=2) == 2 * steps(
+        gin_file, tmp_path, epochs=2
+    )
+
+
 def test_minutes_of_a_new_run_are_timed_and_those_of_an_old_one_are_not(
     gin_file, tmp_path, monkeypatch, capsys
 ):

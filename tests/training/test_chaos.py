@@ -117,7 +117,7 @@ def test_every_good_checkpoint_is_evaluated_exactly_once(tiny, tmp_path, start):
         evaluator.join()
     trainer.join()
     evaluator = start(chaos_processes.follow, gin_file, str(run_dir), str(log))
-    evaluator.join(60)
+    evaluator.join(600)
     assert evaluator.exitcode == 0
 
     written = {
