@@ -6,6 +6,7 @@ import gc
 import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
 import pathlib
 import signal
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,12 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first, or one process would end long after the other."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def own_command_line(monkeypatch):
+    """`kmax_tf.commands.main` sets the words of the process, which the next test shall not see."""
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
 
 
 def pytest_generate_tests(metafunc):
