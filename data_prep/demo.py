@@ -12,7 +12,7 @@ import sklearn.datasets
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_prep import pool
+from data_prep import coco_format, convert, pool
 from kmax_tf import errors, files
 from kmax_tf.data import datasets, label_png
 
@@ -104,6 +104,18 @@ def make(
         if entries:
             path = os.path.join(out, f"panoptic_{split}.json")
             files.write_atomic(path, json.dumps(_coco_json(entries)))
+
+
+def convert_splits(out: str, workers: int | None = None) -> None:
+    """Converts the splits that `make` wrote into a folder to records in `out`/records."""
+    run = functools.partial(pool.run, workers=workers)
+    for split in SPLITS:
+        labels = os.path.join(out, f"panoptic_{split}")
+        if tf.io.gfile.exists(f"{labels}.json"):
+            found = coco_format.read(
+                [os.path.join(out, split)], [f"{labels}.json"], [labels], "panoptic_digits"
+            )
+            convert.convert(*found, os.path.join(out, "records"), split, run=run)
 
 
 def make_images(

@@ -1,11 +1,10 @@
-import functools
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import coco_format, convert, demo, pool
+from data_prep import demo
 from kmax_tf import commands, errors
 from kmax_tf.data import datasets
 
@@ -96,12 +95,13 @@ def test_segments_describe_the_ids(scenes):
 def test_converts_as_genuine_coco_panoptic(tmp_path, level):
     demo.make(str(tmp_path), num_train=3, num_val=0, num_holdout=2, level=level, workers=1)
     assert not (tmp_path / "panoptic_val.json").exists()
-    for split, count in (("train", 3), ("holdout", 2)):
-        labels = str(tmp_path / f"panoptic_{split}")
-        source = coco_format.read([str(tmp_path / split)], [f"{labels}.json"], [labels])
-        alone = functools.partial(pool.run, workers=1)
-        size = convert.convert(*source, str(tmp_path / "records"), split, run=alone)
-        assert size.num_examples == count
+    demo.convert_splits(str(tmp_path), workers=1)
+    sizes = json.loads((tmp_path / "records/dataset.json").read_text())["splits"]
+    assert {split: size["num_examples"] for split, size in sizes.items()} == {
+        "train": 3,
+        "holdout": 2,
+    }
+    for split in sizes:
         content = json.loads((tmp_path / f"panoptic_{split}.json").read_text())
         for image in content["images"]:
             opened = Image.open(tmp_path / split / image["file_name"])
@@ -128,6 +128,7 @@ def test_bad_options_write_nothing(tmp_path, options, message):
 def test_command_line(tmp_path, capsys):
     commands.main(["prepare", "demo", "--out", str(tmp_path), "--num_train", "1", "--num_val", "0"])
     assert "1 train, 0 val" in capsys.readouterr().out
+    assert datasets.read_split(str(tmp_path / "records"), "train").num_examples == 1
     with pytest.raises(SystemExit, match="^error: -1: numbers of images"):
         commands.main(["prepare", "demo", "--out", str(tmp_path), "--num_train", "-1"])
     with pytest.raises(SystemExit, match="^error: no flag --num_trains; did you mean --num_train"):

@@ -1,10 +1,13 @@
-"""Makes *panoptic digits*, the embedded dataset, in the COCO panoptic format.
+"""Makes *panoptic digits*, the embedded dataset, and its records.
 
 Real handwritten digits are things over four procedural textures, which are stuff. At level "cards"
 each digit lies on an opaque rounded card, which is its mask. At level "strokes", which is hard, the
 mask is the bare digit. Some images hold a crowd: small things of one class in one segment.
 
-kmax prepare demo --out digits
+kmax prepare demo --out data/panoptic_digits
+
+OUT gets train/, panoptic_train/ and panoptic_train.json in COCO panoptic format, the same of val,
+and records/, which training reads.
 """
 
 from kmax_tf import command_line
@@ -35,5 +38,6 @@ def main(options):
     from data_prep import demo
 
     demo.make(**vars(options))
+    demo.convert_splits(options.out, options.workers)
     counts = f"{options.num_train} train, {options.num_val} val, {options.num_holdout} holdout"
-    print(f"{options.out}: {counts}")
+    print(f"{options.out}: {counts}; records/ is for training")
