@@ -10,7 +10,6 @@ import tf_keras
 from kmax_tf import runtime
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.training_input import TrainingInput
-from kmax_tf.data.transforms.copy_paste import MAX_SEGMENTS
 from kmax_tf.errors import InputError
 from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.kmax_decoder import Prediction
@@ -81,18 +80,13 @@ class Experiment:
         """Builds the model with its variables, for images of the training size.
 
         Raises:
-            InputError: training has fewer clusters than TrainingInput.max_segments, or that is over
-                MAX_SEGMENTS; or a size does not fit the model's strides.
+            InputError: training has fewer clusters than TrainingInput.max_segments, or a size does
+                not fit the model's strides.
         """
         model = self._build(self.training_input.size)
         model.check_size(*self.evaluation_size)  # not only when the first checkpoint is evaluated
         path, rows = model.cluster_path, self.training_input.max_segments
         clusters = path.num_clusters // 2 if path.drop_query else path.num_clusters
-        if rows > MAX_SEGMENTS:
-            raise InputError(
-                f"training_input.TrainingInput.max_segments {rows} exceeds {MAX_SEGMENTS}, the most"
-                " of a crop; bind it to less, and train on smaller crops or tiles"
-            )
         if rows > clusters:
             half = " (half of them, by drop_query)" if path.drop_query else ""
             raise InputError(

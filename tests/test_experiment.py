@@ -22,14 +22,6 @@ def test_as_many_segments_as_clusters(tiny):
     assert tiny(ROWS.format(8), DROP).build_model()
 
 
-def test_more_segments_than_a_map_can_number(tiny):
-    """The rest would be void, whatever the clusters."""
-    clusters = "kmax_decoder.ClusterPath.num_clusters = 512"
-    with pytest.raises(InputError, match="max_segments 256 exceeds 255, the most of a crop"):
-        tiny(ROWS.format(256), clusters).build_model()
-    assert tiny(ROWS.format(255), clusters).build_model()
-
-
 def test_a_size_that_only_the_evaluator_would_refuse(tiny):
     with pytest.raises(InputError, match="image size 96 x 96: height and width must be a multiple"):
         tiny("experiment.Experiment.evaluation_size = (96, 96)").build_model()

@@ -1,6 +1,7 @@
 """The page to look with: it shows what the model says, refuses politely, asks nobody outside."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -184,9 +185,15 @@ def test_all_missing_packages_are_named_at_once(monkeypatch):
 
 @pytest.fixture(scope="module")
 def address(exported, default_signals):
+    with serving(exported.folder, default_signals) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(folder, default_signals):
     """The address of the page, of a program of its own; it is stopped as by Ctrl-C."""
     pytest.importorskip("gradio")
-    command = [sys.executable, ROOT / "scripts/serve.py", exported.folder, "--port=0"]
+    command = [sys.executable, ROOT / "scripts/serve.py", folder, "--port=0"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, preexec_fn=default_signals, **pipes) as server:
         line = server.stdout.readline().strip()
@@ -321,7 +328,7 @@ def inside(ids, i):
 
 
 @pytest.mark.slow
-def test_person_looks_at_an_image(browser, address, segmenter, tmp_path, monkeypatch):
+def test_person_looks_at_an_image(browser, address, segmenter, tmp_path):
     NOISE.save(tmp_path / "photo.png")
     photo, *clusters, segments = web_demo.views_of(segmenter, str(tmp_path / "photo.png"))["views"]
     browser.get(address)
@@ -353,23 +360,39 @@ def test_person_looks_at_an_image(browser, address, segmenter, tmp_path, monkeyp
     ODD["rotated.jpg"](tmp_path / "rotated.jpg")
     drop(browser, tmp_path / "rotated.jpg", "rotated.jpg, 512 x 640 pixels")
 
-    # The next image has no decoders, as one in tiles: it begins with its segments.
-    browser.find_element("xpath", "//*[@class='steps']/label[.='decoder 1']").click()
-    views_of = web_demo.views_of
-
-    def ends(*args):
-        shown = views_of(*args)
-        return shown | {"views": [shown["views"][0], shown["views"][-1]]}
-
-    monkeypatch.setattr(web_demo, "views_of", ends)
-    NOISE.save(tmp_path / "large.png")
-    drop(browser, tmp_path / "large.png", "large.png, 640 x 512 pixels")
-    assert browser.find_element("css selector", ".steps label:has(:checked)").text == "segments"
-    browser.find_element("xpath", f"//*[@class='items']//span[.='{segments['items'][0]['name']}']")
-
     assert [log for log in browser.get_log("browser") if log["source"] == "javascript"] == []
     events = [json.loads(log["message"])["message"] for log in browser.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in events if "request" in e["params"]]
     own = ("data", "chrome")  # of the browser itself
     hosts = {u.netloc for u in map(urllib.parse.urlsplit, asked) if not u.scheme.startswith(own)}
     assert hosts == {urllib.parse.urlsplit(address).netloc}
+
+
+@pytest.mark.slow
+def test_a_person_looks_at_an_image_in_tiles_after_one_in_decoders(
+    browser, exported, default_signals, tmp_path
+):
+    """It has no view of the one that was shown, so it begins with its segments."""
+    tiled, size = tmp_path / "tiled", exported.experiment.evaluation_size
+    shutil.copytree(exported.folder, tiled)
+    described = json.loads((tiled / "categories.json").read_text())
+    described["tiles"] = {"size": size, "scale": 1.0, "overlap": 16}
+    (tiled / "categories.json").write_text(json.dumps(described))
+    NOISE.resize(size).save(tmp_path / "small.png")
+    NOISE.save(tmp_path / "large.png")
+    with serving(tiled, default_signals) as address:
+        browser.get(address)
+        for name, begins, others in (
+            ("small.png", "segments", ["image", "decoder 1"]),
+            ("large.png", "segments", ["image"]),
+            ("small.png", "segments", ["image", "decoder 1"]),
+        ):
+            drop(browser, tmp_path / name, f"{name}, ")
+            browser.find_element("css selector", ".items input")
+            steps = browser.find_elements("css selector", ".steps label")
+            assert [step.text for step in steps] == [*others, "segments"]
+            chosen = browser.find_element("css selector", ".steps label:has(:checked)")
+            assert chosen.text == begins
+            if len(others) > 1:
+                steps[1].click()
+        assert not [log for log in browser.get_log("browser") if log["source"] == "javascript"]
