@@ -200,4 +200,4 @@ def test_records(schema, seeds):
         assert found.segment_map.numpy().min() >= 0
         assert found.segment_map.numpy().max() <= len(found.segment_id)
         assert len(found.segment_id) == len(found.category_id) == len(found.is_crowd)
-    assert len(seeds) // 3 < refused < len(seeds)
+    assert refused > len(seeds) // 3
