@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from kmax_tf.data.records import serialize, shards
 NOTHING = 'none of the {} images has a segment that is not crowd: correct "iscrowd", or add labels'
 
 
-class Made(NamedTuple):
+class _Made(NamedTuple):
     """A split whose shards are made, but not yet in their place."""
 
     split: str
@@ -54,23 +54,6 @@ def convert(
 ) -> datasets.Split:
     """Writes one split as TFRecord shards, and then enters it in dataset.json.
 
-    Args and raises are those of `make`. Returns the size of the split.
-    """
-    made = make(items, dataset, out_dir, split, num_shards, run)
-    publish([made], dataset, out_dir)
-    return made.size
-
-
-def make(
-    items: list[Item],
-    dataset: datasets.Dataset,
-    out_dir: str,
-    split: str,
-    num_shards: int | None = None,
-    run: Callable = pool.run,
-) -> Made:
-    """Writes one split as TFRecord shards into <split>.partial.
-
     Args:
         items: the images.
         dataset: their classes.
@@ -80,10 +63,40 @@ def make(
             parallel.
         run: runs a function over jobs: pool.run or beam.run.
 
+    Returns:
+        The size of the split.
+
     Raises:
         InputError: the source is wrong. Then only finished shards in <split>.partial are new. Also
             if a name in `out_dir` is not UTF-8.
     """
+    made = _make(items, dataset, out_dir, split, num_shards, run)
+    _publish([made], dataset, out_dir)
+    return made.size
+
+
+def convert_together(
+    items: Mapping[str, list[Item]], dataset: datasets.Dataset, out_dir: str, workers: int | None
+) -> dict[str, datasets.Split]:
+    """Converts the splits of one division: an interruption does not mix them with those of another.
+
+    Args:
+        items: name of each split -> its images.
+        dataset: their classes.
+        out_dir: as in `convert`, whose errors this raises.
+        workers: number of processes, None for one per core.
+
+    Returns:
+        Name of each split -> its size.
+    """
+    run = functools.partial(pool.run, workers=workers)
+    every = [_make(part, dataset, out_dir, split, None, run) for split, part in items.items()]
+    _publish(every, dataset, out_dir)
+    return {made.split: made.size for made in every}
+
+
+def _make(items, dataset, out_dir, split, num_shards, run):
+    """Writes one split as TFRecord shards into <split>.partial; the arguments are `convert`'s."""
     if not re.fullmatch(r"\w+", split):
         raise errors.InputError(f'--split "{split}": use letters, digits and "_" only')
     if not items:
@@ -106,7 +119,7 @@ def make(
     digests = [hashlib.sha1(repr(share).encode()).hexdigest()[:16] for share in shares]
     parts = [os.path.join(partial, "-".join(pair)) for pair in zip(names, digests, strict=True)]
     run(convert_shard, list(zip(shares, parts, strict=True)))
-    return Made(split, size, dict(zip(names, parts, strict=True)))
+    return _Made(split, size, dict(zip(names, parts, strict=True)))
 
 
 @contextlib.contextmanager
@@ -121,12 +134,8 @@ def _writing(path: str) -> Iterator[None]:
         ) from error
 
 
-def publish(every: Sequence[Made], dataset: datasets.Dataset, folder: str) -> None:
-    """Moves the shards of some splits to the place of old ones, and enters them in dataset.json.
-
-    Splits that belong together are published together, so that an interruption does not mix them
-    with old ones.
-    """
+def _publish(every: Sequence[_Made], dataset: datasets.Dataset, folder: str) -> None:
+    """Moves the shards of some splits to the place of old ones, and enters them in dataset.json."""
     present = files.names(folder, required=False)
     with _writing(folder):
         for made in every:

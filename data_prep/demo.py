@@ -108,14 +108,13 @@ def make(
 
 def convert_splits(out: str, workers: int | None = None) -> None:
     """Converts the splits that `make` wrote into a folder to records in `out`/records."""
-    run = functools.partial(pool.run, workers=workers)
+    items = {}
     for split in SPLITS:
-        labels = os.path.join(out, f"panoptic_{split}")
+        images, labels = os.path.join(out, split), os.path.join(out, f"panoptic_{split}")
         if tf.io.gfile.exists(f"{labels}.json"):
-            found = coco_format.read(
-                [os.path.join(out, split)], [f"{labels}.json"], [labels], "panoptic_digits"
-            )
-            convert.convert(*found, os.path.join(out, "records"), split, run=run)
+            items[split], _ = coco_format.read([images], [f"{labels}.json"], [labels])
+    dataset = datasets.load("panoptic_digits")
+    convert.convert_together(items, dataset, os.path.join(out, "records"), workers)
 
 
 def make_images(

@@ -11,14 +11,13 @@ Errors of the validation stop before the records are written. With --plan, the t
 at the end.
 """
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from data_prep import coco_format, convert, label_writer, pool, raw_dataset, validate
+from data_prep import coco_format, convert, label_writer, raw_dataset, validate
 from kmax_tf import errors
 from kmax_tf.data import datasets
 from kmax_tf.planning import planner
@@ -75,15 +74,12 @@ def make(
     _tell_labels(raw, written)
     for split, share in zip(SPLITS, shares, strict=True):
         _validate(share, os.path.join(out, "validation", split), workers)
-    run = functools.partial(pool.run, workers=workers)
-    every = []
-    for split, share in zip(SPLITS, shares, strict=True):
-        items, _ = coco_format.read([share.images], [share.json], [share.labels])
-        every.append(convert.make(items, dataset, records, split, run=run))
-    convert.publish(every, dataset, records)
-    for made in every:
-        counts = f"{made.size.num_examples} images, {made.size.num_shards} shards"
-        print(f"{records}: split {made.split}, {counts}")
+    items = {
+        split: coco_format.read([share.images], [share.json], [share.labels])[0]
+        for split, share in zip(SPLITS, shares, strict=True)
+    }
+    for split, size in convert.convert_together(items, dataset, records, workers).items():
+        print(f"{records}: split {split}, {size.num_examples} images, {size.num_shards} shards")
 
 
 def _check_outputs(flags: Any, inputs: Sequence[str]) -> None:

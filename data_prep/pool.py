@@ -6,9 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
+import tensorflow as tf
 import tqdm
-
-from kmax_tf import runtime
 
 
 def run(
@@ -39,11 +38,11 @@ def run(
 
 
 def _start_worker() -> None:
-    """Leaves the GPUs alone, and ends this worker when the program is killed.
+    """Leaves the GPUs alone. Ends this worker when the program is killed.
 
-    Without that it would wait for its next job forever.
+    It would wait for its next job forever.
     """
-    runtime.hide_gpus()
+    tf.config.set_visible_devices([], "GPU")  # runtime.hide_gpus would import Keras first
 
     def wait():
         multiprocessing.parent_process().join()

@@ -6,8 +6,8 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-# Read when TensorFlow is imported: its C++ code reports errors, not what it found on the way;
-# on a machine without GPU not even errors, for the search for one ends in a line of its own.
+# Read when TensorFlow is imported: its C++ code reports errors only, not what it found on the way.
+# Without a GPU it reports nothing: the search for one would end in a line of its own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists("/dev/nvidia0") else "3")
 # Training, evaluator and workers share a GPU: each takes the memory that it needs, not all of it.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -69,7 +69,7 @@ def train(
     if gin_file:
         path = _expanded(gin_file)
     else:
-        lines.append(f"datasets.load.source = {data!r}")  # as a plan binds it
+        lines.insert(0, f"datasets.load.source = {data!r}")  # as a plan binds it
         path, minutes = _plan(data, run_dir, device, MINUTES if minutes is None else minutes), None
     strategy = training.make_strategy(device)
     experiment = timing.load(

@@ -15,6 +15,14 @@ from typing import Any
 
 from kmax_tf.errors import InputError, file_system_reason
 
+
+def positive(text: str) -> int:
+    """Returns a flag's whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 COMMON: dict[str, dict[str, Any]] = {
     "gin_file": {"help": "gin file of the experiment"},
     "gin": {
@@ -36,14 +44,8 @@ COMMON: dict[str, dict[str, Any]] = {
         "help": "height and width in pixels; default: the evaluation's",
     },
     "json": {"action": "store_true", "help": "print JSON"},
+    "workers": {"type": positive, "help": "number of processes; default: one per core"},
 }
-
-
-def positive(text: str) -> int:
-    """Returns a flag's whole number of at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 class Parser(argparse.ArgumentParser):

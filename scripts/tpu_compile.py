@@ -36,10 +36,10 @@ def parse():
     options = parser.parse_args()
     if options.all == bool(options.gin_file):
         parser.error("give --gin_file, or --all for every experiment")
-    if options.json and (options.all or len(options.topology or [""]) > 1):
-        parser.error("--json takes one experiment and one slice")
-    if options.by_part and (options.all or len(options.topology or [""]) > 1):
-        parser.error("--by_part takes one experiment and one slice")
+    if options.all or len(options.topology or [""]) > 1:
+        for flag in ("json", "by_part"):
+            if getattr(options, flag):
+                parser.error(f"--{flag} takes one experiment and one slice")
     return options
 
 

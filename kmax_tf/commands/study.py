@@ -16,9 +16,11 @@ from kmax_tf import command_line
 def parse():
     parser = command_line.Parser(__doc__)
     parser.add_argument("study", help="name, or path of a gin file")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per variant")
+    parser.add_argument("--seeds", type=command_line.positive, default=3, help="runs per variant")
     parser.add_argument("--out", default="runs/studies", help="folder of all studies")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument(
+        "--jobs", type=command_line.positive, default=1, help="runs at the same time"
+    )
     parser.add_argument(
         "--dataset",
         choices=["digits", "coco"],
@@ -26,10 +28,7 @@ def parse():
         help="digits runs here, coco prints commands",
     )
     parser.add_argument("--dry_run", action="store_true", help="print the planned runs")
-    options = parser.parse_args()
-    if min(options.seeds, options.jobs) < 1:
-        parser.error("--seeds and --jobs must be at least 1")
-    return options
+    return parser.parse_args()
 
 
 def main(options):

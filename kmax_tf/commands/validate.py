@@ -10,7 +10,7 @@ from kmax_tf import command_line
 
 
 def parse():
-    parser = command_line.Parser(__doc__)
+    parser = command_line.Parser(__doc__, optional=["workers"])
     parser.add_argument("--images", help="folder of the images")
     parser.add_argument("--panoptic_json", help="annotation file in COCO panoptic format")
     parser.add_argument("--panoptic_dir", help="folder of the id PNGs")
@@ -20,11 +20,6 @@ def parse():
         "--dataset", help="dataset of records without dataset.json, for example coco"
     )
     parser.add_argument("--out", default="validation", help="folder for the report")
-    parser.add_argument(
-        "--workers",
-        type=command_line.positive,
-        help="number of processes; default: one per core",
-    )
     options = parser.parse_args()
     raw = options.images, options.panoptic_json, options.panoptic_dir
     converted = options.records and options.split

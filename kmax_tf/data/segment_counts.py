@@ -99,7 +99,7 @@ def count(
     """
     side = [1 + (pixels - 1) // stride for pixels in evaluation_size]
     training, evaluation, before = [], [], None
-    with reader.named_errors(records, "the split"):
+    with reader.named_errors(records, "the split", skips=options.skip_corrupt):
         for image in _sample(records, dataset, options, evaluation_size, scale, stride):
             pasted = before if len(image.crops) > 1 else None
             training.append(_count_crop(image, pasted, dataset, options))

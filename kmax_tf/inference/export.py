@@ -22,7 +22,7 @@ from kmax_tf.data.records import example
 from kmax_tf.data.transforms import geometry, host
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import check_literal, write_atomic
+from kmax_tf.files import check_literal, names, write_atomic
 from kmax_tf.inference import file_format, model_card, predictor
 from kmax_tf.inference.file_format import FileFormat
 from kmax_tf.inference.frozen_graph import freeze
@@ -33,6 +33,8 @@ from kmax_tf.run_folder import checkpoint, layout
 
 FILES = tf.TensorSpec([None], tf.string, name="images")
 PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+PARTS = {"assets", "fingerprint.pb", "saved_model.pb", "variables"}  # what an export may hold
+PARTS |= {CATEGORIES, "config.gin", "model_card.md", "model.onnx", "model.tflite"}
 
 # Images of a batch differ in size and number of segments; missing entries are 0.
 SEGMENTS = {
@@ -312,11 +314,10 @@ def export(
 
 
 def _check_replaceable(folder):
-    """Raises InputError if a folder holds anything else than an export."""
-    if not tf.io.gfile.exists(folder):
-        return
-    present = tf.io.gfile.isdir(folder) and tf.io.gfile.listdir(folder)
-    if present != [] and "saved_model.pb" not in (present or ()):
+    """Raises InputError if a folder holds anything else than an export, or what is left of one."""
+    is_file = tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder)
+    present = [folder] if is_file else names(folder, required=False)
+    if "saved_model.pb" not in present and not PARTS.issuperset(present):
         raise InputError(f"{folder}: is no export, and would be replaced; choose another --out")
 
 

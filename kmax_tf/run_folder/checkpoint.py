@@ -2,7 +2,7 @@
 
 A checkpoint is written under another name and then renamed, its index last. So a save is finished
 if ckpt-STEP.index and all its data files exist. tf.train.CheckpointManager keeps a list of
-checkpoints instead: with a corrupt list it silently starts from step 0, and it never removes what a
+checkpoints instead. With a corrupt list it silently starts from step 0. It never removes what a
 killed save left. Reading detects damaged files: the index has a checksum of each tensor and block.
 """
 

@@ -183,14 +183,14 @@ def test_errors_of_the_validation_stop_before_the_records(folder):
 def test_an_interruption_mixes_no_old_split_with_a_new_one(folder, read_labels, monkeypatch):
     out = run(folder)
     old = [read_shards(out / "records", split) for split in ("train", "val")]
-    whole = convert.make
+    whole = convert._make
 
     def stop_at_the_second(*args, **options):
         if args[3] == "val":
             raise KeyboardInterrupt
         return whole(*args, **options)
 
-    monkeypatch.setattr(convert, "make", stop_at_the_second)
+    monkeypatch.setattr(convert, "_make", stop_at_the_second)
     with pytest.raises(SystemExit, match="interrupted"):
         run(folder, "--seed", "1")
     assert [read_shards(out / "records", split) for split in ("train", "val")] == old

@@ -131,6 +131,9 @@ def test_only_an_export_is_replaced(exported, tmp_path):
         with pytest.raises(InputError, match=f"{name}: is no export, and would be replaced"):
             export.export(exported.experiment, exported.model, str(tmp_path / name))
     assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "half/variables").mkdir(parents=True)  # what an interrupted replacement leaves
+    export.export(exported.experiment, exported.model, str(tmp_path / "half"))
+    assert (tmp_path / "half/saved_model.pb").exists()
 
 
 def test_describes_itself(exported):

@@ -14,7 +14,7 @@ def parser(documentation: str, splits: Sequence[str] | None = None) -> command_l
         splits: the splits of a dataset in one folder, --source; the first two are the default.
             None allows any split.
     """
-    made = command_line.Parser(documentation)
+    made = command_line.Parser(documentation, optional=["workers"])
     if splits:
         text = f"default: {' '.join(splits[:2])}"
         made.add_argument("--source", required=True, help="folder of the dataset")
@@ -25,11 +25,6 @@ def parser(documentation: str, splits: Sequence[str] | None = None) -> command_l
     made.add_argument("--out", required=True, help="folder for the records")
     made.add_argument(
         "--shards", type=int, help="number of files; default: one per 128 images, at least 8"
-    )
-    made.add_argument(
-        "--workers",
-        type=command_line.positive,
-        help="number of processes; default: one per core",
     )
     made.add_argument("--runner", help="an Apache Beam runner; it takes all further flags")
     return made

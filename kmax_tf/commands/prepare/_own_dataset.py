@@ -7,7 +7,7 @@ FOLDERS = "images", "labels", "val_images", "val_labels"
 
 def parser(documentation: str, has_background: bool = True) -> command_line.Parser:
     """Returns a parser of the flags that `data_prep.own_dataset.run` needs."""
-    made = command_line.Parser(documentation)
+    made = command_line.Parser(documentation, optional=["workers"])
     made.add_argument("--out", required=True, help="folder for all that is made")
     made.add_argument(
         "--val_share",
@@ -16,11 +16,6 @@ def parser(documentation: str, has_background: bool = True) -> command_line.Pars
         help="share of the validation in images without a validation folder",
     )
     made.add_argument("--seed", type=int, default=0, help="seed of that choice")
-    made.add_argument(
-        "--workers",
-        type=command_line.positive,
-        help="number of processes; default: one per core",
-    )
     made.add_argument(
         "--plan", metavar="FILE", help="also plan the training, as `kmax plan --out FILE` does"
     )

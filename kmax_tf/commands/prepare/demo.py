@@ -14,7 +14,7 @@ from kmax_tf import command_line
 
 
 def parse():
-    made = command_line.Parser(__doc__)
+    made = command_line.Parser(__doc__, optional=["workers"])
     made.add_argument("--out", required=True, help="folder for the dataset")
     for name, count, images in (
         ("num_train", 6000, "training images"),
@@ -26,11 +26,6 @@ def parse():
         "--level", choices=("cards", "strokes"), default="cards", help="cards is easy"
     )
     made.add_argument("--seed", type=int, default=0, help="seed of the images")
-    made.add_argument(
-        "--workers",
-        type=command_line.positive,
-        help="number of processes; default: one per core",
-    )
     return made.parse_args()
 
 
