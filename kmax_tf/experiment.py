@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import os
 from collections.abc import Callable
 
@@ -53,13 +54,13 @@ class Experiment:
         for name in ("data_dir", "initial_checkpoint"):  # as the command line does
             object.__setattr__(self, name, os.path.expanduser(getattr(self, name) or ""))
         for name in POSITIVE:
-            if (value := getattr(self, name)) < 1:
+            if (value := _whole(name, getattr(self, name))) < 1:
                 raise InputError(f"Experiment.{name} {value} is below 1; bind it to 1 or more")
         if not self.clip_norm > 0:
             raise InputError(
                 f"Experiment.clip_norm {self.clip_norm} is not positive; leave it out for no limit"
             )
-        if not 0 <= self.seed < 2**31:
+        if not 0 <= _whole("seed", self.seed) < 2**31:
             raise InputError(f"Experiment.seed {self.seed} is not 0 to 2147483647; bind 0")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"Experiment.ema_decay {self.ema_decay} is not in [0, 1); bind 0.9999")
@@ -107,3 +108,10 @@ class Experiment:
     def _build(self, size):
         runtime.set_precision(self.precision)
         return self.model(self.dataset.num_classes).create_variables(*size)
+
+
+def _whole(name, value):
+    """Returns a setting that has to be a whole number; InputError if it is not."""
+    if not isinstance(value, numbers.Integral):
+        raise InputError(f"Experiment.{name} {value!r} is not a whole number; bind one, as 100")
+    return value

@@ -4,6 +4,7 @@ Only the device "pjrt" imports this module: it needs JAX.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -61,10 +62,10 @@ def strategy(device: str) -> PjrtStrategy:
     if not match:
         raise InputError(f"device {device!r} is none of pjrt, pjrt:cpu:N")
     jax.config.update("jax_enable_x64", True)  # the step counter is an int64
-    if match[1]:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", int(match[1]))
     try:
+        if match[1]:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", int(match[1]))
         _meet()
         everywhere = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -72,10 +73,9 @@ def strategy(device: str) -> PjrtStrategy:
     return PjrtStrategy(Devices(everywhere, jax.local_devices()))
 
 
+@functools.cache
 def _meet():
-    """Joins the processes of all hosts."""
-    if jax.distributed.is_initialized():
-        return
+    """Joins the processes of all hosts, once: JAX refuses a second time, alone or not."""
     if text := os.environ.get("TF_CONFIG"):
         hosts = json.loads(text)
         workers, index = hosts["cluster"]["worker"], hosts["task"]["index"]

@@ -163,12 +163,12 @@ def _kept(trainer):
         return None
     start = time.monotonic()
     head, _, content = read_bytes(trainer.kept_at).partition(b"\n")
-    head = json.loads(head)
-    if head["key"] != _key(trainer):
-        return None
     try:
+        head = json.loads(head)
+        if head["key"] != _key(trainer):
+            return None
         executable = pjrt.load(content, trainer.strategy.devices)
-    except JaxRuntimeError as error:
+    except (JaxRuntimeError, ValueError, KeyError, TypeError) as error:
         print(f"{trainer.kept_at}: cannot be loaded ({first_line(error)}); it is compiled again")
         return None
     print(f"loaded the compiled training step in {time.monotonic() - start:.1f} s", flush=True)

@@ -139,10 +139,10 @@ def _run(trainer, folder, progress, came):
     The host acts between two loops. They double in length until one takes `LOOP_SECONDS`.
     """
     experiment, strategy = trainer.experiment, trainer.strategy
-    every, length = experiment.steps_per_loop, 1
+    every, length, stop = experiment.steps_per_loop, 1, False
 
     def after_loop(scalars):
-        nonlocal length
+        nonlocal length, stop
         step = int(trainer.step.numpy())
         is_last = step == experiment.steps
         summary = step % every == 0 or is_last
@@ -155,12 +155,16 @@ def _run(trainer, folder, progress, came):
         stop = preemption.on_any_host(strategy, came()) and not is_last
         if stop or is_last or step % experiment.checkpoint_interval == 0:
             trainer.save(folder)
-        if stop:
+
+    def next_loop(step):
+        if stop:  # not earlier: orbit writes the summary after `after_loop`
             command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
             progress.write(
                 f"stopped at step {step}; to go on, run the same command again: {command}"
             )
             raise SystemExit(preemption.RESTART)
+        # Loops end where summaries and checkpoints are due, wherever the run resumed.
+        return min(length, every - step % every)
 
     # No checkpoint manager: orbit would insist on its newest checkpoint.
     controller = orbit.Controller(
@@ -168,8 +172,7 @@ def _run(trainer, folder, progress, came):
         trainer=trainer,
         strategy=strategy,
         train_actions=[after_loop],
-        # Loops end where summaries and checkpoints are due, wherever the run resumed.
-        steps_per_loop=lambda step: min(length, every - step % every),
+        steps_per_loop=next_loop,
         summary_interval=every,
         summary_dir=layout.training(folder),
     )

@@ -238,7 +238,9 @@ def test_one_tensorflow_everywhere_and_the_tpu_wheel_last(cloud, version, libtpu
     assert train.startswith("scripts/train.py")
     stock, evaluate = done["cloud/evaluator"]
     assert stock == f"stock {minor}"
-    assert evaluate.startswith("scripts/evaluate.py --run_dir=gs://bucket/runs/coco")
+    # A slice may wait longer in the queue than a day.
+    run_dir = "gs://bucket/runs/coco"
+    assert evaluate == f"scripts/evaluate.py --run_dir={run_dir} --order=newest --wait=inf"
     # All workers serve with the same, and were restarted with it.
     restarted = [line for line in cloud.read("root") if "systemctl restart tpu-runtime" in line]
     assert [line.split()[0] for line in restarted] == [f"{cloud.path}/slice/{i}" for i in range(4)]
@@ -325,6 +327,27 @@ def test_starts_again_what_stopped_without_an_error_of_its_own(cloud):
     creations = [c for c in cloud.calls() if c[2:4] == ["queued-resources", "create"]]
     assert len(creations) == 1
     assert sum("stock" in line for line in cloud.read("python")) == 2  # installed once a machine
+
+
+def test_an_evaluator_that_stopped_is_started_again_while_training_runs(cloud):
+    """As after a restart of its VM."""
+    stops = """
+again = cloud / "again"
+if not again.exists():
+    again.touch()
+    os._exit(137)
+(cloud / "second").touch()
+"""
+    write(cloud.clone / "scripts/evaluate.py", EVALUATE.replace("if (cloud", f"{stops}if (cloud"))
+    waits = 'while not (cloud / "second").exists(): time.sleep(0.05)'
+    write(
+        cloud.clone / "scripts/train.py",
+        TRAIN.replace('print("trained', f'{waits}\nprint("trained'),
+    )
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 0, output
+    assert "evaluate: PQ 53.0" in output and not cloud.machines()
 
 
 def test_what_keeps_stopping_is_not_started_for_ever(cloud):
@@ -421,14 +444,36 @@ def test_an_interruption_deletes_or_names_what_runs(cloud, moment, kind):
     output = process.communicate(timeout=600)[0]
     assert process.returncode != 0
     if keeps:
+        assert "continues without this program" in output
+        # The evaluator is looked at while the slice is there, and after.
+        assert ("the same command follows it again" in output) == ("slice" in cloud.machines())
         assert cloud.machines()
-        assert "the same command follows it again" in output
     else:
         assert not cloud.machines(), output
     assert_nothing_hidden(cloud, output)
 
 
-def test_the_same_command_follows_a_training_that_was_left(cloud):
+def test_the_evaluator_alone_is_left_to_itself(cloud):
+    """The same command would rent a slice again."""
+    waits = 'while not (cloud / "go").exists(): time.sleep(0.05)'
+    write(cloud.clone / "scripts/evaluate.py", EVALUATE.replace("print", f"{waits}\nprint"))
+    cloud.commit()
+    process = cloud.start("run", *RUN)
+    wait_for(cloud.path / "was_deleted")
+    while "evaluate.seen" not in " ".join(cloud.calls()[-1]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=600)[0]
+    assert cloud.machines() == {"evaluator"}
+    assert "training is done, and the evaluator continues without this program" in output
+    assert "same command" not in output
+    assert_nothing_hidden(cloud, output)
+
+
+@pytest.mark.parametrize("evaluator, ends_with", [("none", 0), ("n2-standard-8", 1)])
+def test_the_same_command_follows_a_training_that_was_left(cloud, evaluator, ends_with):
+    """Where it cannot start an evaluator, too."""
     cloud.plan(hangs="instances describe")
     process = cloud.start("run", *RUN)
     wait_for(cloud.path / "hanging")
@@ -436,10 +481,11 @@ def test_the_same_command_follows_a_training_that_was_left(cloud):
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=600)
     write(cloud.clone / "notes.txt", "what is not committed does not matter for following")
-    status, output = cloud.launch("run", *RUN, "--evaluator=none")
-    assert status == 0, output
+    status, output = cloud.launch("run", *RUN, f"--evaluator={evaluator}")
+    assert status == ends_with, output
     assert len(cloud.read("trainings")) == 1
-    assert "train: trained" in output
+    assert "train: trained" in output and not cloud.machines()
+    assert ("not committed and would not be sent" in output) == ends_with
 
 
 def test_a_training_that_was_left_stays_where_its_worker_does_not_answer(cloud):
@@ -524,6 +570,7 @@ def test_a_dry_run_prints_what_a_run_does_and_does_nothing(cloud):
         ("--data_dir=data/records", "gs://"),
         ("--run_dir=/mnt/runs", "gs://"),
         ('--gin=x.Experiment.initial_checkpoint = "ckpt/r50"', "checkpoint"),
+        ("--gin=datasets.load.source = 'data/own'", "load.source = '\"'\"'gs://bucket/records"),
         ("--gin_file=gin/experiments/none.gin", "committed"),
         ("--accelerator=v3-8", "one host"),
         ("--tensorflow=2.17.0", "2.18.0"),
@@ -549,6 +596,13 @@ def test_the_last_binding_of_the_checkpoint_counts(cloud):
         assert (status == 0) == is_fine, output
     status, output = cloud.launch("run", *RUN, "--dry-run")
     assert status == 1 and "weights-0" in output
+
+
+def test_known_classes_and_those_on_the_bucket_are_reached(cloud):
+    for source in ("coco", "gs://bucket/records"):
+        gin = f"--gin=datasets.load.source = '{source}'"
+        status, output = cloud.launch("run", *RUN, gin, "--dry-run")
+        assert status == 0, output
 
 
 def test_what_is_not_committed_is_not_trained(cloud):

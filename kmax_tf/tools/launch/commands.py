@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -103,10 +104,19 @@ def _check_paths(options):
             raise InputError(f"--gin_file={path}: no file that is committed here")
         text = done.stdout
     lines = [*text.splitlines(), *options.gin]
-    bound = [line for line in lines if re.match(r"[^#]*initial_checkpoint *=", line)]
-    for line in bound[-1:]:  # the last one counts
-        if not re.search(r"""gs://|= *(""|'')""", line):
-            raise InputError(f"{line}: the workers read checkpoints only on gs://; copy it there")
+    line = _last_binding(lines, "initial_checkpoint")
+    if not re.search(r"""gs://|= *(""|'')|^$""", line):
+        raise InputError(f"{line}: the workers read checkpoints only on gs://; copy it there")
+    line = _last_binding(lines, "load.source")
+    if "/" in line and "gs://" not in line:
+        own = f"--gin=datasets.load.source = '{options.data_dir}'"
+        raise InputError(f"{line}: the workers read classes only on gs://; give {shlex.quote(own)}")
+
+
+def _last_binding(lines, name):
+    """Returns the line that binds a name last, which counts; "" without one."""
+    bound = [line for line in lines if re.match(rf"[^#]*{re.escape(name)} *=", line)]
+    return bound[-1] if bound else ""
 
 
 def _project(dry_run):

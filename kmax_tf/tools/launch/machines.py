@@ -222,17 +222,24 @@ class Rental:
             signal.signal(number, signal.SIG_IGN)
         leave = isinstance(error, Unreachable)
         leave |= isinstance(error, Interrupted) and self.job_runs
+        left = [machine for machine in self.machines if machine.state() != "absent"]
         if leave:
-            say("what runs continues without this program; the same command follows it again")
-        for machine in self.machines:
-            if machine.state() == "absent":
-                continue
+            say(_what_continues(left))
+        for machine in left:
             if leave:
                 machine.warn()
             elif not machine.remove():
                 self.failed = True
         if error is None and self.failed:
             sys.exit(1)
+
+
+def _what_continues(left):
+    """Returns what is said of machines whose jobs run on."""
+    if any(isinstance(machine, TpuSlice) for machine in left):
+        return "what runs continues without this program; the same command follows it again"
+    # The same command would rent a slice again.
+    return "training is done, and the evaluator continues without this program"
 
 
 def _interrupt(number: int, frame: Any) -> None:

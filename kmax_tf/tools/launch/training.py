@@ -25,23 +25,40 @@ class Evaluation:
         self.job = Job("evaluate", machine)
 
     def ensure(self, rental: Rental) -> bool:
-        """Creates the VM and starts the evaluator, unless it runs or has finished."""
-        state = self.machine.state()
+        """Creates the VM and starts the evaluator, unless it runs or has finished.
+
+        Raises Unreachable if it may run, but Google Cloud does not say.
+        """
+        state = self._known_state()
+        if state == "RUNNING" and self.job.follow() in ("running", "finished", "unknown"):
+            rental.take(self.machine)
+            return True  # a VM that does not answer now may be evaluating
+        try:
+            _ = self.code.bundle  # or what is not committed would cost first
+        except InputError as error:
+            say(str(error))
+            return False
         if state == "absent":
             say(f"creating {self.machine.machine_type} as {self.machine.name}")
             rental.take(self.machine)
             if not self.machine.create():
                 return False
         rental.take(self.machine)
-        if state == "RUNNING" and self.job.follow() in ("running", "finished", "unknown"):
-            return True  # a VM that does not answer now may be evaluating
         say(f"installing on {self.machine.name}")
         environment = runtimes.setup_venv(self.tensorflow)
         if not self.code.install(self.machine, "0", environment) or not self._install_gpu():
             return False
         python = runtimes.python(self.tensorflow)
         words = [python, "scripts/evaluate.py", f"--run_dir={self.run_dir}"]
-        return self.job.start([*words, "--order=newest", "--wait=86400"])
+        return self.job.start([*words, "--order=newest", "--wait=inf"])
+
+    def _known_state(self):
+        """Returns the state of the VM, once Google Cloud tells it."""
+        for _ in range(PATIENCE):
+            if (state := self.machine.state()) != "unknown":
+                return state
+            self.machine.gcloud.wait()
+        raise Unreachable(f"Google Cloud does not say what {self.machine.name} is doing")
 
     def _install_gpu(self):
         """Installs the driver and libraries of a GPU, if the VM has one."""
@@ -59,12 +76,15 @@ class Evaluation:
         return self.machine.run("\n".join(commands), "0")
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is evaluated; raises InputError if that fails."""
+        """Waits until the last checkpoint is evaluated.
+
+        Raises InputError if that fails, Unreachable if the VM does not answer.
+        """
         missed = 0
         while self.job.follow() in ("running", "unknown"):
             missed = missed + 1 if self.job.state == "unknown" else 0
             if missed > PATIENCE:
-                raise InputError("the evaluator does not answer")
+                raise Unreachable("the evaluator does not answer")
             time.sleep(POLL)
         if self.job.state != "finished":
             raise InputError(
@@ -108,14 +128,19 @@ class Training:
             self._rent(rental)
             self._ensure_job(rental)
             rental.job_runs = True
-            if evaluation and not evaluation.ensure(rental):
-                say("the evaluator did not start; training continues without it")
-                evaluation.machine.remove()
-                rental.failed = True
-                evaluation = None
-            self._watch(evaluation)
+            evaluation = self._evaluate(rental, evaluation)
+            evaluation = self._watch(rental, evaluation)
         rental.job_runs = False
         return evaluation
+
+    def _evaluate(self, rental, evaluation):
+        """Returns the evaluation, which runs now, or None."""
+        if not evaluation or evaluation.ensure(rental):
+            return evaluation
+        say("the evaluator did not start; training continues without it")
+        evaluation.machine.remove()
+        rental.failed = True
+        return None
 
     def _rent(self, rental):
         """Requests the slice if there is none, and waits until it can be used.
@@ -183,8 +208,8 @@ class Training:
             if not self.job.start(words):
                 raise InputError("training cannot be started; the reason is above")
 
-    def _watch(self, evaluation):
-        """Follows training until it is done, or has to be started again."""
+    def _watch(self, rental, evaluation):
+        """Follows training until it is done, or has to be started again; returns the evaluation."""
         missed = 0
         while (state := self.job.follow()) != "finished":
             if state == "failed":
@@ -193,10 +218,12 @@ class Training:
                 )
             missed = missed + 1 if state == "unknown" else 0
             if state != "running" and self._stopped(missed):
-                return
+                break
             time.sleep(POLL)
-            if evaluation:
-                evaluation.job.follow()
+            stopped = evaluation and evaluation.job.follow() == "stopped"
+            if stopped and evaluation.job.seconds >= SETTLED:  # as after a restart of its VM
+                evaluation = self._evaluate(rental, evaluation)
+        return evaluation
 
     def _stopped(self, missed):
         """Returns whether a training that does not run has to be started again."""
