@@ -37,7 +37,7 @@ def test_from_records_to_a_picture(exported, records, tiny_text, tmp_path, capsy
     run_dir, photos = tmp_path / "run", pathlib.Path(records).parent / "val"
     with pytest.raises(InputError, match="run: is neither an export nor a run; train first"):
         kmax_tf.load(run_dir)
-    classes = checkpoint.Classes(exported.experiment.dataset)
+    classes = checkpoint.Description(exported.model, exported.experiment.dataset)
     weights = tf.train.Checkpoint(model=exported.model, classes=classes)  # of sharp masks
     checkpoint.write(weights, str(tmp_path / "weights-0"))
     settings = {**ANYTHING, "initial_checkpoint": tmp_path / "weights-0"}

@@ -21,7 +21,9 @@ def parse():
     parser.add_argument("--kind", required=True, help="kind of the weights, see above")
     parser.add_argument("--source", required=True, help="file of the weights, or checkpoint prefix")
     parser.add_argument(
-        "--out", required=True, help="run folder for `kmax evaluate`, or checkpoint NAME-NUMBER"
+        "--out",
+        required=True,
+        help="checkpoint NAME-NUMBER or, of a whole model, run folder for `kmax evaluate`",
     )
     parser.add_argument(
         "--classes", help="label set of the source, if the experiment has other classes"
@@ -42,7 +44,7 @@ def main(options):
     from kmax_tf.importers import importer, names, output, own_checkpoint, packages, readers
 
     name_map = names.load(options.kind)
-    output.check(options.out)
+    output.check(options.out, name_map)
     experiment = config.load(Experiment, options.gin_file, options.gin)
     theirs = datasets.load(options.classes) if options.classes else None
     if options.kind == own_checkpoint.KIND:
@@ -72,6 +74,7 @@ def main(options):
         remedy = packages.remedy(options.source) if options.kind == packages.KIND else ""
         raise InputError(f"{options.source}: {error}{remedy}") from None
 
-    path = output.write(model, experiment.dataset, options.out)
+    dataset = None if name_map.part else experiment.dataset
+    path = output.write(model, dataset, options.out)
     print(f"wrote {report.assigned} variables of {options.source} to {path}")
     print(*report.lines(), sep="\n")

@@ -22,7 +22,7 @@ def update(run_dir: str, model: tf_keras.Model, dataset: Dataset, metrics: dict)
     if metrics["PQ"] is None or (best and best["PQ"] >= metrics["PQ"]):
         return
     path = checkpoint.path_of(folder, step)
-    saver = tf.train.Checkpoint(model=model, classes=checkpoint.Classes(dataset))
+    saver = tf.train.Checkpoint(model=model, classes=checkpoint.Description(model, dataset))
     checkpoint.write(saver, path)
     note = {key: metrics.get(key) for key in ("step", "PQ", "checkpoint")}
     write_atomic(layout.best_note(folder), json.dumps(note))

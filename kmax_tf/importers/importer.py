@@ -9,6 +9,7 @@ from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError
 from kmax_tf.importers import classes, fold, names
 from kmax_tf.importers.variables import PARTS, variables
+from kmax_tf.model import function
 
 _SHOWN = 10  # names of each kind of mismatch that a message lists
 
@@ -111,16 +112,10 @@ def _by_our_paths(weights, ours, kind, name_map, dataset, theirs):
 
 def _check_function(model, kind, name_map, gin_file):
     """Refuses a model of equal names and shapes that computes another function."""
-    differences = []
-    for name, theirs in name_map.function.items():
-        layer, attribute = name.split(".")
-        value = getattr(getattr(model, layer), attribute, None)  # a ConvNeXt has no max-pool
-        if value not in (None, theirs):
-            differences.append(f"{name} is {value} here and {theirs} there")
-    if differences:
+    if differences := function.differences(model, name_map.function):
         raise InputError(
             f"weights of kind {kind} compute another function: {', '.join(differences)};"
-            f" use --gin_file={names.experiment(name_map, gin_file)}"
+            f" {names.remedy(name_map, gin_file)}"
         )
 
 

@@ -66,13 +66,14 @@ def _fill(replacement, found):
     return re.sub(r"<(\d)(?:-(\d))?>", group, replacement)
 
 
-def experiment(name_map: NameMap, gin_file: str) -> str:
-    """Returns the experiment for weights of a map that is nearest to another experiment."""
-    folder, prefix = "gin/experiments", name_map.experiments
-    files_there = tf.io.gfile.listdir(os.path.join(files.GIN_ROOT, folder))
-    ours = [f for f in files_there if f.startswith(PORT) == bool(prefix)]
-    wanted = prefix + os.path.basename(gin_file).removeprefix(PORT)
-    return os.path.join(folder, difflib.get_close_matches(wanted, sorted(ours), 1, 0)[0])
+def remedy(name_map: NameMap, gin_file: str) -> str:
+    """Returns how an experiment becomes one for weights of a map."""
+    name = name_map.experiments + os.path.basename(gin_file).removeprefix(PORT)
+    counterpart = os.path.join("gin/experiments", name)
+    if tf.io.gfile.exists(os.path.join(files.GIN_ROOT, counterpart)):
+        return f"use --gin_file={counterpart}"
+    verb = "include gin/models/port.gin in" if name_map.experiments else "take port.gin out of"
+    return f"{verb} the gin file, after the model"
 
 
 def kinds() -> list[str]:

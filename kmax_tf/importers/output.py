@@ -9,23 +9,28 @@ from kmax_tf import config
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError
 from kmax_tf.files import write_atomic
+from kmax_tf.importers.names import NameMap
 from kmax_tf.run_folder import checkpoint, layout
 
 
-def check(out: str) -> None:
-    """Raises InputError if `out` already holds a checkpoint."""
+def check(out: str, name_map: NameMap) -> None:
+    """Raises InputError if `out` already holds a checkpoint, or is no place for this kind's."""
+    if name_map.part and _prefix(out) != out:
+        raise InputError(f"{out}: an encoder alone is no run; give a checkpoint, as --out={out}-0")
     if tf.io.gfile.exists(f"{_prefix(out)}.index") or checkpoint.completed(out):
         raise InputError(f"{out}: already holds a checkpoint; choose another --out")
 
 
-def write(model: tf_keras.Model, dataset: Dataset, out: str) -> str:
+def write(model: tf_keras.Model, dataset: Dataset | None, out: str) -> str:
     """Writes a model with the classes of `dataset` as a checkpoint, and returns its prefix.
 
+    Without a dataset only the encoder is written: random heads would be taken for trained ones.
     If `out` ends in -NUMBER it is that prefix. Otherwise it is a run folder, which gets
     checkpoints/ckpt-0 and the experiment loaded last as config.gin.
     """
     path = _prefix(out)
-    saver = tf.train.Checkpoint(model=model, classes=checkpoint.Classes(dataset))
+    part = {"model": model} if dataset else {"pixel_encoder": model.pixel_encoder}
+    saver = tf.train.Checkpoint(**part, classes=checkpoint.Description(model, dataset))
     if path != out:  # first: an interruption leaves no checkpoint that nothing can read
         write_atomic(layout.config(out), config.resolved())
     checkpoint.write(saver, path)

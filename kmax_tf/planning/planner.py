@@ -77,4 +77,4 @@ def _import_package(package, experiment, out):
     runtime.set_seed(experiment.seed)
     model = experiment.build_model()
     importer.import_weights(model, packages.KIND, source, experiment.dataset, None)
-    output.write(model, experiment.dataset, out)
+    output.write(model, None, out)

@@ -21,6 +21,7 @@ from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.files import check_literal, make_folder, matching, names, read_bytes, read_json
+from kmax_tf.model import function
 from kmax_tf.run_folder import layout
 
 UNREADABLE = (tf.errors.OpError, IndexError)  # IndexError: a truncated file
@@ -37,30 +38,43 @@ _NOT_AT_HAND = (
 _WRITING = "writing-"
 
 
-class Classes(tf.train.experimental.PythonState):
-    """The classes of a model; the item `classes` of each checkpoint that has its heads."""
+class Description(tf.train.experimental.PythonState):
+    """The function of a model, and its classes unless it is an encoder alone.
 
-    def __init__(self, dataset: Dataset):
-        categories = [category._asdict() for category in dataset.categories]
-        self._text = json.dumps({"name": dataset.name, "categories": categories})
+    It is the item `classes` of each checkpoint.
+    """
+
+    def __init__(self, model: tf_keras.Model, dataset: Dataset | None):
+        content = {"function": function.describe(model)}
+        if dataset:
+            categories = [category._asdict() for category in dataset.categories]
+            content |= {"name": dataset.name, "categories": categories}
+        self._text = json.dumps(content)
 
     def serialize(self) -> str:
         return self._text
 
     def deserialize(self, string_value: str) -> None:
-        """Keeps the classes of this run; `provenance.check` compares them."""
+        """Keeps what this run says; `provenance.check` compares it."""
 
 
 def read_classes(path: str) -> Dataset | None:
     """Returns the classes of a checkpoint's model, None if it does not say them."""
+    content = _description(path)
+    if "categories" not in content:
+        return None
+    return Dataset(content["name"], datasets.parse_categories(content, path))
+
+
+def _description(path):
+    """Returns what a checkpoint says of its model; {} for one of older versions."""
     check_literal(path)
     key = "classes/.ATTRIBUTES/py_state"
     try:
         reader = tf.train.load_checkpoint(path)
-        content = json.loads(reader.get_tensor(key)) if reader.has_tensor(key) else None
+        return json.loads(reader.get_tensor(key)) if reader.has_tensor(key) else {}
     except (*UNREADABLE, ValueError) as error:  # ValueError: a folder
         raise InputError(_unreadable(path, error)) from error
-    return content and Dataset(content["name"], datasets.parse_categories(content, path))
 
 
 def save(saver: tf.train.Checkpoint, run_dir: str, step: int, keep: int) -> None:
@@ -155,7 +169,7 @@ def restore_model(model: tf_keras.Model, path: str) -> None:
     The EMA is an item `ema` of the same structure as `model`.
     Raises InputError if the checkpoint is missing, corrupt or of another model.
     """
-    _read_first({"ema": model, "model": model}, path)
+    _read_first(model, {"ema": model, "model": model}, path)
 
 
 def restore_initial(model: tf_keras.Model, path: str) -> None:
@@ -163,7 +177,8 @@ def restore_initial(model: tf_keras.Model, path: str) -> None:
 
     A checkpoint of an encoder has the one item `pixel_encoder`.
     """
-    _read_first({"pixel_encoder": model.pixel_encoder, "ema": model, "model": model}, path)
+    items = {"pixel_encoder": model.pixel_encoder, "ema": model, "model": model}
+    _read_first(model, items, path)
 
 
 def has_heads(path: str) -> bool:
@@ -175,12 +190,15 @@ def _items(path):
     return {name.partition("/")[0] for name, _ in tf.train.list_variables(path)}
 
 
-def _read_first(items, path):
-    """Restores the first item that the checkpoint holds, completely."""
-    check_literal(path)
+def _read_first(model, items, path):
+    """Restores the first item of a model that the checkpoint holds, completely."""
+    theirs = _description(path).get("function", {})
     try:
         names = _items(path)
         item = next((item for item in items if item in names), "model")
+        part = "" if items[item] is model else item
+        if differences := function.differences(model, theirs, part):
+            raise ValueError(", ".join(differences))
         status = tf.train.Checkpoint(**{item: items[item]}).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:

@@ -147,7 +147,7 @@ class Trainer(orbit.StandardTrainer):
     @property
     def state(self) -> dict:
         """The items of a checkpoint, by name."""
-        classes = checkpoint.Classes(self.experiment.dataset)
+        classes = checkpoint.Description(self.model, self.experiment.dataset)
         items = {"model": self.model, "optimizer": self.optimizer, "step": self.step}
         items |= {"classes": classes}
         return items | ({"ema": self.ema} if self.ema else {})

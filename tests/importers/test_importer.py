@@ -12,10 +12,11 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.applications import convnext as applications
 
+from kmax_tf import commands
 from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Category, Dataset
 from kmax_tf.errors import InputError
-from kmax_tf.importers import importer, names, readers
+from kmax_tf.importers import importer, names, output, readers
 from kmax_tf.importers.variables import variables
 from kmax_tf.model.convnext import ConvNeXt
 from kmax_tf.parity.encoders import unpadded_convnext
@@ -328,8 +329,9 @@ def test_torch_convnext(convnext, names_of):
 
 
 def test_script(tiny, tmp_path):
-    """From a safetensors file to a run folder that the other scripts read."""
-    model = tiny(MAX_POOL).build_model()
+    """From a safetensors file to a checkpoint, and from that to a run folder for other programs."""
+    experiment = tiny(MAX_POOL)
+    model = experiment.build_model()
     source, expected = torchvision_resnet(model, np.random.default_rng(4))
     source = {name: value.astype(np.float32) for name, value in source.items()}
     ends = np.cumsum([value.nbytes for value in source.values()]).tolist()
@@ -341,31 +343,41 @@ def test_script(tiny, tmp_path):
     body = b"".join(value.tobytes() for value in source.values())
     (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + body)
 
-    def run(out, *flags):
-        command = [sys.executable, ROOT / "scripts" / "import_checkpoint.py", *flags]
-        command += [
-            f"--gin_file={tmp_path / 'tiny.gin'}",
-            f"--gin={MAX_POOL}",
-            f"--source={tmp_path / 'w.safetensors'}",
-        ]
-        return subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, cwd=ROOT)
+    def words(out, kind, source):
+        flags = {"gin_file": tmp_path / "tiny.gin", "gin": MAX_POOL}
+        flags |= {"kind": kind, "source": tmp_path / source, "out": out}
+        return ["import_checkpoint", *(f"--{flag}={value}" for flag, value in flags.items())]
 
-    done = run(tmp_path / "run", "--kind=imagenet_torch")
+    def refused(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            commands.main(words(*arguments))
+        return stop.value.code
+
+    path = tmp_path / "encoder-0"
+    script = [sys.executable, ROOT / "scripts" / "import_checkpoint.py"]
+    command = [*script, *words(path, "imagenet_torch", "w.safetensors")[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    path = tmp_path / "run" / "checkpoints" / "ckpt-0"
     assert f"wrote {len(expected)} variables" in done.stdout and str(path) in done.stdout
     assert "newly initialized, not in the source: pixel_decoder" in done.stdout
-    assert checkpoint.completed(str(tmp_path / "run")) == [str(path)]
-    assert (tmp_path / "run" / "config.gin").exists()
-    checkpoint.restore_model(model, str(path))
+    before = {p: v.numpy() for p, v in variables(model).items() if "pixel_encoder/" not in p}
+    checkpoint.restore_initial(model, str(path))
     assert_close(model, folded(expected))
-
-    again = run(tmp_path / "run", "--kind=imagenet_torch")
-    assert again.returncode == 1 and "already holds a checkpoint" in again.stderr
-    wrong = run(tmp_path / "start-7", "--kind=pytorch")
-    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
-    last = wrong.stderr.splitlines()[-1]  # TensorFlow 2.18 complains before it, of GPUs
-    assert re.match(
-        "error: .*w.safetensors: weights of kind pytorch compute another function", last
+    assert_holds(model, before)
+    again = refused(path, "imagenet_torch", "w.safetensors")
+    assert "already holds a checkpoint" in again
+    run = tmp_path / "run"
+    assert f"an encoder alone is no run; give a checkpoint, as --out={run}-0" in refused(
+        run, "imagenet_torch", "w.safetensors"
     )
-    assert not list(tmp_path.glob("start*"))
+    wrong = refused(tmp_path / "start-7", "pytorch", "w.safetensors")
+    assert re.match(
+        "error: .*w.safetensors: weights of kind pytorch compute another function", wrong
+    )
+    assert not list(tmp_path.glob("start*")) and not run.exists()
+
+    whole = tmp_path / "whole-0"
+    output.write(model, experiment.dataset, str(whole))
+    commands.main(words(run, "kmax_tf", "whole-0"))
+    assert checkpoint.completed(str(run)) == [str(run / "checkpoints" / "ckpt-0")]
+    assert MAX_POOL in (run / "config.gin").read_text()

@@ -12,6 +12,7 @@ from kmax_tf.importers.variables import variables
 from kmax_tf.run_folder import checkpoint
 from kmax_tf.training import train
 
+MAX_POOL = "resnet.ResNet.max_pool = True"
 HEADS = ["cluster_path/head", "cluster_path/decoders/0/head", "semantic_branch"]
 THREE = [("cat", 1), ("dog", 1), ("sky", 0)]
 FOUR = [("cat", 1), ("bird", 1), ("sky", 0), ("tree", 0)]
@@ -97,6 +98,32 @@ def test_another_model_is_refused_with_the_file(build, tmp_path):
     experiment, model = build(FOUR, "kmax_decoder.ClusterPath.num_clusters = 24")
     with pytest.raises(InputError, match=f"{path}: belongs to another model"):
         own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
+
+
+def test_weights_of_another_network_with_equal_shapes_are_refused(build, tmp_path):
+    """As those of the PyTorch port, for the same classes and for others."""
+    experiment, trained = build(THREE, MAX_POOL)
+    output.write(trained, experiment.dataset, str(tmp_path / "whole-0"))
+    output.write(trained, None, str(tmp_path / "encoder-0"))
+    for classes, name in ((THREE, "whole-0"), (FOUR, "whole-0"), (THREE, "encoder-0")):
+        path = str(tmp_path / name)
+        experiment, model = build(classes)
+        before = {name: v.numpy() for name, v in variables(model).items()}
+        message = (
+            f"{path}: belongs to another model \\(pixel_encoder.max_pool is False here and True"
+        )
+        with pytest.raises(InputError, match=message):
+            own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
+        for name, value in before.items():
+            np.testing.assert_array_equal(variables(model)[name], value, name)
+    experiment, model = build(THREE, MAX_POOL, "pixel_decoder.PixelDecoder.dilation = 1")
+    own_checkpoint.start_from(
+        model, str(tmp_path / "encoder-0"), experiment.dataset, builder(experiment)
+    )
+    for ours, theirs in zip(
+        model.pixel_encoder.weights, trained.pixel_encoder.weights, strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_training_says_its_classes(tiny, build, tmp_path):

@@ -61,5 +61,7 @@ def test_script(tmp_path):
     assert "wrote 240 variables of lite0" in done.stdout
     written = readers.read(str(tmp_path / "start-0"))
     kernel = readers.read(packages.find("lite0"))["_blocks.1._expand_conv.weight"]
-    path = "model/pixel_encoder/blocks/1/expand/conv/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+    path = "pixel_encoder/blocks/1/expand/conv/kernel/.ATTRIBUTES/VARIABLE_VALUE"
     np.testing.assert_array_equal(written[path][0, 0], kernel[:, :, 0, 0].T)
+    # Random heads would be taken for trained ones.
+    assert all(name.startswith(("pixel_encoder/", "classes/", "_CH")) for name in written)
