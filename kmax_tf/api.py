@@ -10,7 +10,7 @@ import tensorflow as tf
 from kmax_tf import config, predict
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import read_json
+from kmax_tf.files import expanded, read_json
 from kmax_tf.predict import Segmenter
 from kmax_tf.predict.segmenter import CATEGORIES
 from kmax_tf.run_folder import checkpoint, layout, watch
@@ -64,10 +64,10 @@ def train(
     from kmax_tf.planning import timing
     from kmax_tf.training import train as training
 
-    data, run_dir = _expanded(data), _expanded(run_dir)
+    data, run_dir = expanded(data), expanded(run_dir)
     lines = [f"experiment.Experiment.data_dir = {data!r}", *_lines(bindings)]
     if gin_file:
-        path = _expanded(gin_file)
+        path = expanded(gin_file)
     else:
         lines.insert(0, f"datasets.load.source = {data!r}")  # as a plan binds it
         path, minutes = _plan(data, run_dir, device, MINUTES if minutes is None else minutes), None
@@ -104,7 +104,7 @@ def evaluate(run_dir: Path) -> dict[str, Any]:
     from kmax_tf import runtime
     from kmax_tf.evaluation.evaluate import evaluate_run
 
-    run_dir = _expanded(run_dir)
+    run_dir = expanded(run_dir)
     gin_file = watch.wait_for_config(run_dir, 0)
     with runtime.strategy("auto").scope():
         return evaluate_run(config.load(Experiment, gin_file), run_dir, once=True)
@@ -126,21 +126,16 @@ def load(path: Path) -> Segmenter:
         InputError: the folder is neither, the run has no checkpoint, or the export is corrupt or of
             an older version.
     """
-    path = _expanded(path)
+    path = expanded(path)
     if tf.io.gfile.exists(os.path.join(path, CATEGORIES)):
         return predict.load(path)
     if not tf.io.gfile.exists(layout.config(path)):
         raise InputError(f"{path}: is neither an export nor a run; train first, or check the path")
     folder = layout.best_export(path)
-    if not tf.io.gfile.exists(folder):
+    if not tf.io.gfile.exists(os.path.join(folder, CATEGORIES)):
         folder = _newest_export(path)
     print(f"loading {folder}", flush=True)
     return predict.load(folder)
-
-
-def _expanded(path):
-    """Returns a path as text, with the home folder for a `~` at its start."""
-    return os.path.expanduser(os.fspath(path))
 
 
 def _lines(bindings):

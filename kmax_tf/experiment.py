@@ -20,6 +20,7 @@ from kmax_tf.predict.tiles import Tiles
 # Each counts something.
 POSITIVE = ("accumulation", "batch_size", "checkpoint_interval", "checkpoints_kept")
 POSITIVE += ("evaluation_batch_size", "steps", "steps_per_loop")
+SMALL = (65, 97)  # pixels; shapes of variables do not depend on the size of the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +102,17 @@ class Experiment:
         """Builds the model for images of the evaluation size; its variables are the same."""
         return self._build(self.evaluation_size)
 
+    def build_weights(self, num_classes: int) -> tf_keras.Model:
+        """Builds the model with the weights of another number of classes, for a small image."""
+        return self._build(SMALL, num_classes)
+
     def segment(self, prediction: Prediction) -> Panoptic:
         """Merges a final `Prediction` into panoptic maps [batch, *evaluation_size]."""
         return self.postprocess(prediction, self.evaluation_size, self.dataset.num_things)
 
-    def _build(self, size):
+    def _build(self, size, num_classes=None):
         runtime.set_precision(self.precision)
-        return self.model(self.dataset.num_classes).create_variables(*size)
+        return self.model(num_classes or self.dataset.num_classes).create_variables(*size)
 
 
 def _whole(name, value):

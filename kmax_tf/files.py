@@ -20,6 +20,11 @@ GIN_ROOT = ROOT if os.path.isdir(os.path.join(ROOT, "gin", "experiments")) else 
 PART = 1 << 24  # bytes
 
 
+def expanded(path: str | os.PathLike) -> str:
+    """Returns a path as text, with the home folder for a `~` at its start."""
+    return os.path.expanduser(os.fsdecode(path))
+
+
 def names(folder: str, *, required: bool = True) -> list[str]:
     """Returns the sorted names in a folder, without the "/" after those of folders.
 

@@ -48,18 +48,22 @@ def main(options):
     experiment = config.load(Experiment, options.gin_file, options.gin)
     theirs = datasets.load(options.classes) if options.classes else None
     if options.kind == own_checkpoint.KIND:
+        given = theirs
         source, theirs = own_checkpoint.read(
             own_checkpoint.find(options.source),
-            lambda n: experiment.model(n).create_variables(65, 97),
-            theirs or experiment.dataset,
+            experiment.build_weights,
+            given or experiment.dataset,
         )
+        if given and not datasets.same_classes(given.categories, theirs.categories):
+            raise InputError(
+                f"--classes={options.classes}: {options.source} says that its classes are"
+                f" others, of {theirs.name}; leave the flag out"
+            )
     else:
         file = packages.find(options.source) if options.kind == packages.KIND else options.source
         source = readers.read(file, lambda name: not name_map.ignores(name))
     runtime.set_seed(experiment.seed)
-    runtime.set_precision(experiment.precision)
-    # The shapes of variables do not depend on the size of the image.
-    model = experiment.model(experiment.dataset.num_classes).create_variables(65, 97)
+    model = experiment.build_weights(experiment.dataset.num_classes)
     try:
         report = importer.import_weights(
             model,

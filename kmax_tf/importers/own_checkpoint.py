@@ -1,6 +1,7 @@
 """Starts a model from a checkpoint of this project, whose classes may be others."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +14,14 @@ from kmax_tf.importers.variables import variables
 from kmax_tf.run_folder import checkpoint
 
 KIND = "kmax_tf"  # of source that is read here, see names.py
+CHANNELS = "/semantic_branch/classifier/kernel/"
+
+
+class Heads(NamedTuple):
+    """What a checkpoint asks of the heads of a model that starts from it."""
+
+    num_clusters: int
+    void_channel: bool  # of the semantic branch
 
 
 def find(source: str) -> str:
@@ -39,6 +48,25 @@ def read(path: str, build: Callable, dataset: Dataset) -> tuple[dict[str, np.nda
     source = build(theirs.num_classes)
     checkpoint.restore_model(source, path)
     return {name: v.numpy() for name, v in variables(source).items()}, theirs
+
+
+def heads(path: str, dataset: Dataset) -> Heads | None:
+    """Returns the heads of a checkpoint, None if it holds an encoder alone.
+
+    Args:
+        path: prefix of the checkpoint.
+        dataset: as in `read`.
+
+    Raises:
+        InputError: the checkpoint is missing or corrupt.
+    """
+    theirs = checkpoint.read_classes(path) or dataset
+    shapes = dict(tf.train.list_variables(path))
+    channels = [s for name, s in shapes.items() if CHANNELS in name]
+    centres = [s for name, s in shapes.items() if "/cluster_path/cluster_centres/" in name]
+    if not (channels and centres):
+        return None
+    return Heads(centres[0][1], channels[0][-1] > theirs.num_classes)
 
 
 def start_from(model: tf_keras.Model, path: str, dataset: Dataset, build: Callable) -> list[str]:

@@ -35,6 +35,7 @@ FILES = tf.TensorSpec([None], tf.string, name="images")
 PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 PARTS = {"assets", "fingerprint.pb", "saved_model.pb", "variables"}  # what an export may hold
 PARTS |= {CATEGORIES, "config.gin", "model_card.md", "model.onnx", "model.tflite"}
+PARTS.add(layout.best_note(""))
 
 # Images of a batch differ in size and number of segments; missing entries are 0.
 SEGMENTS = {
@@ -315,10 +316,13 @@ def export(
 
 def _check_replaceable(folder):
     """Raises InputError if a folder holds anything else than an export, or what is left of one."""
-    is_file = tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder)
-    present = [folder] if is_file else names(folder, required=False)
-    if "saved_model.pb" not in present and not PARTS.issuperset(present):
-        raise InputError(f"{folder}: is no export, and would be replaced; choose another --out")
+    if tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder):
+        raise InputError(f"{folder}: is a file, and would be replaced; choose another --out")
+    if others := sorted(set(names(folder, required=False)) - PARTS):
+        raise InputError(
+            f"{folder}: has {others[0]}, which is no part of an export, and would be replaced;"
+            " choose another --out"
+        )
 
 
 def _check(experiment, export_dir, contents):

@@ -66,7 +66,7 @@ FILES = """
 ## Other runtimes
 
 A file for another runtime takes images of {height} x {width} pixels, float32 in 0..255. They are
-resized to fit, and padded with {gray} at the bottom and the right. Pillow resizes a little
+{fitted}, and padded with {gray} at the bottom and the right. Pillow resizes a little
 differently from the SavedModel.
 
 ```python
@@ -74,7 +74,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 photo = Image.open("photo.jpg").convert("RGB")
-photo = ImageOps.contain(photo, ({width}, {height}), Image.Resampling.BILINEAR)
+{fit}
 image = np.full((1, {height}, {width}, 3), {gray}, np.float32)
 image[0, : photo.height, : photo.width] = photo
 ```
@@ -85,6 +85,10 @@ image[0, : photo.height, : photo.width] = photo
 |---|---|
 {outputs}
 """
+
+FIT = "photo = ImageOps.contain(photo, ({width}, {height}), Image.Resampling.BILINEAR)"
+SCALE = """scale = min({scale:g}, {width} / photo.width, {height} / photo.height)
+photo = ImageOps.scale(photo, scale, Image.Resampling.BILINEAR)"""
 
 USE = """
 `{file_name}`, with {runtime}:
@@ -145,7 +149,7 @@ def text(
     names = {kind: [c.name for c in dataset.categories if c.isthing == kind] for kind in (1, 0)}
     return TEMPLATE.format(
         dataset=dataset.name,
-        files=_files(formats, height, width),
+        files=_files(formats, height, width, tiles),
         large=large,
         facts=_rows(rows),
         segments=_outputs(segments),
@@ -165,12 +169,17 @@ def weights_facts(path: str, metrics: dict | None) -> list[tuple[str, str]]:
     return facts
 
 
-def _files(formats, height, width):
+def _files(formats, height, width, tiles):
     if not formats:
         return ""
     uses = (USE.format(**kind._asdict()) for kind in formats)
     place = dict(height=height, width=width, gray=geometry.GRAY)
-    return FILES.format(**place, uses="".join(uses), outputs=_outputs(OUTPUTS))
+    fitted, fit = "resized to fit", FIT.format(**place)
+    if tiles:  # a small image keeps the scale of training
+        fitted = f"scaled by {tiles.scale:g}, or less to fit"
+        fit = SCALE.format(**place, scale=tiles.scale)
+    uses, outputs = "".join(uses), _outputs(OUTPUTS)
+    return FILES.format(**place, fitted=fitted, fit=fit, uses=uses, outputs=outputs)
 
 
 def _outputs(described):

@@ -4,6 +4,7 @@ import importlib.util
 import textwrap
 from typing import NamedTuple
 
+from kmax_tf.importers import own_checkpoint
 from kmax_tf.planning import rules
 from kmax_tf.planning.fingerprint import Fingerprint
 from kmax_tf.planning.rules import Setting, View
@@ -18,6 +19,7 @@ MODULES = {
     "kmax_decoder": "kmax_tf.model",
     "optimizer": "kmax_tf.training",
     "postprocess": "kmax_tf.model",
+    "semantic_branch": "kmax_tf.model",
     "tiles": "kmax_tf.predict",
     "training_input": "kmax_tf.data",
 }
@@ -72,13 +74,20 @@ def choose_recipe(device: str, weights: str) -> Recipe:
     return Recipe("efficientnet_lite0", package, *sizes, 16, 4e-3, multiplier, reason)
 
 
-def make(fingerprint: Fingerprint, recipe: Recipe, data_dir: str, weights: str) -> Plan:
+def make(
+    fingerprint: Fingerprint,
+    recipe: Recipe,
+    data_dir: str,
+    weights: str,
+    heads: own_checkpoint.Heads | None = None,
+) -> Plan:
     """Makes the plan with `FIRST_STEPS` steps.
 
     Args:
         fingerprint: of the training split.
         data_dir: folder of the records.
         weights: checkpoint that the training starts from, "" for random weights.
+        heads: of these weights; None if they are of an encoder.
     """
     view = rules.choose_view(fingerprint, recipe.crops, recipe.usual)
     data = [
@@ -92,8 +101,9 @@ def make(fingerprint: Fingerprint, recipe: Recipe, data_dir: str, weights: str) 
     settings = [
         *data,
         *rules.view_settings(fingerprint, view),
-        *rules.cluster_settings(fingerprint, view),
+        *rules.cluster_settings(fingerprint, view, heads and heads.num_clusters),
         *rules.loss_settings(fingerprint),
+        *_void_channel(heads),
         *_small_model_settings(recipe),
         *rules.merging_settings(fingerprint, view),
         *_schedule(recipe, FIRST_STEPS, "not timed"),
@@ -113,6 +123,13 @@ def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan
     reason = time if loops > 0 else f"the least number of steps; more than {time}"
     schedule = {s.name: s for s in _schedule(plan.recipe, max(1, loops) * LOOP * PARTS, reason)}
     return plan._replace(settings=[schedule.get(s.name, s) for s in plan.settings])
+
+
+def _void_channel(heads):
+    if heads is None:
+        return []
+    name = "semantic_branch.SemanticBranch.void_channel"
+    return [Setting(name, heads.void_channel, "as the weights have it")]
 
 
 def _small_model_settings(recipe):

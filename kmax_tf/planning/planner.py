@@ -11,7 +11,7 @@ from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import write_atomic
-from kmax_tf.importers import importer, names, output, packages, readers
+from kmax_tf.importers import importer, names, output, own_checkpoint, packages, readers
 from kmax_tf.planning import fingerprint, page, plan, timing
 
 
@@ -22,7 +22,7 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
         data_dir: folder of the records, with splits "train" and "val".
         device: as in `runtime.strategy`.
         minutes: of the training on this machine.
-        weights: checkpoint of the official ResNet-50 model, "" for none.
+        weights: run folder or checkpoint of the official ResNet-50 model, "" for none.
 
     Raises:
         InputError: `out` is no .gin file, `minutes` is not positive, or the records or weights
@@ -43,11 +43,16 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
     print(f"reading the labels of {data_dir}", flush=True)
     found = fingerprint.take(records, dataset)
     recipe = plan.choose_recipe(kind, weights)
-    start = f"{stem}-{recipe.package}-0" if recipe.package else weights
-    made = plan.make(found, recipe, data_dir, start)
+    start, heads = f"{stem}-{recipe.package}-0" if recipe.package else "", None
+    if weights:
+        start = own_checkpoint.find(weights)
+        heads = own_checkpoint.heads(start, dataset)
+    made = plan.make(found, recipe, data_dir, start, heads)
     experiment = _load(made)
     if recipe.package:
         _import_package(recipe.package, experiment, start)
+    elif weights:
+        _try(start, experiment)
     print(f"timing {timing.STEPS} steps", flush=True)
     made = plan.with_steps(made, minutes, *timing.time_steps(experiment, strategy))
     page.write(f"{stem}.html", found, made, _load(made), records)
@@ -68,6 +73,13 @@ def _load(made):
         path = os.path.join(folder, "plan.gin")
         write_atomic(path, plan.gin_text(made, path))
         return config.load(Experiment, path)
+
+
+def _try(weights, experiment):
+    """Raises InputError if the training could not start from the weights."""
+    model = experiment.build_model()
+    build = experiment.build_weights
+    print(*own_checkpoint.start_from(model, weights, experiment.dataset, build), sep="\n")
 
 
 def _import_package(package, experiment, out):

@@ -113,14 +113,18 @@ def view_settings(fingerprint: Fingerprint, view: View) -> list[Setting]:
     ]
 
 
-def cluster_settings(fingerprint: Fingerprint, view: View) -> list[Setting]:
-    """The number of clusters, which is the most segments of a crop or tile."""
+def cluster_settings(
+    fingerprint: Fingerprint, view: View, given: int | None = None
+) -> list[Setting]:
+    """The number of clusters: `given` by weights, or the most segments of a crop or tile."""
     side = None if view.scale is None else view.crop / view.scale
     counts = fingerprint.segments_of_crops(side)
     most = float(np.quantile(counts, 0.99))
     clusters = int(np.clip(16 * math.ceil(SPARE * most / 16), 16, MAX_SEGMENTS // 16 * 16))
     place = "images" if side is None else "tiles"
     reason = f"99 % of the {place} have at most {most:.0f} segments"
+    if given is not None:
+        clusters, reason = given, f"as many as the weights have; {reason}"
     return [
         Setting("kmax_decoder.ClusterPath.num_clusters", clusters, reason),
         Setting("training_input.TrainingInput.max_segments", clusters, "as many as clusters"),

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from kmax_tf.data import orientation
 from kmax_tf.errors import InputError
-from kmax_tf.files import read_bytes
+from kmax_tf.files import expanded, read_bytes
 
 IMAGES = (".jpg", ".jpeg", ".png")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
@@ -105,7 +105,7 @@ def to_pixels(image: Any) -> np.ndarray:
         InputError: the file cannot be decoded, or the image has another form.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_image(os.fsdecode(image))
+        return read_image(expanded(image))
     if isinstance(image, Image.Image):
         image = _from_pillow(image)
     array = np.asarray(image)
@@ -194,7 +194,9 @@ def _shared(files):
     """Returns the deepest folder that contains all files, and their names below it."""
     parts = [(f if "://" in f else os.path.abspath(f)).split("/") for f in files]
     depth = len(os.path.commonprefix([p[:-1] for p in parts]))
-    return "/".join(parts[0][:depth]), ["/".join(p[depth:]).replace("://", "/") for p in parts]
+    names = ["/".join(p[depth:]).replace("://", "/") for p in parts]
+    # Where local and remote files share no folder, an absolute name would leave the output folder.
+    return "/".join(parts[0][:depth]), [name.lstrip("/") for name in names]
 
 
 def _unique(values, otherwise):

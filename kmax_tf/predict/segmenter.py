@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kmax_tf import visualize
 from kmax_tf.data.datasets import Category, parse_categories
 from kmax_tf.errors import InputError, first_line
-from kmax_tf.files import check_literal, field, read_json
+from kmax_tf.files import check_literal, expanded, field, read_json
 from kmax_tf.predict import image_sources, output_files, tiles
 from kmax_tf.predict.segmentation import Segment, Segmentation, measure
 
@@ -101,8 +101,7 @@ class Segmenter:
         paths = images if isinstance(images, (list, tuple)) else [images]
         if not all(isinstance(path, (str, os.PathLike)) for path in paths):
             raise InputError("images: give paths of images, videos or folders, or globs")
-        out = os.fspath(out)
-        given = [os.fspath(path) for path in paths]
+        out, given = expanded(out), list(map(expanded, paths))
         _, sources = image_sources.find(given, output_files.earlier(out))
         write_predictions(self, sources, out)
 

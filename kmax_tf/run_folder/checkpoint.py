@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -45,7 +46,7 @@ class Description(tf.train.experimental.PythonState):
     """
 
     def __init__(self, model: tf_keras.Model, dataset: Dataset | None):
-        content = {"function": function.describe(model)}
+        content: dict[str, Any] = {"function": function.describe(model)}
         if dataset:
             categories = [category._asdict() for category in dataset.categories]
             content |= {"name": dataset.name, "categories": categories}

@@ -228,10 +228,7 @@ def _check_hosts_agree(strategy, start):
 
 def _start_from(trainer, path):
     experiment, path = trainer.experiment, own_checkpoint.find(path)
-
-    def build(num_classes):
-        return experiment.model(num_classes).create_variables(*experiment.training_input.size)
-
+    build = experiment.build_weights
     return own_checkpoint.start_from(trainer.model, path, experiment.dataset, build)
 
 

@@ -34,10 +34,6 @@ def build(tiny, tmp_path):
     return build
 
 
-def builder(experiment):
-    return lambda n: experiment.model(n).create_variables(*experiment.training_input.size)
-
-
 def classifiers(model):
     """{path: array} of the weights whose last axis is classes."""
     return {p: v.numpy() for p, v in variables(model).items() if "/classifier/" in p}
@@ -49,7 +45,7 @@ def test_three_classes_become_four(build, tmp_path):
     path = own_checkpoint.find(str(tmp_path / "three"))
     experiment, model = build(FOUR)
     before, source = classifiers(model), classifiers(trained)
-    lines = own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
+    lines = own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
     assert lines == [
         "kept the weights of classes: cat, sky",
         "newly initialized classes, not in the source: bird, tree",
@@ -75,7 +71,7 @@ def test_as_many_classes_of_other_names_keep_none(build, tmp_path):
     path = own_checkpoint.find(str(tmp_path / "three"))
     experiment, model = build([("car", 1), ("bus", 1), ("road", 0)])
     before = classifiers(model)
-    lines = own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
+    lines = own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
     assert lines[0] == "kept the weights of classes: none"
     for name, values in classifiers(model).items():
         np.testing.assert_array_equal(values[..., :3], before[name][..., :3], name)
@@ -86,7 +82,9 @@ def test_the_same_classes_keep_all(build, tmp_path):
     output.write(trained, experiment.dataset, str(tmp_path / "four"))
     _, model = build(FOUR)
     path = own_checkpoint.find(str(tmp_path / "four"))
-    assert own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment)) == []
+    assert (
+        own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights) == []
+    )
     for name, variable in variables(model).items():
         np.testing.assert_array_equal(variable, variables(trained)[name], name)
 
@@ -97,7 +95,7 @@ def test_another_model_is_refused_with_the_file(build, tmp_path):
     path = own_checkpoint.find(str(tmp_path / "three"))
     experiment, model = build(FOUR, "kmax_decoder.ClusterPath.num_clusters = 24")
     with pytest.raises(InputError, match=f"{path}: belongs to another model"):
-        own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
+        own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
 
 
 def test_weights_of_another_network_with_equal_shapes_are_refused(build, tmp_path):
@@ -113,12 +111,12 @@ def test_weights_of_another_network_with_equal_shapes_are_refused(build, tmp_pat
             f"{path}: belongs to another model \\(pixel_encoder.max_pool is False here and True"
         )
         with pytest.raises(InputError, match=message):
-            own_checkpoint.start_from(model, path, experiment.dataset, builder(experiment))
+            own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
         for name, value in before.items():
             np.testing.assert_array_equal(variables(model)[name], value, name)
     experiment, model = build(THREE, MAX_POOL, "pixel_decoder.PixelDecoder.dilation = 1")
     own_checkpoint.start_from(
-        model, str(tmp_path / "encoder-0"), experiment.dataset, builder(experiment)
+        model, str(tmp_path / "encoder-0"), experiment.dataset, experiment.build_weights
     )
     for ours, theirs in zip(
         model.pixel_encoder.weights, trained.pixel_encoder.weights, strict=True
@@ -132,6 +130,6 @@ def test_training_says_its_classes(tiny, build, tmp_path):
     found = checkpoint.read_classes(checkpoint.newest(str(tmp_path / "run")))
     classes, model = build(FOUR)
     path = checkpoint.newest(str(tmp_path / "run"))
-    lines = own_checkpoint.start_from(model, path, classes.dataset, builder(classes))
+    lines = own_checkpoint.start_from(model, path, classes.dataset, classes.build_weights)
     assert lines[0] == "kept the weights of classes: sky" and len(lines) == 3
     assert found.categories == experiment.dataset.categories and found.name == "panoptic_digits"

@@ -1,6 +1,7 @@
 """An export predicts what the evaluator predicts, at the images' own sizes, by every signature."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -126,12 +127,21 @@ def test_only_an_export_is_replaced(exported, tmp_path):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "exports/one").mkdir(parents=True)
     (tmp_path / "file").write_text("mine")
+    shutil.copytree(exported.folder, tmp_path / "more")
+    (tmp_path / "more/predictions").mkdir()  # by kmax predict --out
     before = sorted(tmp_path.rglob("*"))
-    for name in ("run", "exports", "file"):
-        with pytest.raises(InputError, match=f"{name}: is no export, and would be replaced"):
+    for name, what in (
+        ("run", "has checkpoints, which is no part of an export"),
+        ("exports", "has one, which is no part of an export"),
+        ("more", "has predictions, which is no part of an export"),
+        ("file", "is a file"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: {what}, and would be replaced"):
             export.export(exported.experiment, exported.model, str(tmp_path / name))
     assert sorted(tmp_path.rglob("*")) == before
-    (tmp_path / "half/variables").mkdir(parents=True)  # what an interrupted replacement leaves
+    # What an interrupted replacement leaves, of the evaluator's too.
+    (tmp_path / "half/variables").mkdir(parents=True)
+    (tmp_path / "half/best.json").write_text("{}")
     export.export(exported.experiment, exported.model, str(tmp_path / "half"))
     assert (tmp_path / "half/saved_model.pb").exists()
 

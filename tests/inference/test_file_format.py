@@ -1,5 +1,6 @@
 """The files of other runtimes give the segments of the SavedModel, and an export says so."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -16,10 +17,11 @@ from kmax_tf import config, runtime
 from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.inference import export, file_format, predictor
+from kmax_tf.inference import export, file_format, model_card, predictor
 from kmax_tf.inference.tflite import TFLITE
 from kmax_tf.model.layers.ops import gelu
 from kmax_tf.model.postprocess import Panoptic
+from kmax_tf.predict.tiles import Tiles
 
 FORMATS = ["onnx.ONNX", "tflite.TFLITE"]
 
@@ -155,6 +157,24 @@ def test_an_export_checks_the_file_and_tells_how_to_run_it(
     assert file_format.differing(ours, expected) <= kind.largest_difference
     categories = json.loads((tmp_path / "export/categories.json").read_text())["categories"]
     assert ours.segment_class.max() < len(categories)
+
+
+@pytest.mark.parametrize("length", [20, 400])
+def test_the_card_of_a_model_with_tiles_scales_as_the_savedmodel(
+    exported, length, tmp_path, monkeypatch
+):
+    """A small image is not enlarged to the input."""
+    experiment = dataclasses.replace(exported.experiment, tiles=Tiles(scale=2.0))
+    card = model_card.text(experiment, exported.model, [], {}, {}, [TFLITE])
+    code, _ = re.findall(r"```python\n(.*?)```", card.split("## Other runtimes")[1], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    pixels = np.zeros([length, length // 2, 3], np.uint8)
+    Image.fromarray(pixels).save("photo.jpg")
+    place = {}
+    exec(code, place)
+    fitted = export.ExportedModel(exported.model, experiment)._fit(tf.constant(pixels)).fitted_size
+    assert place["photo"].size == tuple(fitted.numpy()[::-1])
+    assert tuple(fitted) == ((40, 20) if length == 20 else (97, 48))
 
 
 def test_an_export_without_records_is_checked_on_noise(exported, tmp_path):

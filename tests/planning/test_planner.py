@@ -6,7 +6,9 @@ import tensorflow as tf
 from kmax_tf import config
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.planning import planner, timing
+from kmax_tf.importers import output
+from kmax_tf.planning import plan, planner, timing
+from kmax_tf.run_folder import checkpoint
 
 
 @pytest.mark.slow
@@ -39,3 +41,30 @@ def test_a_plan_is_a_gin_file(records, tmp_path):
         planner.run(records, str(tmp_path / "own.txt"), "cpu", 1, "")
     with pytest.raises(InputError, match="no such folder"):
         planner.run(str(tmp_path / "none"), str(tmp_path / "own.gin"), "cpu", 1, "")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_models")
+def test_a_plan_starts_from_official_weights(records, tmp_path, monkeypatch):
+    """With their clusters and their channel for void, which the data would not ask for."""
+    weights, out = str(tmp_path / "weights"), str(tmp_path / "own.gin")
+    official = config.load(
+        Experiment,
+        "gin/experiments/demo.gin",
+        [
+            "kmax_decoder.ClusterPath.num_clusters = 24",
+            "semantic_branch.SemanticBranch.void_channel = True",
+        ],
+    )
+    output.write(official.build_model(), official.dataset, weights)
+    monkeypatch.setattr(timing, "time_steps", lambda *arguments: (30.0, 0.5))
+    recipe = plan.choose_recipe("cpu", weights)._replace(model="small_lite0")
+    monkeypatch.setattr(plan, "choose_recipe", lambda *_: recipe)
+    with pytest.raises(InputError, match="ckpt-0: belongs to another model"):
+        planner.run(records, out, "cpu", minutes=5.5, weights=weights)
+    assert not tf.io.gfile.exists(out)
+    recipe = recipe._replace(model="small")  # a ResNet-50 takes longer
+    planner.run(records, out, "cpu", minutes=5.5, weights=weights)
+    experiment = config.load(Experiment, out)
+    assert experiment.training_input.max_segments == 24
+    checkpoint.restore_initial(experiment.build_model(), experiment.initial_checkpoint)

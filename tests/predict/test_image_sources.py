@@ -44,6 +44,19 @@ def test_files_folders_and_globs(tmp_path):
     assert [s.name for s in image_sources.find([a, b])[1]] == ["b.png", "a.jpg"]
 
 
+def test_local_and_remote_images_keep_their_results_below_the_output_folder(tmp_path):
+    """An absolute name would put a result over the user's own image."""
+    local, remote = write(tmp_path / "b.png"), "ram://bucket/folder/b.png"
+    with tf.io.gfile.GFile(remote, "wb") as file:
+        file.write(tf.io.encode_png(PIXELS).numpy())
+    for paths in ([local, remote], [remote, local]):
+        _, sources = image_sources.find(paths)
+        stems = {source.stem for source in sources}
+        assert stems == {f"{tmp_path}/b"[1:], "ram/bucket/folder/b"}
+        for source in sources:
+            np.testing.assert_array_equal(source.read(), PIXELS)
+
+
 def test_images_of_one_name_do_not_collide(tmp_path):
     paths = [write(tmp_path / name) for name in ("a/1.jpg", "b/1.jpg", "b/01.png", "b/1.png")]
     for chosen in (paths, paths[:2], paths[1:3], paths[1::2]):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import coco_format, convert, pool
-from kmax_tf import predict
+from kmax_tf import commands, predict
 from kmax_tf.data import label_png
 from kmax_tf.data.datasets import same_classes
 from kmax_tf.data.records import example, shards
@@ -217,7 +217,7 @@ def test_files_of_an_earlier_run_are_removed_and_nothing_else(segmenter, photos,
     assert all((out / name).read_bytes() == b"mine" for name in own)
 
 
-def test_files_of_an_earlier_run_are_no_images(segmenter, photos, tmp_path):
+def test_files_of_an_earlier_run_are_no_images(segmenter, photos, tmp_path, monkeypatch):
     """Where they lie in the folder of the images."""
     paths = [f"{photos}/{source.name}" for source in image_sources.find([photos])[1]]
     for k, path in enumerate(paths):
@@ -225,7 +225,8 @@ def test_files_of_an_earlier_run_are_no_images(segmenter, photos, tmp_path):
         shutil.copy(path, tmp_path / str(k))
     segmenter.predict_to_coco(tmp_path, tmp_path)
     written = files_below(tmp_path)
-    segmenter.predict_to_coco([str(tmp_path)], tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    segmenter.predict_to_coco([f"~/{tmp_path.name}"], f"~/{tmp_path.name}")
     assert files_below(tmp_path) == written
 
 
@@ -381,11 +382,15 @@ def test_missing_and_older_exports_are_named(exported, tmp_path):
 
 
 @pytest.mark.parametrize("positional", [True, False])
-def test_command_line(positional, exported, photos, tmp_path):
-    words = [exported.folder, photos]
-    if not positional:
-        words = [f"--export={exported.folder}", f"--images={photos}"]
-    command = [sys.executable, ROOT / "scripts/predict.py", *words, "--out", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "3 images, 0 skipped" in done.stdout
+def test_command_line(positional, exported, photos, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    if positional:
+        words = ["predict", exported.folder, *out, photos]  # images after a flag, too
+        commands.main(words)
+        printed = capsys.readouterr().out
+    else:
+        words = [f"--export={exported.folder}", f"--images={photos}", *out]
+        command = [sys.executable, ROOT / "scripts/predict.py", *words]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "3 images, 0 skipped" in printed
     assert len(list((tmp_path / "out/predictions").iterdir())) == 3

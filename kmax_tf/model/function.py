@@ -1,0 +1,34 @@
+"""What changes the function of a model, but no name or shape of its variables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tf_keras
+
+# The official code and the PyTorch port differ in these.
+NAMES = (
+    "pixel_encoder.max_pool",
+    "pixel_encoder.activate_endpoints",
+    "pixel_decoder.dilation",
+    "semantic_branch.activates_low_level",
+)
+
+
+def describe(model: tf_keras.Model) -> dict[str, Any]:
+    """Returns {name: value} of a `KMaX`; a ConvNeXt, say, has no max-pool."""
+    values = {name: _value(model, name) for name in NAMES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def differences(model: tf_keras.Model, theirs: Mapping[str, Any], part: str = "") -> list[str]:
+    """Says where the function of a `KMaX`, or of one part, is not that of other weights."""
+    return [
+        f"{name} is {value} here and {theirs[name]} there"
+        for name, value in describe(model).items()
+        if name.startswith(part) and theirs.get(name) not in (None, value)
+    ]
+
+
+def _value(model, name):
+    layer, attribute = name.split(".")
+    return getattr(getattr(model, layer, None), attribute, None)
