@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import tensorflow as tf
@@ -81,6 +82,34 @@ except InputError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"device 'pjrt': .*jax.*; pip install -e '.\[pjrt\]'\n", done.stdout)
+
+
+def test_a_process_may_train_again():
+    """As a notebook does after a misspelt setting."""
+    pytest.importorskip("jax")
+    code = """
+from kmax_tf.errors import InputError
+from kmax_tf.training import train
+print([train.make_strategy("pjrt:cpu:2").num_replicas_in_sync for _ in range(2)])
+try:
+    train.make_strategy("pjrt:cpu:3")
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"\[2, 2\]\ndevice 'pjrt:cpu:3' cannot be used: .*\n", done.stdout)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\nprogram", b"[]", b"\xff\n"])
+def test_a_damaged_program_is_compiled_again(content, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("jax")
+    from kmax_tf.training import pjrt_trainer
+
+    monkeypatch.setattr(pjrt_trainer, "_key", lambda trainer: "key")
+    path = tmp_path / "program.pjrt"
+    path.write_bytes(content)
+    assert pjrt_trainer._kept(types.SimpleNamespace(kept_at=str(path))) is None
+    assert f"{path}: cannot be loaded" in capsys.readouterr().out
 
 
 @pytest.mark.xla

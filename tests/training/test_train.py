@@ -424,6 +424,7 @@ def test_terminated_training_goes_on_bit_exactly(
             assert stop.value.code == preemption.RESTART == 75
             line = "to go on, run the same command again: kmax train '--run_dir=a b'\n"
             assert f"stopped at step {step}; {line}" in capsys.readouterr().err
+            assert summary_steps(terminated)[-1] == step
     newest = checkpoint.newest(terminated)
     data = pathlib.Path(newest + ".data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1000])
@@ -434,6 +435,15 @@ def test_terminated_training_goes_on_bit_exactly(
     assert [[checkpoint.step_of(path) for path in run] for run in paths] == [[1, 2, 3, 4]] * 2
     for pair in zip(*paths, strict=True):
         assert_same_state(*pair)
+
+
+def summary_steps(run_dir):
+    """The steps of all summaries of a run, in order."""
+    found = set()
+    for path in pathlib.Path(run_dir, "train").glob("events*"):
+        events = tf.compat.v1.train.summary_iterator(str(path))
+        found |= {event.step for event in events if event.summary.value}
+    return sorted(found)
 
 
 @pytest.mark.slow
