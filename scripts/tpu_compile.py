@@ -71,7 +71,8 @@ def report_one(options, accelerator):
     report = tpu_report.report(experiment, accelerator)
     print(json.dumps(report) if options.json else tpu_report.text(report))
     if options.by_part and not options.json and "bytes_by_part" in report:
-        print(hlo_traffic.table(report["bytes_by_part"]))
+        parts = report["bytes_by_part"]
+        print(hlo_traffic.table(parts) if parts else "by part: JAX cannot read this program")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
+def pytest_collection_finish():
+    """Tracing makes many objects, for which Python would look at all of TensorFlow's each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(autouse=True)
 def own_command_line(monkeypatch):
     """`kmax_tf.commands.main` sets the words of the process, which the next test shall not see."""

@@ -21,7 +21,7 @@ class Compiled(NamedTuple):
     flops: float
     bytes_accessed: float
     estimated_seconds: float
-    program: str  # optimized HLO as text
+    program: str  # optimized HLO as text, or ""
 
 
 class OutOfMemory(InputError):
@@ -89,5 +89,15 @@ def compile_for_tpu(hlo: bytes, accelerator: str, replicas: int) -> Compiled:
         cost["flops"],
         cost["bytes accessed"],
         cost["optimal_seconds"],
-        program.hlo_modules()[0].to_string(),
+        _text(program),
     )
+
+
+def _text(program):
+    """Returns the optimized HLO; "" if JAX does not understand it, as some of v6e."""
+    from jax.errors import JaxRuntimeError
+
+    try:
+        return program.hlo_modules()[0].to_string()
+    except JaxRuntimeError:
+        return ""

@@ -39,7 +39,7 @@ def report(experiment: Experiment, accelerator: str) -> dict:
         - "memory_bytes" of one replica: "arguments", "outputs", "temporaries", "needed" (an output
           that takes an argument's place counts once) and "available"
         - "flops", "bytes_accessed" of one replica
-        - "bytes_by_part": of `hlo_traffic.by_part`
+        - "bytes_by_part": of `hlo_traffic.by_part`; {} if JAX cannot read the program
         - "arithmetic_seconds", "traffic_seconds": of these two at the device's full speed
         - "roofline_seconds": the longer of the two
         - "estimated_seconds": the compiler's estimate of a step, or None

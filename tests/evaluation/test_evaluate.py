@@ -139,7 +139,8 @@ def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     assert 100 * quality["All"]["pq"] == metrics["PQ"]
 
 
-def test_corrupt_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys):
+def test_corrupt_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate.best_checkpoint, "export", lambda *_: None)  # takes long
     experiment = tiny("experiment.Experiment.steps = 2")
     run_dir = str(tmp_path / "run")
     with pytest.raises(InputError, match="has no checkpoint yet"):
@@ -226,7 +227,11 @@ def test_a_best_checkpoint_without_figures_is_no_rival(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_begun_again_is_evaluated_again(tiny, tmp_path):
+def test_a_training_begun_again_is_evaluated_again(tiny, tmp_path, monkeypatch):
+    def make_folder(experiment, model, folder, facts):  # a whole export takes long
+        tf.io.gfile.makedirs(folder)
+
+    monkeypatch.setattr(evaluate.best_checkpoint.saved_model, "export", make_folder)
     experiment = tiny("experiment.Experiment.steps = 2")
     run_dir, models = str(tmp_path / "run"), []
     for seed in (1, 2):

@@ -124,7 +124,8 @@ def test_weights_of_another_network_with_equal_shapes_are_refused(build, tmp_pat
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_training_says_its_classes(tiny, build, tmp_path):
+def test_training_says_its_classes(tiny, build, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_run", lambda trainer, folder, *_: trainer.save(folder))
     experiment = tiny("experiment.Experiment.steps = 1")
     train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     found = checkpoint.read_classes(checkpoint.newest(str(tmp_path / "run")))

@@ -49,8 +49,9 @@ def test_script(placement):
     done = subprocess.run(
         [
             *(sys.executable, ROOT / "scripts" / "benchmark_input.py", "--json"),
-            *("--gin_file", "gin/experiments/coco_resnet50.gin", "--threads=2", "--seconds=1"),
+            *("--gin_file", "gin/experiments/coco_resnet50.gin", "--threads=2", "--seconds=0.2"),
             *("--gin", f"training_input.TrainingInput.placement = '{placement}'"),
+            *("--gin", "training_input.TrainingInput.size = (129, 129)"),
         ],
         capture_output=True,
         text=True,

@@ -34,7 +34,7 @@ print("starts at step", start, flush=True)
 with (cloud / "starts").open("a") as file:
     file.write(f"{start}\\n")
 for step in range(start + 1, 7):
-    time.sleep(0.03)
+    time.sleep(0.01)
     written = cloud / "steps.new"  # a preemption may come in the middle of a write
     written.write_text(str(step))
     written.replace(steps)
@@ -115,7 +115,7 @@ class Cloud:
         self.environment = os.environ | {
             "FAKE": str(self.path),
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "KMAX_POLL_SECONDS": "0.05",
+            "KMAX_POLL_SECONDS": "0.01",
             "KMAX_SETTLED_SECONDS": "0",
         }
 

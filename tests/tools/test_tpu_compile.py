@@ -1,9 +1,11 @@
 """Reports of the TPU compiler."""
 
+import types
+
 import pytest
 
 from kmax_tf.errors import InputError
-from kmax_tf.tools import tpu_compile, tpu_report
+from kmax_tf.tools import hlo_traffic, tpu_compile, tpu_report
 
 GB = 10**9
 
@@ -70,6 +72,17 @@ def test_what_does_not_fit_comes_with_what_may_make_it_fit(tiny, compiler):
     found = tpu_report.report(tiny(*bindings), "v5e-16")
     assert "may make it fit: a chip with more memory" in tpu_report.text(found)
     assert tpu_report.cells(found) == ["v5e-16", "16 x 1", "no", "20.1G of 15.7G"]
+
+
+def test_a_program_that_jax_cannot_read_keeps_its_figures():
+    """Else an hour of compilation for a v6e was in vain."""
+    errors = pytest.importorskip("jax.errors")
+
+    def refuse():
+        raise errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands")
+
+    assert tpu_compile._text(types.SimpleNamespace(hlo_modules=refuse)) == ""
+    assert hlo_traffic.by_part("") == {}
 
 
 def test_cells_are_those_of_the_head(tiny, compiler):

@@ -525,12 +525,12 @@ def _refs(layer):
     return {v.ref() for v in layer.variables}
 
 
-def test_a_run_starts_from_the_weights_that_are_bound(tiny, tmp_path):
+def test_a_run_starts_from_the_weights_that_are_bound(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_run", lambda *_: None)  # what is asserted comes before
     weights = tiny().build_model()
     for variable in weights.variables:
         variable.assign(tf.fill(variable.shape, 0.5))
     path = tf.train.Checkpoint(model=weights).save(str(tmp_path / "ckpt"))
-    rate = "optimizer.AdamW.learning_rate = 0.0"
-    experiment = tiny(f"experiment.Experiment.initial_checkpoint = {path!r}", rate)
+    experiment = tiny(f"experiment.Experiment.initial_checkpoint = {path!r}")
     model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
-    assert all((v.numpy() == 0.5).all() for v in model.trainable_variables)
+    assert all((v.numpy() == 0.5).all() for v in model.variables)
