@@ -72,8 +72,9 @@ def remedy(name_map: NameMap, gin_file: str) -> str:
     counterpart = os.path.join("gin/experiments", name)
     if tf.io.gfile.exists(os.path.join(files.GIN_ROOT, counterpart)):
         return f"use --gin_file={counterpart}"
-    verb = "include gin/models/port.gin in" if name_map.experiments else "take port.gin out of"
-    return f"{verb} the gin file, after the model"
+    if name_map.experiments:
+        return "include gin/models/port.gin in the gin file, after the model"
+    return "leave gin/models/port.gin out of the gin file"
 
 
 def kinds() -> list[str]:

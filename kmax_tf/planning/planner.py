@@ -79,7 +79,8 @@ def _try(weights, experiment):
     """Raises InputError if the training could not start from the weights."""
     model = experiment.build_model()
     build = experiment.build_weights
-    print(*own_checkpoint.start_from(model, weights, experiment.dataset, build), sep="\n")
+    for line in own_checkpoint.start_from(model, weights, experiment.dataset, build):
+        print(line)
 
 
 def _import_package(package, experiment, out):

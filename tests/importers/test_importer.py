@@ -378,6 +378,9 @@ def test_script(tiny, tmp_path):
 
     whole = tmp_path / "whole-0"
     output.write(model, experiment.dataset, str(whole))
+    with pytest.raises(SystemExit) as stop:
+        commands.main([*words(tmp_path / "other-0", "kmax_tf", "whole-0"), "--classes=coco"])
+    assert "whole-0 says that its classes are others, of panoptic_digits" in stop.value.code
     commands.main(words(run, "kmax_tf", "whole-0"))
     assert checkpoint.completed(str(run)) == [str(run / "checkpoints" / "ckpt-0")]
     assert MAX_POOL in (run / "config.gin").read_text()

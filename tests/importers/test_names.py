@@ -45,6 +45,21 @@ def test_unknown_kind():
         names.load("deeplab")
 
 
+@pytest.mark.parametrize(
+    "kind, gin_file, remedy",
+    [
+        ("pytorch", "coco_resnet50", "use --gin_file=gin/experiments/port_coco_resnet50.gin"),
+        ("deeplab2", "port_coco_resnet50", "use --gin_file=gin/experiments/coco_resnet50.gin"),
+        ("pytorch", "own", "include gin/models/port.gin in the gin file, after the model"),
+        ("pytorch", "coco_max_s", "include gin/models/port.gin in the gin file, after the model"),
+        ("deeplab2", "port_own", "leave gin/models/port.gin out of the gin file"),
+    ],
+)
+def test_a_model_of_another_function_has_a_remedy(kind, gin_file, remedy):
+    """Never the experiment of other classes or of another backbone."""
+    assert names.remedy(names.load(kind), f"plans/{gin_file}.gin") == remedy
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_official_names(variant):
     keys = [*cases.checkpoint_shapes(cases.FOLDER, variant)]

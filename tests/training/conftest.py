@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import socket
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 STEPS = 20
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for chaos_processes
 
 
 @pytest.fixture(scope="session")

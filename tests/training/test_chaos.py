@@ -7,17 +7,14 @@ import pathlib
 import random
 import re
 import signal
-import sys
 import time
 
+import chaos_processes
 import pytest
 
 from kmax_tf.evaluation import evaluate
 from kmax_tf.inference import predictor
 from kmax_tf.run_folder import checkpoint, layout
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import chaos_processes  # noqa: E402
 
 KILLS = 10  # of the evaluator
 REAL_KILLS = 9  # of the training

@@ -1,5 +1,6 @@
 """Training: replicas agree with one device, XLA takes the step, a killed run goes on exactly."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -8,6 +9,7 @@ import signal
 import sys
 import time
 
+import chaos_processes
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -382,11 +384,15 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
         "experiment.Experiment.steps = 1",
         "training_input.TrainingInput.scales = (1.0,)",
     ]
-    train.train(tiny(*bindings), str(tmp_path / "a"), runtime.strategy("cpu"))
-    assert "no pixel of the crops is void" in capsys.readouterr().err
-    bindings.append("criterion.Criterion.unmatched_class_weight = 'nonvoid_share'")
-    train.train(tiny(*bindings), str(tmp_path / "b"), runtime.strategy("cpu"))
-    assert "no pixel" not in capsys.readouterr().err
+    for weight, warns in (("void_share", True), ("nonvoid_share", False)):
+        criterion = functools.partial(chaos_processes.toy_criterion)  # a copy
+        criterion.unmatched_class_weight = weight
+        experiment = dataclasses.replace(
+            tiny(*bindings), model=chaos_processes.Toy, criterion=criterion
+        )
+        train.train(experiment, str(tmp_path / weight), runtime.strategy("cpu"))
+        assert ("no pixel of the crops is void" in capsys.readouterr().err) == warns
+    assert tiny().criterion.unmatched_class_weight == "void_share"
 
 
 @pytest.fixture
