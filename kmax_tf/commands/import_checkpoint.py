@@ -48,17 +48,12 @@ def main(options):
     experiment = config.load(Experiment, options.gin_file, options.gin)
     theirs = datasets.load(options.classes) if options.classes else None
     if options.kind == own_checkpoint.KIND:
-        given = theirs
+        path = own_checkpoint.find(options.source)
+        if theirs:
+            own_checkpoint.check_classes(path, theirs)
         source, theirs = own_checkpoint.read(
-            own_checkpoint.find(options.source),
-            experiment.build_weights,
-            given or experiment.dataset,
+            path, experiment.build_weights, theirs or experiment.dataset
         )
-        if given and not datasets.same_classes(given.categories, theirs.categories):
-            raise InputError(
-                f"--classes={options.classes}: {options.source} says that its classes are"
-                f" others, of {theirs.name}; leave the flag out"
-            )
     else:
         file = packages.find(options.source) if options.kind == packages.KIND else options.source
         source = readers.read(file, lambda name: not name_map.ignores(name))

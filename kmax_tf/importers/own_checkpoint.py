@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError
 from kmax_tf.importers import importer
@@ -27,6 +28,16 @@ class Heads(NamedTuple):
 def find(source: str) -> str:
     """Returns the checkpoint that a run folder, or the prefix of a checkpoint, names."""
     return checkpoint.newest(source) if tf.io.gfile.isdir(source) else source
+
+
+def check_classes(path: str, given: Dataset) -> None:
+    """Raises InputError if a checkpoint says that its classes are not the `given` ones."""
+    theirs = checkpoint.read_classes(path)
+    if theirs and not datasets.same_classes(given.categories, theirs.categories):
+        raise InputError(
+            f"--classes={given.name}: {path} says that its classes are others, of {theirs.name};"
+            " leave the flag out"
+        )
 
 
 def read(path: str, build: Callable, dataset: Dataset) -> tuple[dict[str, np.ndarray], Dataset]:

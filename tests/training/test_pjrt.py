@@ -68,6 +68,12 @@ def test_another_device_is_refused_in_one_line():
             train.make_strategy(device)
 
 
+def printed_by(code):
+    """What a Python process prints that runs the code."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_jax_is_needed_only_when_asked_for():
     code = """
 import sys
@@ -80,8 +86,7 @@ try:
 except InputError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"device 'pjrt': .*jax.*; pip install -e '.\[pjrt\]'\n", done.stdout)
+    assert re.fullmatch(r"device 'pjrt': .*jax.*; pip install -e '.\[pjrt\]'\n", printed_by(code))
 
 
 def test_a_process_may_train_again():
@@ -96,8 +101,8 @@ try:
 except InputError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"\[2, 2\]\ndevice 'pjrt:cpu:3' cannot be used: .*\n", done.stdout)
+    expected = r"\[2, 2\]\ndevice 'pjrt:cpu:3' cannot be used: .*\n"
+    assert re.fullmatch(expected, printed_by(code))
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\nprogram", b"[]", b"\xff\n"])
