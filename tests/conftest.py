@@ -1,9 +1,11 @@
 """What several tests share: a few images of the embedded dataset, and a toy model on them."""
 
+import kmax_tf  # noqa: F401 (before TensorFlow, whose settings it makes)
+
+# isort: split
 import collections
 import functools
 import gc
-import hashlib  # noqa: F401 (before TensorFlow, see kmax_tf/__init__.py)
 import pathlib
 import signal
 import sys

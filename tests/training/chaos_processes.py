@@ -5,15 +5,13 @@ import os
 import pathlib
 import random
 import time
-import types
 
 import tensorflow as tf
-import tf_keras
+import toy
 
 from kmax_tf import config, runtime
 from kmax_tf.evaluation import evaluate
 from kmax_tf.experiment import Experiment
-from kmax_tf.loss.criterion import Losses
 from kmax_tf.model.kmax import Outputs
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.run_folder import layout
@@ -24,13 +22,10 @@ REAL_STEPS = 100
 TRUNCATED, DELETED, REPAIRED = 5, 7, 3  # every so many checkpoints
 
 
-CLUSTERS = types.SimpleNamespace(num_clusters=16, drop_query=False)  # what a cluster path tells
-
-
 class Stub(tf.Module):
     """Two vertical halves; the weights say which class the left one is."""
 
-    cluster_path = CLUSTERS
+    cluster_path = toy.CLUSTERS
 
     def __init__(self, num_classes):
         super().__init__()
@@ -56,47 +51,9 @@ class Stub(tf.Module):
         return Outputs(final, (), None)
 
 
-class Toy(tf_keras.Model):
-    """Three layers that start in a moment, with what training asks of a model."""
-
-    output_stride, num_predictions, cluster_path = 8, 1, CLUSTERS
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.pixel_encoder = tf_keras.layers.Conv2D(8, 9, self.output_stride, "same")
-        self.norm = tf_keras.layers.BatchNormalization()
-        self.head = tf_keras.layers.Conv2D(num_classes, 1)
-
-    def check_size(self, height, width):
-        pass
-
-    def create_variables(self, height, width):
-        self(tf.zeros([1, height, width, 3]), training=False)
-        return self
-
-    def call(self, image, training):
-        masks = self.head(self.norm(self.pixel_encoder(image / 255), training=training))
-        return Outputs(Prediction(masks, None, None), (), None)
-
-
-def toy_criterion(outputs, targets, noise):
-    """Asks the logits to be what the image's labels and chance say."""
-    masks = outputs.final.mask_logits
-    labels = tf.one_hot(targets.semantic, masks.shape[-1])
-    noise = tf.reshape(noise[0], [*labels.shape[:3], 1])
-    loss = tf.reduce_mean((masks - labels * noise) ** 2, axis=[1, 2, 3])
-    return Losses(*[loss[None]] * 4, *[loss] * (len(Losses._fields) - 4))
-
-
-toy_criterion.unmatched_class_weight = "nonvoid_share"  # training asks a criterion for that, too
-
-
 def train_for_real(gin_file, run_dir):
     """Trains the toy model, with a checkpoint after each step."""
-    experiment = config.load(Experiment, gin_file)
-    experiment = dataclasses.replace(
-        experiment, model=Toy, criterion=toy_criterion, steps=REAL_STEPS
-    )
+    experiment = dataclasses.replace(toy.of(config.load(Experiment, gin_file)), steps=REAL_STEPS)
     training.train(experiment, run_dir, runtime.strategy("cpu"))
 
 

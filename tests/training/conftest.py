@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kmax_tf.run_folder import checkpoint
+
 STEPS = 20
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for chaos_processes
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for chaos_processes and toy
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +57,19 @@ def assert_same_losses() -> Callable:
             np.testing.assert_allclose(actual[tag], values, tolerance, tolerance, err_msg=tag)
 
     return compare
+
+
+@pytest.fixture
+def cut() -> Callable:
+    """A function: removes a run's checkpoints after a step, as if it had been killed there."""
+
+    def remove(run_dir, step):
+        for path in checkpoint.completed(str(run_dir)):
+            if checkpoint.step_of(path) > step:
+                for file in tf.io.gfile.glob(f"{path}.*"):
+                    tf.io.gfile.remove(file)
+
+    return remove
 
 
 @pytest.fixture

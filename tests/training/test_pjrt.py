@@ -194,7 +194,7 @@ def test_killed_it_resumes_to_the_same_bits_without_compiling(
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_run_goes_from_one_kind_of_device_to_another(
-    gin_file, tmp_path, run, two_replicas, same_on_all, losses, assert_same_losses
+    gin_file, tmp_path, run, two_replicas, same_on_all, losses, assert_same_losses, cut
 ):
     bindings = [*same_on_all, "experiment.Experiment.checkpoint_interval = 5"]
     experiment = config.load(Experiment, gin_file, bindings)
@@ -209,11 +209,3 @@ def test_a_run_goes_from_one_kind_of_device_to_another(
     expected = {tag: values[15:] for tag, values in losses(tmp_path / "one").items()}
     # XLA and oneDNN round differently, so that a pixel may take another cluster.
     assert_same_losses(losses(run_dir), expected, tolerance=1e-3, steps=5)
-
-
-def cut(run_dir, step):
-    """Removes the checkpoints after `step`, as if the run had been killed there."""
-    for path in checkpoint.completed(str(run_dir)):
-        if checkpoint.step_of(path) > step:
-            for file in tf.io.gfile.glob(f"{path}.*"):
-                tf.io.gfile.remove(file)

@@ -1,6 +1,6 @@
 """Every strategy trains alike: the losses of 20 steps are those of one device, for equal images.
 
-The random numbers of a step depend on the number of replicas. So the toy model has no drop path and
+The random numbers of a step depend on the number of replicas. So the models have no drop path and
 no dropout, and all pixels take part in the contrast.
 """
 
@@ -10,55 +10,51 @@ import subprocess
 import sys
 
 import pytest
+import toy
 
-from kmax_tf import config, runtime
-from kmax_tf.experiment import Experiment
+from kmax_tf import runtime
 from kmax_tf.run_folder import checkpoint
 from kmax_tf.training import train
 
 PROGRAM = """
 import sys
+import toy
 from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
 from kmax_tf.training import train
 strategy = runtime.strategy("cpu")
 gin_file, run_dir, *bindings = sys.argv[1:]
 assert strategy.num_replicas_in_sync == 2
-train.train(config.load(Experiment, gin_file, bindings), run_dir, strategy)
+experiment = toy.of(config.load(Experiment, gin_file, bindings), chance=False)
+train.train(experiment, run_dir, strategy)
 """
 
 
-@pytest.fixture(scope="module")
-def expected(records, tiny_text, tmp_path_factory, same_on_all, losses):
-    """The losses of one device."""
-    folder = tmp_path_factory.mktemp("one")
-    (folder / "tiny.gin").write_text(tiny_text.format(records=records))
-    experiment = config.load(Experiment, str(folder / "tiny.gin"), same_on_all)
-    train.train(experiment, str(folder / "run"), runtime.strategy("cpu"))
-    return losses(folder / "run")
-
-
 @pytest.mark.slow
-def test_mirrored(tiny, tmp_path, same_on_all, losses, assert_same_losses, expected, two_replicas):
-    train.train(tiny(*same_on_all), str(tmp_path / "two"), two_replicas)
-    assert_same_losses(losses(tmp_path / "two"), expected)
+def test_mirrored(tiny, tmp_path, same_on_all, losses, assert_same_losses, two_replicas):
+    experiment = tiny(*same_on_all)
+    train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
+    train.train(experiment, str(tmp_path / "two"), two_replicas)
+    assert_same_losses(losses(tmp_path / "two"), losses(tmp_path / "one"))
 
 
 @pytest.mark.slow
 def test_two_workers_of_which_the_chief_writes(
-    tiny, tmp_path, same_on_all, losses, assert_same_losses, free_ports, expected
+    tiny, tmp_path, same_on_all, losses, assert_same_losses, free_ports
 ):
-    tiny()  # writes the gin file
+    experiment = toy.of(tiny(*same_on_all), chance=False)
+    train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
     workers = [f"localhost:{port}" for port in free_ports(2)]
     run_dir = tmp_path / "workers"
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         command = [sys.executable, "-c", PROGRAM, str(tmp_path / "tiny.gin"), str(run_dir)]
-        environment = os.environ | {"TF_CONFIG": json.dumps(task), "TMPDIR": str(tmp_path)}
-        processes.append(subprocess.Popen([*command, *same_on_all], env=environment))
+        place = dict(TF_CONFIG=json.dumps(task), TMPDIR=str(tmp_path))
+        place["PYTHONPATH"] = os.path.dirname(toy.__file__)
+        processes.append(subprocess.Popen([*command, *same_on_all], env=os.environ | place))
     assert [process.wait(600) for process in processes] == [0, 0]
-    assert_same_losses(losses(run_dir), expected)
+    assert_same_losses(losses(run_dir), losses(tmp_path / "one"))
     (path,) = checkpoint.completed(str(run_dir))
     assert checkpoint.step_of(path) == 20
     assert not list(tmp_path.glob("tmp*"))  # what the other worker wrote is gone

@@ -5,21 +5,21 @@ import functools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sys
 import time
 
-import chaos_processes
 import numpy as np
 import pytest
 import tensorflow as tf
+import toy
 
 from kmax_tf import runtime
 from kmax_tf.data import datasets, training_input
 from kmax_tf.data.records import example, serialize, shards
 from kmax_tf.errors import InputError
 from kmax_tf.inference import predictor
-from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.layers.norms import BatchNorm
 from kmax_tf.model.layers.stateless_random import random_seed
 from kmax_tf.run_folder import checkpoint
@@ -27,6 +27,10 @@ from kmax_tf.training import ema, preemption, train
 from kmax_tf.training.trainer import Trainer, make_trainer, train_step
 
 ONE_DEVICE = "/cpu:0"
+EMA_AND_ACCUMULATION = (
+    "experiment.Experiment.ema_decay = 0.9",
+    "experiment.Experiment.accumulation = 2",
+)
 do_not_convert = tf.autograph.experimental.do_not_convert
 
 
@@ -297,34 +301,33 @@ def test_gradient_that_is_not_finite_changes_nothing(tiny):
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
-    """A function: makes the loss of the given steps NaN on the first image of the batch alone."""
+def poisoned(tiny, monkeypatch):
+    """A function: bindings -> an experiment whose loss is NaN on the first image in `bad_steps`."""
 
-    def poison(bad_steps):
-        whole = Criterion.__call__
+    def poison(bad_steps, *bindings):
+        experiment = toy.of(tiny(*bindings))
+        steps = []
 
-        def criterion(self, outputs, targets, noise):
-            losses = whole(self, outputs, targets, noise)
-            factor = tf.where(tf.reduce_any(poison.step == bad_steps), [float("nan"), 1.0], 1.0)
-            return losses._replace(pq_mask=losses.pq_mask * factor)
-
-        monkeypatch.setattr(Criterion, "__call__", criterion)
-
-        def make_poisoned(*arguments):
+        def make_watched(*arguments):
             trainer = make_trainer(*arguments)
-            poison.step = trainer.step
+            steps.append(trainer.step)
             return trainer
 
-        monkeypatch.setattr(train, "make_trainer", make_poisoned)
+        def criterion(*arguments):
+            losses = experiment.criterion(*arguments)
+            bad = tf.reduce_any(steps[-1] == bad_steps)
+            return losses._replace(pq_mask=losses.pq_mask * tf.where(bad, [float("nan"), 1.0], 1.0))
+
+        monkeypatch.setattr(train, "make_trainer", make_watched)
+        criterion.unmatched_class_weight = experiment.criterion.unmatched_class_weight
+        return dataclasses.replace(experiment, criterion=criterion)
 
     return poison
 
 
-def test_a_step_without_finite_loss_is_skipped_counted_and_named(tiny, poisoned, tmp_path, capsys):
-    poisoned([1])
-    experiment = tiny(
-        "experiment.Experiment.steps_per_loop = 4", "experiment.Experiment.checkpoint_interval = 4"
-    )
+def test_a_step_without_finite_loss_is_skipped_counted_and_named(poisoned, tmp_path, capsys):
+    names = ("steps_per_loop", "checkpoint_interval")
+    experiment = poisoned([1], *(f"experiment.Experiment.{name} = 4" for name in names))
     model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     assert all(np.isfinite(v.numpy()).all() for v in model.variables)
     lines = re.findall(r"step \d+ was skipped.*", capsys.readouterr().err)
@@ -347,9 +350,8 @@ def test_a_step_without_finite_loss_is_skipped_counted_and_named(tiny, poisoned,
 
 
 @pytest.mark.slow
-def test_training_stops_after_too_many_skipped_steps_in_a_row(tiny, poisoned, tmp_path):
-    poisoned(list(range(2, 40)))
-    experiment = tiny("experiment.Experiment.steps = 40")
+def test_training_stops_after_too_many_skipped_steps_in_a_row(poisoned, tmp_path):
+    experiment = poisoned(list(range(2, 40)), "experiment.Experiment.steps = 40")
     with pytest.raises(InputError, match="10 steps in a row, 2 to 11, had no finite loss"):
         train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     newest = tf.train.load_checkpoint(checkpoint.completed(str(tmp_path / "run"))[-1])
@@ -385,11 +387,7 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
         "training_input.TrainingInput.scales = (1.0,)",
     ]
     for weight, warns in (("void_share", True), ("nonvoid_share", False)):
-        criterion = functools.partial(chaos_processes.toy_criterion)  # a copy
-        criterion.unmatched_class_weight = weight
-        experiment = dataclasses.replace(
-            tiny(*bindings), model=chaos_processes.Toy, criterion=criterion
-        )
+        experiment = toy.of(tiny(*bindings), unmatched_class_weight=weight)
         train.train(experiment, str(tmp_path / weight), runtime.strategy("cpu"))
         assert ("no pixel of the crops is void" in capsys.readouterr().err) == warns
     assert tiny().criterion.unmatched_class_weight == "void_share"
@@ -410,8 +408,8 @@ def test_terminated_training_goes_on_bit_exactly(
 ):
     """SIGTERM, Ctrl-C, then damage to what it saved: in the end all is as if none had been."""
     cpu, terminated, whole = runtime.strategy("cpu"), str(tmp_path / "a"), str(tmp_path / "b")
-    bindings = [f"experiment.Experiment.{b}" for b in ("ema_decay = 0.9", "accumulation = 2")]
-    train.train(tiny(*bindings), whole, cpu)
+    experiment = toy.of(tiny(*EMA_AND_ACCUMULATION))
+    train.train(experiment, whole, cpu)
     monkeypatch.setattr(sys, "argv", ["kmax train", "--run_dir=a b"])
     with monkeypatch.context() as patch:
         loop_end = Trainer.train_loop_end
@@ -426,7 +424,7 @@ def test_terminated_training_goes_on_bit_exactly(
         patch.setattr(Trainer, "train_loop_end", terminate)
         for step, number in ((2, signal.SIGTERM), (3, signal.SIGINT)):  # noqa: B007
             with pytest.raises(SystemExit) as stop:
-                train.train(tiny(*bindings), terminated, cpu)
+                train.train(experiment, terminated, cpu)
             assert stop.value.code == preemption.RESTART == 75
             line = "to go on, run the same command again: kmax train '--run_dir=a b'\n"
             assert f"stopped at step {step}; {line}" in capsys.readouterr().err
@@ -434,13 +432,28 @@ def test_terminated_training_goes_on_bit_exactly(
     newest = checkpoint.newest(terminated)
     data = pathlib.Path(newest + ".data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1000])
-    bindings.append("experiment.Experiment.checkpoints_kept = 9")
-    train.train(tiny(*bindings), terminated, cpu)
+    experiment = tiny(*EMA_AND_ACCUMULATION, "experiment.Experiment.checkpoints_kept = 9")
+    train.train(toy.of(experiment), terminated, cpu)
     assert f"resuming from {tmp_path}/a/checkpoints/ckpt-2\n" in capsys.readouterr().out
     paths = [checkpoint.completed(run_dir) for run_dir in (terminated, whole)]
     assert [[checkpoint.step_of(path) for path in run] for run in paths] == [[1, 2, 3, 4]] * 2
     for pair in zip(*paths, strict=True):
         assert_same_state(*pair)
+
+
+@pytest.mark.slow
+def test_a_resumed_kmax_has_the_bits_of_one_that_never_stopped(
+    tiny, tmp_path, assert_same_state, cut
+):
+    cpu, whole, resumed = runtime.strategy("cpu"), tmp_path / "a", tmp_path / "b"
+    experiment = tiny(*EMA_AND_ACCUMULATION)
+    train.train(experiment, str(whole), cpu)
+    shutil.copytree(whole, resumed)
+    cut(resumed, 2)
+    train.train(experiment, str(resumed), cpu)
+    pair = [checkpoint.newest(str(folder)) for folder in (resumed, whole)]
+    assert pair[0] != pair[1] and all(checkpoint.step_of(path) == 4 for path in pair)
+    assert_same_state(*pair)
 
 
 def summary_steps(run_dir):
@@ -458,7 +471,7 @@ def test_a_summary_is_the_mean_of_its_steps(tiny, tmp_path, losses, capsys):
     cpu, values = runtime.strategy("cpu"), []
     for every in (1, 4):
         names = ("steps_per_loop", "checkpoint_interval")
-        experiment = tiny(*(f"experiment.Experiment.{name} = {every}" for name in names))
+        experiment = toy.of(tiny(*(f"experiment.Experiment.{name} = {every}" for name in names)))
         train.train(experiment, str(tmp_path / str(every)), cpu)
         values.append(losses(tmp_path / str(every)))
     assert values[0].keys() == values[1].keys()
