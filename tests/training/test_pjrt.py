@@ -11,6 +11,7 @@ import types
 
 import pytest
 import tensorflow as tf
+import toy
 
 from kmax_tf import config, runtime
 from kmax_tf.errors import InputError
@@ -21,6 +22,17 @@ from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import make_trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
+TOY = """
+from __gin__ import dynamic_registration
+from kmax_tf import experiment
+import toy
+
+include "tiny.gin"
+
+experiment.Experiment.model = @toy.Toy
+experiment.Experiment.criterion = @toy.ToyCriterion()
+toy.ToyCriterion.chance = False
+"""
 
 
 @pytest.fixture
@@ -30,12 +42,21 @@ def gin_file(tiny, tmp_path):
 
 
 @pytest.fixture
+def toy_gin_file(gin_file, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(toy.__file__))
+    path = os.path.join(os.path.dirname(gin_file), "toy.gin")
+    with open(path, "w") as file:
+        file.write(TOY)
+    return path
+
+
+@pytest.fixture
 def start(gin_file):
     """Starts scripts/train.py; a process that is still there at the end is killed."""
     pytest.importorskip("jax")
     processes = []
 
-    def start(run_dir, device, bindings, **environment):
+    def start(run_dir, device, bindings, gin_file=gin_file, **environment):
         command = [sys.executable, str(ROOT / "scripts/train.py"), f"--gin_file={gin_file}"]
         command += [f"--run_dir={run_dir}", f"--device={device}"]
         command += [f"--gin={binding}" for binding in bindings]
@@ -52,8 +73,8 @@ def start(gin_file):
 def run(start):
     """Runs scripts/train.py to its end, and returns what it prints."""
 
-    def run(*arguments, **environment):
-        process = start(*arguments, **environment)
+    def run(*arguments, **options):
+        process = start(*arguments, **options)
         text, _ = process.communicate(timeout=600)
         assert process.returncode == 0, text
         return text
@@ -141,15 +162,16 @@ def test_one_device_trains_as_the_same_step_in_tensorflow(
 @pytest.mark.xla
 @pytest.mark.slow
 def test_devices_of_two_hosts_train_as_one_device(
-    tmp_path, start, run, same_on_all, losses, assert_same_losses, free_ports
+    tmp_path, start, run, same_on_all, losses, assert_same_losses, free_ports, toy_gin_file
 ):
-    run(tmp_path / "one", "pjrt:cpu:1", same_on_all)
+    run(tmp_path / "one", "pjrt:cpu:1", same_on_all, toy_gin_file)
     hosts = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     processes = []
     for index in range(2):
         task = json.dumps({"cluster": hosts, "task": {"type": "worker", "index": index}})
         place = dict(TF_CONFIG=task, TMPDIR=str(tmp_path))
-        processes.append(start(tmp_path / "hosts", "pjrt:cpu:2", same_on_all, **place))
+        arguments = tmp_path / "hosts", "pjrt:cpu:2", same_on_all, toy_gin_file
+        processes.append(start(*arguments, **place))
     texts = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     assert "device: 4 x cpu" in texts[0]
