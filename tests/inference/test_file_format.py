@@ -1,12 +1,18 @@
 """The files of other runtimes give the segments of the SavedModel, and an export says so."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib
+import io
 import json
 import os
+import pathlib
 import re
+import shutil
 import sys
 import types
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -42,6 +48,32 @@ def images(exported):
     return batch.image
 
 
+class Made(NamedTuple):
+    """An export with the file of another runtime."""
+
+    kind: file_format.FileFormat
+    folder: pathlib.Path
+    said: str
+
+    @property
+    def content(self):
+        return (self.folder / self.kind.file_name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def made(exported, tmp_path_factory):
+    """A function: the name of a format -> the `Made` of it, which takes its time once."""
+
+    @functools.cache
+    def make(name):
+        kind, folder = load(name), tmp_path_factory.mktemp("made") / "export"
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            export.export(exported.experiment, exported.model, str(folder), formats=[kind])
+        return Made(kind, folder, said.getvalue())
+
+    return make
+
+
 def panoptic(segment_map, *classes):
     """The `Panoptic` of one image, with all that `differing` looks at."""
     return Panoptic(np.array([segment_map]), np.array([classes]), None, None, None)
@@ -64,10 +96,9 @@ def test_the_share_of_pixels_that_differ(ours, share):
 
 
 @pytest.mark.slow
-def test_onnx_gives_what_the_model_gives(exported, images):
-    kind = load("onnx.ONNX")
-    content = file_format.convert(kind, export.ExportedModel(exported.model, exported.experiment))
-    ours, _ = kind.load_predictor(content)(images)  # three at once
+def test_onnx_gives_what_the_model_gives(exported, made, images):
+    file = made("onnx.ONNX")
+    ours, _ = file.kind.load_predictor(file.content)(images)  # three at once
     expected, _ = predictor.build_predictor(exported.model, exported.experiment)(images)
     assert np.mean(ours.segment_map != expected.segment_map) <= 1e-4
     assert np.mean(ours.semantic_map != expected.semantic_map) <= 1e-4
@@ -97,9 +128,8 @@ def test_onnx_of_a_whole_resnet50():
 
 
 @pytest.mark.slow
-def test_tflite_gives_nearly_what_the_model_gives(exported, images):
-    content = file_format.convert(TFLITE, export.ExportedModel(exported.model, exported.experiment))
-    ours, _ = TFLITE.load_predictor(content)(images)
+def test_tflite_gives_nearly_what_the_model_gives(exported, made, images):
+    ours, _ = TFLITE.load_predictor(made("tflite.TFLITE").content)(images)
     expected, _ = predictor.build_predictor(exported.model, exported.experiment)(images)
     assert np.mean(ours.semantic_map == expected.semantic_map) > 0.9
     for place in range(len(images)):
@@ -135,15 +165,15 @@ def test_a_refusal_of_the_converter(exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_export_checks_the_file_and_tells_how_to_run_it(
-    name, exported, tmp_path, monkeypatch, capsys
+    name, exported, made, tmp_path, monkeypatch
 ):
-    kind, experiment = load(name), exported.experiment
-    export.export(experiment, exported.model, str(tmp_path / "export"), formats=[kind])
-    said = rf"{kind.name}: .* segments.*, \d+\.\d{{3}} % of the pixels differ, on an image of val"
-    assert re.search(said, capsys.readouterr().out)
+    kind, folder, said = made(name)
+    line = rf"{kind.name}: .* segments.*, \d+\.\d{{3}} % of the pixels differ, on an image of val"
+    assert re.search(line, said)
 
+    shutil.copytree(folder, tmp_path / "export")
     monkeypatch.chdir(tmp_path / "export")
-    height, width = experiment.evaluation_size
+    height, width = exported.experiment.evaluation_size
     noise = np.random.default_rng(0).integers(0, 256, (height - 20, width, 3), np.uint8)
     Image.fromarray(noise).resize((2 * width, 2 * height - 40), 0).save("photo.jpg", quality=100)
     card = (tmp_path / "export/model_card.md").read_text()
