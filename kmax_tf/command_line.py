@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
             import argcomplete
 
             argcomplete.autocomplete(self)
-        return super().parse_args(args, namespace)
+        return super().parse_intermixed_args(args, namespace)  # images after a flag, too
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.words = sys.argv[1:] if args is None else args

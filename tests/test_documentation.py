@@ -85,13 +85,25 @@ def run(words):
 @pytest.fixture
 def parse(monkeypatch):
     """A function that maps the words of a command to its flags, without running it."""
-    whole = argparse.ArgumentParser.parse_known_args
+    inside = []
 
-    def parse_and_stop(self, args=None, namespace=None):
-        namespace, rest = whole(self, args, namespace)
-        raise Parsed(vars(namespace), [] if getattr(namespace, "runner", None) else rest)
+    def stop_after(method):
+        whole = getattr(argparse.ArgumentParser, method)
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
+        def parse_and_stop(self, args=None, namespace=None):
+            if inside:  # one method calls the other
+                return whole(self, args, namespace)
+            inside.append(self)
+            try:
+                namespace, rest = whole(self, args, namespace)
+            finally:
+                inside.clear()
+            raise Parsed(vars(namespace), [] if getattr(namespace, "runner", None) else rest)
+
+        monkeypatch.setattr(argparse.ArgumentParser, method, parse_and_stop)
+
+    for method in ("parse_known_args", "parse_known_intermixed_args"):
+        stop_after(method)
 
     def parse(words):
         with pytest.raises(Parsed) as ended:

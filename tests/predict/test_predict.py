@@ -385,7 +385,7 @@ def test_missing_and_older_exports_are_named(exported, tmp_path):
 def test_command_line(positional, exported, photos, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     if positional:
-        commands.main(["predict", exported.folder, photos, *out])
+        commands.main(["predict", exported.folder, *out, photos])  # images after a flag, too
         printed = capsys.readouterr().out
     else:
         words = [f"--export={exported.folder}", f"--images={photos}", *out]
