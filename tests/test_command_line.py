@@ -39,8 +39,8 @@ def test_both_spellings_and_repeated_flags():
 def test_images_come_before_and_after_a_flag():
     given = parse("b", "--gin_file=a.gin", "c", "--device", "cpu", "d", "--once")
     assert (given.images, given.device, given.once) == (["b", "c", "d"], "cpu", True)
-    with pytest.raises(InputError, match="unrecognized arguments: --steps=3; see --help"):
-        parse("b", "--gin_file=a.gin", "c", "--steps=3", "d")
+    with pytest.raises(InputError, match="unrecognized arguments: --steps 3; see --help"):
+        parse("b", "--gin_file=a.gin", "c", "--steps", "3")
 
 
 @pytest.mark.parametrize(
