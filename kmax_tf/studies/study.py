@@ -242,7 +242,7 @@ def _run_all(wanted, encoder, out, jobs, known):
     with ThreadPoolExecutor(jobs) as pool:
         todo = [job for job in wanted if job.digest not in known]
         yield from ((job, known[job.digest]) for job in wanted if job.digest in known)
-        initial = _trained_encoder(encoder, out) if todo and encoder else ""
+        initial = _trained_encoder(encoder, out, len(known)) if todo and encoder else ""
         # With a thread a core in every run, runs at the same time slow each other down by a third.
         threads = max(1, (os.cpu_count() or 1) // jobs)
         results = pool.map(lambda job: _run_one(job, initial, out, threads), todo)
@@ -270,12 +270,16 @@ def _run_one(job, initial, out, threads):
     return result
 
 
-def _trained_encoder(gin_file, out):
-    """The checkpoint of the pixel encoder that all runs start from; trains it if it is missing."""
+def _trained_encoder(gin_file, out, stored):
+    """The checkpoint of the pixel encoder that all runs start from; trains it if it is missing.
+
+    Then it says how many `stored` runs did not start from it: another machine rounds differently.
+    """
     run_dir = run_dir_of(out, _resolve(gin_file)[0])
     path = checkpoint.path_of(os.path.join(run_dir, ENCODER), 0)
     if path not in checkpoint.complete(os.path.dirname(path)):
-        tqdm.write("training the pixel encoder that all runs start from")
+        others = f"; {stored} stored runs started from one that is not here" if stored else ""
+        tqdm.write(f"training the pixel encoder that all runs start from{others}")
         words = _train_command(gin_file, (), run_dir)
         _run_verb("pixel encoder", words, run_dir, os.cpu_count() or 1)
         with runtime.strategy("cpu").scope():  # the GPUs are for the runs

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ from kmax_tf import config
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_json, write_atomic
-from kmax_tf.run_folder import layout
+from kmax_tf.run_folder import checkpoint, layout
 from kmax_tf.studies import study, study_report
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -163,6 +164,27 @@ def test_the_encoder_is_there_whenever_something_is_run(
         assert bool(asked) == needed
         asked.clear()
     assert given == {"ckpt-0"}
+
+
+def test_stored_runs_of_another_encoder_are_counted(
+    two_variants, trained, tmp_path, monkeypatch, capsys
+):
+    """study.json alone goes to another machine, whose encoder rounds differently."""
+
+    def train(name, words, run_dir, threads):
+        model = config.load(Experiment, two_variants.base).build_model()
+        checkpoint.save(tf.train.Checkpoint(model=model), run_dir, 1, 1)
+
+    monkeypatch.setattr(study, "_run_verb", train)
+    chosen = dataclasses.replace(two_variants, encoder=two_variants.base)
+    said = []
+    for seeds in (1, 2, 3):
+        study.run("s", chosen, str(tmp_path), seeds=seeds, jobs=1)
+        said += re.findall("training the pixel encoder.*", capsys.readouterr().out)
+        if seeds == 2:  # only study.json is kept
+            shutil.rmtree(tmp_path / "runs")
+    line = "training the pixel encoder that all runs start from"
+    assert said == [line, f"{line}; 6 stored runs started from one that is not here"]
 
 
 def test_a_step_that_an_interruption_saved_is_not_of_the_schedule(
