@@ -12,8 +12,11 @@ import tensorflow as tf
 
 from kmax_tf.run_folder import checkpoint
 
+FOLDER = pathlib.Path(__file__).parent
+sys.path.insert(0, str(FOLDER))  # for chaos_processes and toy
+import toy  # noqa: E402
+
 STEPS = 20
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for chaos_processes and toy
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +60,17 @@ def assert_same_losses() -> Callable:
             np.testing.assert_allclose(actual[tag], values, tolerance, tolerance, err_msg=tag)
 
     return compare
+
+
+@pytest.fixture(params=["three_layers", pytest.param("kmax", marks=pytest.mark.long)])
+def either_gin_file(request, tiny, tmp_path, monkeypatch) -> str:
+    """The gin file of a model for `same_on_all`, also for another process."""
+    tiny()
+    if request.param == "kmax":
+        return str(tmp_path / "tiny.gin")
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    (tmp_path / "toy.gin").write_text(toy.GIN)
+    return str(tmp_path / "toy.gin")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import types
 
 import pytest
 import tensorflow as tf
-import toy
 
 from kmax_tf import config, runtime
 from kmax_tf.errors import InputError
@@ -22,32 +21,12 @@ from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import make_trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
-TOY = """
-from __gin__ import dynamic_registration
-from kmax_tf import experiment
-import toy
-
-include "tiny.gin"
-
-experiment.Experiment.model = @toy.Toy
-experiment.Experiment.criterion = @toy.ToyCriterion()
-toy.ToyCriterion.chance = False
-"""
 
 
 @pytest.fixture
 def gin_file(tiny, tmp_path):
     tiny()
     return str(tmp_path / "tiny.gin")
-
-
-@pytest.fixture
-def toy_gin_file(gin_file, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(toy.__file__))
-    path = os.path.join(os.path.dirname(gin_file), "toy.gin")
-    with open(path, "w") as file:
-        file.write(TOY)
-    return path
 
 
 @pytest.fixture
@@ -162,15 +141,15 @@ def test_one_device_trains_as_the_same_step_in_tensorflow(
 @pytest.mark.xla
 @pytest.mark.slow
 def test_devices_of_two_hosts_train_as_one_device(
-    tmp_path, start, run, same_on_all, losses, assert_same_losses, free_ports, toy_gin_file
+    tmp_path, start, run, same_on_all, losses, assert_same_losses, free_ports, either_gin_file
 ):
-    run(tmp_path / "one", "pjrt:cpu:1", same_on_all, toy_gin_file)
+    run(tmp_path / "one", "pjrt:cpu:1", same_on_all, either_gin_file)
     hosts = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     processes = []
     for index in range(2):
         task = json.dumps({"cluster": hosts, "task": {"type": "worker", "index": index}})
         place = dict(TF_CONFIG=task, TMPDIR=str(tmp_path))
-        arguments = tmp_path / "hosts", "pjrt:cpu:2", same_on_all, toy_gin_file
+        arguments = tmp_path / "hosts", "pjrt:cpu:2", same_on_all, either_gin_file
         processes.append(start(*arguments, **place))
     texts = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts

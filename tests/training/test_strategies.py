@@ -10,23 +10,21 @@ import subprocess
 import sys
 
 import pytest
-import toy
 
-from kmax_tf import runtime
+from kmax_tf import config, runtime
+from kmax_tf.experiment import Experiment
 from kmax_tf.run_folder import checkpoint
 from kmax_tf.training import train
 
 PROGRAM = """
 import sys
-import toy
 from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
 from kmax_tf.training import train
 strategy = runtime.strategy("cpu")
 gin_file, run_dir, *bindings = sys.argv[1:]
 assert strategy.num_replicas_in_sync == 2
-experiment = toy.of(config.load(Experiment, gin_file, bindings), chance=False)
-train.train(experiment, run_dir, strategy)
+train.train(config.load(Experiment, gin_file, bindings), run_dir, strategy)
 """
 
 
@@ -40,19 +38,18 @@ def test_mirrored(tiny, tmp_path, same_on_all, losses, assert_same_losses, two_r
 
 @pytest.mark.slow
 def test_two_workers_of_which_the_chief_writes(
-    tiny, tmp_path, same_on_all, losses, assert_same_losses, free_ports
+    either_gin_file, tmp_path, same_on_all, losses, assert_same_losses, free_ports
 ):
-    experiment = toy.of(tiny(*same_on_all), chance=False)
+    experiment = config.load(Experiment, either_gin_file, same_on_all)
     train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
     workers = [f"localhost:{port}" for port in free_ports(2)]
     run_dir = tmp_path / "workers"
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "tiny.gin"), str(run_dir)]
-        place = dict(TF_CONFIG=json.dumps(task), TMPDIR=str(tmp_path))
-        place["PYTHONPATH"] = os.path.dirname(toy.__file__)
-        processes.append(subprocess.Popen([*command, *same_on_all], env=os.environ | place))
+        command = [sys.executable, "-c", PROGRAM, either_gin_file, str(run_dir)]
+        environment = os.environ | {"TF_CONFIG": json.dumps(task), "TMPDIR": str(tmp_path)}
+        processes.append(subprocess.Popen([*command, *same_on_all], env=environment))
     assert [process.wait(600) for process in processes] == [0, 0]
     assert_same_losses(losses(run_dir), losses(tmp_path / "one"))
     (path,) = checkpoint.completed(str(run_dir))

@@ -11,6 +11,17 @@ from kmax_tf.model.kmax import Outputs
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.layers.norms import BatchNorm
 
+GIN = """
+from __gin__ import dynamic_registration
+from kmax_tf import experiment
+import toy
+
+include "tiny.gin"
+
+experiment.Experiment.model = @toy.Toy
+experiment.Experiment.criterion = @toy.ToyCriterion()
+toy.ToyCriterion.chance = False
+"""
 CLUSTERS = types.SimpleNamespace(num_clusters=16, drop_query=False)  # what a cluster path tells
 
 
