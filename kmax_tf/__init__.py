@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists("/dev/nvidia0") else "3")
 # Training, evaluator and workers share a GPU: each takes the memory that it needs, not all of it.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-# oneDNN's kernels on every CPU: TensorFlow leaves them off where there is no AVX-512.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # And one Keras in a process, ours: importing Keras 3 beside it would take a second of each start.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
