@@ -88,7 +88,8 @@ def evaluate_run(
 
     Args:
         once: evaluate only `checkpoint_path` or the newest checkpoint, even if it is done already.
-        checkpoint_path: the checkpoint to evaluate with `once`.
+        checkpoint_path: the checkpoint to evaluate with `once`. The figures of one that is not in
+            RUN_DIR/checkpoints are printed, and not kept.
         wait: seconds to wait for a new checkpoint; 0 evaluates only the existing ones.
         newest_first: evaluate the newest checkpoint first, not the earliest.
 
@@ -124,7 +125,13 @@ def evaluate_run(
                 raise
             print(f"skipped: {error}", flush=True)
             continue
-        metrics = _evaluate_checkpoint(experiment, run_dir, model, predict, path, fingerprint)
+        metrics, *rest = evaluate(experiment, predict, checkpoint.step_of(path))
+        if checkpoint_path and fingerprint != _own_fingerprint(run_dir, path):
+            print(f"{path}: not in {layout.checkpoints(run_dir)}, so nothing is kept", flush=True)
+        else:
+            metrics["checkpoint"] = fingerprint
+            _keep(experiment, run_dir, model, metrics, *rest)
+        print(summary.line(metrics), flush=True)
     best_checkpoint.export(run_dir, experiment, model)
     return metrics
 
@@ -143,10 +150,15 @@ def _show_baseline(experiment, records, run_dir):
     print(baseline_text(result), flush=True)
 
 
-def _evaluate_checkpoint(experiment, run_dir, model, predict, path, fingerprint):
+def _own_fingerprint(run_dir, path):
+    """The fingerprint of the run's own checkpoint of the same step, None without one."""
     step = checkpoint.step_of(path)
-    metrics, image_counts, examples = evaluate(experiment, predict, step)
-    metrics["checkpoint"] = fingerprint
+    return checkpoint.fingerprint(checkpoint.path_of(layout.checkpoints(run_dir), step))
+
+
+def _keep(experiment, run_dir, model, metrics, image_counts, examples):
+    """Writes all that the run folder has of an evaluation, and the weights if they are the best."""
+    step = metrics["step"]
     _forget_other_training(run_dir)
     later = [p for p in layout.all_metrics(run_dir) if p > layout.metrics(run_dir, step)]
     metrics["pictures"] = [] if later else examples.write(layout.pictures(run_dir))
@@ -156,8 +168,6 @@ def _evaluate_checkpoint(experiment, run_dir, model, predict, path, fingerprint)
     # This file comes last: it marks the checkpoint as done.
     write_atomic(layout.metrics(run_dir, step), json.dumps(metrics, indent=1))
     _publish(run_dir)
-    print(summary.line(metrics), flush=True)
-    return metrics
 
 
 def _forget_other_training(run_dir):

@@ -139,7 +139,9 @@ def test_evaluates_the_checkpoints_of_a_running_training(tiny, tmp_path):
     assert 100 * quality["All"]["pq"] == metrics["PQ"]
 
 
-def test_corrupt_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys, monkeypatch):
+def test_corrupt_checkpoint_is_skipped_and_another_runs_is_not_kept(
+    tiny, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(evaluate.best_checkpoint, "export", lambda *_: None)  # takes long
     experiment = tiny("experiment.Experiment.steps = 2")
     run_dir = str(tmp_path / "run")
@@ -159,6 +161,15 @@ def test_corrupt_checkpoint_is_skipped_and_once_takes_one(tiny, tmp_path, capsys
     (tmp_path / "run" / "metrics.json").unlink()
     assert evaluate.evaluate_run(experiment, run_dir) is None
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
+    # The weights of another training, at a step that this run has, too.
+    kept = {path: path.read_bytes() for path in tmp_path.glob("run/**/*") if path.is_file()}
+    weight = saver.model.trainable_variables[0]
+    weight.assign(weight + 1)
+    other = saver.write(str(tmp_path / "other-2"))
+    capsys.readouterr()
+    assert evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=other)["step"] == 2
+    assert f"{other}: not in {run_dir}/checkpoints, so nothing is kept" in capsys.readouterr().out
+    assert kept == {path: path.read_bytes() for path in tmp_path.glob("run/**/*") if path.is_file()}
 
 
 def save(run_dir, step, value):
