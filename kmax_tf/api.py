@@ -30,6 +30,7 @@ def train(
     epochs: float | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    allow_changes: bool = False,
     **bindings: Any,
 ) -> None:
     """Trains a model on a folder of records, as `kmax plan` and `kmax train` do.
@@ -51,6 +52,7 @@ def train(
             of the plan or the file scale linearly.
         device: "auto" (all GPUs, else the CPU), "cpu", "gpu", "tpu:NAME" or "local" (this host's
             TPU); with a `gin_file` also "pjrt" (all devices of JAX).
+        allow_changes: resume even if the settings or the records of the run changed.
         bindings: settings that override the plan or the file. A name is a field of `Experiment`,
             such as `precision="mixed_bfloat16"`, or a full name of gin in a dictionary, such as
             `**{"criterion.Criterion.pq_weight": 2.0}`. A text that starts with "@" refers to a
@@ -82,7 +84,7 @@ def train(
         epochs=epochs,
         minutes=minutes,
     )
-    training.train(experiment, run_dir, strategy)
+    training.train(experiment, run_dir, strategy, allow_changes=allow_changes)
 
 
 def evaluate(run_dir: Path) -> dict[str, Any]:
@@ -113,8 +115,9 @@ def evaluate(run_dir: Path) -> dict[str, Any]:
 def load(path: Path) -> Segmenter:
     """Loads a model that segments images.
 
-    Of a run it takes the best export of the evaluator. If there is none, it exports the newest
-    checkpoint to `export` in the run's folder. A line says which one it takes.
+    Of a run it takes the weights with the best PQ, and exports them unless the evaluator has. If
+    none are evaluated, it exports the newest checkpoint to `export` in the run's folder. A line
+    says which one it takes.
 
     Args:
         path: folder of an export, or of a run.
@@ -131,7 +134,12 @@ def load(path: Path) -> Segmenter:
         return predict.load(path)
     if not tf.io.gfile.exists(layout.config(path)):
         raise InputError(f"{path}: is neither an export nor a run; train first, or check the path")
+    from kmax_tf.evaluation import best_checkpoint
+
     folder = layout.best_export(path)
+    if not best_checkpoint.is_exported(path):  # the evaluator was stopped before
+        experiment = config.load(Experiment, layout.config(path))
+        best_checkpoint.export(path, experiment, experiment.build_evaluation_model())
     if not tf.io.gfile.exists(os.path.join(folder, CATEGORIES)):
         folder = _newest_export(path)
     print(f"loading {folder}", flush=True)

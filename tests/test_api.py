@@ -60,6 +60,10 @@ def test_from_records_to_a_picture(exported, records, tiny_text, tmp_path, capsy
     assert metrics == json.loads((run_dir / "metrics.json").read_text())
     model = kmax_tf.load(str(run_dir))
     assert f"loading {run_dir}/best/export" in capsys.readouterr().out
+    # An evaluator that is stopped has not exported its best weights of later.
+    (run_dir / "best/best.json").write_text(json.dumps({"step": 3, "PQ": 99.0}))
+    with pytest.raises(InputError, match=f"{run_dir}/best/ckpt-3: cannot be read"):
+        kmax_tf.load(run_dir)
 
     model.predict_to_coco(photos, tmp_path / "called")
     words = ["predict", f"{run_dir}/best/export", str(photos), f"--out={tmp_path}/written"]

@@ -36,6 +36,11 @@ def forget(run_dir: str, steps: Container[int]) -> None:
         tf.io.gfile.remove(layout.best_note(layout.best(run_dir)))
 
 
+def is_exported(run_dir: str) -> bool:
+    """Returns whether the export is of the best weights of now; True if a run has neither."""
+    return _read_note(layout.best(run_dir)) == _read_note(layout.best_export(run_dir))
+
+
 def export(run_dir: str, experiment: Experiment, model: tf_keras.Model) -> None:
     """Exports the best weights into RUN_DIR/best/export, unless they are there already.
 
@@ -43,7 +48,7 @@ def export(run_dir: str, experiment: Experiment, model: tf_keras.Model) -> None:
     """
     folder, target = layout.best(run_dir), layout.best_export(run_dir)
     best = _read_note(folder)
-    if best is None or best == _read_note(target):
+    if best is None or is_exported(run_dir):
         return
     path = checkpoint.path_of(folder, best["step"])
     print(f"exporting {path} to {target}; this can take minutes", flush=True)

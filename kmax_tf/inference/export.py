@@ -33,8 +33,9 @@ from kmax_tf.run_folder import checkpoint, layout
 
 FILES = tf.TensorSpec([None], tf.string, name="images")
 PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+CONVERTED = {"model.onnx", "model.tflite"}
 PARTS = {"assets", "fingerprint.pb", "saved_model.pb", "variables"}  # what an export may hold
-PARTS |= {CATEGORIES, "config.gin", "model_card.md", "model.onnx", "model.tflite"}
+PARTS |= {CATEGORIES, "config.gin", "model_card.md", *CONVERTED}
 PARTS.add(layout.best_note(""))
 
 # Images of a batch differ in size and number of segments; missing entries are 0.
@@ -272,7 +273,8 @@ def export(
         the tiles, if there are any;
       - config.gin: the configuration loaded last;
       - model_card.md.
-    An existing export is replaced once the new one is complete; any other folder is refused.
+    An existing export is replaced once the new one is complete, and a line names each file of
+    another format that the new one lacks. Any other folder is refused.
 
     Args:
         facts: (name, value) pairs about the weights, for the model card.
@@ -310,6 +312,9 @@ def export(
     except (tf.errors.OpError, InputError):  # such as a full disk
         _remove(temporary)
         raise
+    for name in sorted(CONVERTED.intersection(names(export_dir, required=False)) - texts.keys()):
+        flag = name.replace("model.", "--")
+        print(f"{export_dir}: {name} was of the earlier export, and is removed; {flag} writes it")
     _remove(export_dir)
     tf.io.gfile.rename(temporary, export_dir)
 

@@ -83,7 +83,7 @@ def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
     if not allow_changes and not _FREE.issuperset(name.split(".")[-1] for name in changed):
         raise InputError(
             f"{run_dir}: was trained with other settings (see the lines above); undo the change,"
-            " give another --run_dir, or accept it with --allow_changes"
+            " give another run_dir, or allow it: --allow_changes, in Python allow_changes=True"
         )
 
 

@@ -122,7 +122,7 @@ def test_details(loaded, exported, evaluated, images):
     assert (confidence[pasted] > 0.4).all()  # the pixel threshold
 
 
-def test_only_an_export_is_replaced(exported, tmp_path):
+def test_only_an_export_is_replaced(exported, tmp_path, capsys):
     """Else --out=RUN would delete the checkpoints of the run."""
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "exports/one").mkdir(parents=True)
@@ -142,8 +142,13 @@ def test_only_an_export_is_replaced(exported, tmp_path):
     # What an interrupted replacement leaves, of the evaluator's too.
     (tmp_path / "half/variables").mkdir(parents=True)
     (tmp_path / "half/best.json").write_text("{}")
+    (tmp_path / "half/model.onnx").write_text("of an older checkpoint")
     export.export(exported.experiment, exported.model, str(tmp_path / "half"))
     assert (tmp_path / "half/saved_model.pb").exists()
+    assert not (tmp_path / "half/model.onnx").exists()
+    assert "half: model.onnx was of the earlier export, and is removed; --onnx" in (
+        capsys.readouterr().out
+    )
 
 
 def test_describes_itself(exported):
