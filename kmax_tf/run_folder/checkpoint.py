@@ -155,6 +155,11 @@ def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
             reason = first_line(error)
             logging.warning("%s cannot be read (%s); trying the previous one", path, reason)
         except (AssertionError, ValueError) as error:
+            if "step" not in _items(path):
+                raise InputError(
+                    f"{path}: holds weights and no training; give another run_dir, and bind"
+                    f" experiment.Experiment.initial_checkpoint = {path!r}"
+                ) from error
             raise InputError(_other_model(path, error)) from error
     if paths:
         folder = os.path.dirname(paths[0])

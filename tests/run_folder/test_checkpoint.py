@@ -66,6 +66,14 @@ def test_the_last_few_are_kept_and_nothing_else(state):
     assert state.resume() == 10
 
 
+def test_weights_are_no_training_to_go_on_with(state):
+    """As `kmax import_checkpoint` writes them, into a run folder of their own."""
+    path = checkpoint.path_of(str(state.folder), 0)
+    checkpoint.write(tf.train.Checkpoint(layers=state.variables), path)
+    with pytest.raises(InputError, match=f"{path}: holds weights and no training; give another"):
+        state.resume()
+
+
 @pytest.mark.parametrize("moments", [1, 2])
 def test_a_save_cut_off_at_any_moment_is_no_checkpoint(state, monkeypatch, moments):
     """The process ends before the first or second file gets its name; the next save cleans up."""
