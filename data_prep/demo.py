@@ -76,7 +76,8 @@ def make(
         workers: number of processes; the default is one per core.
 
     Raises:
-        InputError: a number is negative, all are 0, or the level is unknown.
+        InputError: a number is negative, all are 0, the level is unknown, or `out` has a holdout
+            that this one does not keep.
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_holdout), strict=True))
     for number in (seed, *counts.values()):
@@ -86,6 +87,12 @@ def make(
         raise errors.InputError("num_train, num_val and num_holdout are all 0; raise one of them")
     if level not in LEVELS:
         raise errors.InputError(f'level "{level}": choose one of {", ".join(LEVELS)}')
+    holdout = os.path.join(out, "panoptic_holdout.json")
+    if num_train and not num_holdout and tf.io.gfile.exists(holdout):
+        raise errors.InputError(
+            f"{out}: has a holdout, whose digits would be trained on; give --num_holdout as before,"
+            " or another --out"
+        )
     for split, count in counts.items():
         for folder in (split, f"panoptic_{split}") if count else ():
             files.make_folder(os.path.join(out, folder))

@@ -54,6 +54,8 @@ def main(options):
     from kmax_tf.predict import image_sources, output_files
 
     root, sources = image_sources.find(options.images, output_files.earlier(options.out))
+    if options.pseudo_labels is not None:
+        image_sources.check_recordable(sources)
     segmenter, labels = predict.load(options.export), None
     if options.gt_json:
         folder = options.gt_folder or options.gt_json.removesuffix(".json")

@@ -10,10 +10,13 @@ from kmax_tf import command_line
 
 def parse():
     parser = command_line.Parser(__doc__)
-    parser.add_argument("run", help="folder of a run, or FOLDER@STEP")
-    parser.add_argument("other", nargs="?", help="the run to compare with it")
-    parser.add_argument("--out", default="comparison.html", help="page of the comparison")
-    return parser.parse_args()
+    parser.add_argument("run", help="folder of a run; FOLDER@STEP if two are compared")
+    parser.add_argument("other", nargs="?", help="the run or FOLDER@STEP to compare with it")
+    parser.add_argument("--out", help="page of the comparison; default: comparison.html")
+    options = parser.parse_args()
+    if options.out and not options.other:
+        parser.error("--out is for a comparison of two runs; the report of one is in its folder")
+    return options
 
 
 def main(options):
@@ -23,10 +26,11 @@ def main(options):
     if options.other is None:
         print(f"wrote {report.write_report(options.run)}")
         return
-    differences = compare_runs.write_comparison(options.run, options.other, options.out)
+    out = options.out or "comparison.html"
+    differences = compare_runs.write_comparison(options.run, options.other, out)
     print(f"PQ of {options.other} minus PQ of {options.run}, {compare_runs.CONFIDENCE} % interval:")
     for group, difference in differences.items():
         value, low, high = (100 * number for number in difference)
         words = compare_runs.verdict(difference)
         print(f"{group:7} {value:+6.2f}  ({low:+.2f} to {high:+.2f})  {words}")
-    print(f"wrote {options.out}")
+    print(f"wrote {out}")

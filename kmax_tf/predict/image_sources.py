@@ -19,6 +19,7 @@ from kmax_tf.files import expanded, read_bytes
 
 IMAGES = (".jpg", ".jpeg", ".png")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+NAMED_ONLY = (*VIDEOS, ".bmp", ".gif", ".tif", ".tiff", ".webp")  # what a folder does not give
 LARGEST = 100_000_000  # pixels; the results of a larger image would not fit into memory
 
 
@@ -36,7 +37,8 @@ def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Sourc
 
     For a folder without images it takes all images in the folders below. The frames of a video are
     consecutive; read them in that order. A video that cannot be decoded is a source that cannot be
-    read. For one whose end is missing, this prints a line.
+    read. A line is printed for one whose end is missing, and for each folder with videos or images
+    of other formats, which it does not give.
 
     Args:
         paths: what the user names.
@@ -60,6 +62,16 @@ def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Sourc
     stems = _unique([os.path.splitext(name)[0] for name in reads], list(reads))
     ids = _unique([os.path.basename(stem) for stem in stems], stems)
     return root, list(map(Source, reads, stems, ids, reads.values()))
+
+
+def check_recordable(sources: Sequence[Source]) -> None:
+    """Raises InputError if a source is no file that records can hold, such as a video's frame."""
+    for name in (source.name for source in sources):
+        if os.path.dirname(name).lower().endswith(VIDEOS) or not name.lower().endswith(IMAGES):
+            raise InputError(
+                f"{name}: pseudo labels need {', '.join(IMAGES)} files, which records hold; save"
+                " frames and other formats as PNG"
+            )
 
 
 def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
@@ -158,9 +170,15 @@ def _files(path, without):
     if isdir(path):
         listdir, walk = (tf.io.gfile.listdir, tf.io.gfile.walk) if remote else (os.listdir, _walk)
         for names in (listdir(path), _below(path, walk)):
-            found = sorted(name for name in names if name.lower().endswith(IMAGES))
-            found = [os.path.join(path, name) for name in found]
+            names = sorted(names)
+            found = [os.path.join(path, name) for name in names if name.lower().endswith(IMAGES)]
             if found := [file for file in found if _place(file) not in without]:
+                if others := sum(name.lower().endswith(NAMED_ONLY) for name in names):
+                    print(
+                        f"{path}: {others} videos or images of other formats are left out;"
+                        " name them, or give a glob",
+                        flush=True,
+                    )
                 return found
         raise InputError(f"{path}: has no {', '.join(IMAGES)} file; give a glob for other names")
     if tf.io.gfile.exists(path):

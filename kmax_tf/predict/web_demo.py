@@ -149,7 +149,7 @@ def _packages():
             missing.append(error.name or name)
     if missing:
         names = ", ".join(dict.fromkeys(missing))
-        raise InputError(f"{names}: not installed; pip install -e .[page]")
+        raise InputError(f"{names}: not installed; pip install 'kmax_tf[page]'")
     return found
 
 

@@ -40,7 +40,7 @@ def check_devices(
     tpu_wheel = versions.get("tensorflow-tpu")
     if wanted.startswith("pjrt"):
         if "jax" not in versions:
-            problems.append(Problem(f"--device={wanted} needs JAX", "pip install -e '.[pjrt]'"))
+            problems.append(Problem(f"--device={wanted} needs JAX", "pip install 'kmax_tf[pjrt]'"))
     elif nvidia and not seen.get("GPU"):
         remedy = f'pip install "tensorflow[and-cuda]=={versions.get("tensorflow")}"'
         if tpu_wheel:

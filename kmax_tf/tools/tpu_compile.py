@@ -45,7 +45,7 @@ def devices(wanted: tpu_chips.Slice) -> list[Any]:
         import libtpu  # noqa: F401
         from jax.experimental import topologies
     except ImportError as error:
-        raise InputError(f"{error}: pip install -e .[tpu_compile]") from error
+        raise InputError(f"{error}: pip install 'kmax_tf[tpu_compile]'") from error
     joined = wanted.chip.cores > wanted.chip.devices
     description: Any = topologies.get_topology_desc(
         topology_name=wanted.topology,

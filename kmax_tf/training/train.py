@@ -82,7 +82,7 @@ def make_strategy(device: str) -> tf.distribute.Strategy:
     try:
         from kmax_tf.training import pjrt
     except ImportError as error:
-        raise InputError(f"device {device!r}: {error}; pip install -e '.[pjrt]'") from error
+        raise InputError(f"device {device!r}: {error}; pip install 'kmax_tf[pjrt]'") from error
     runtime.hide_gpus()  # JAX takes their memory
     return pjrt.strategy(device)
 

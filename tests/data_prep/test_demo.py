@@ -125,6 +125,13 @@ def test_bad_options_write_nothing(tmp_path, options, message):
     assert not contents(tmp_path)
 
 
+def test_digits_of_a_holdout_are_never_trained_on(tmp_path):
+    (tmp_path / "panoptic_holdout.json").write_text("{}")
+    with pytest.raises(errors.InputError, match="has a holdout, whose digits would be trained on"):
+        demo.make(str(tmp_path), num_train=1)
+    assert contents(tmp_path).keys() == {"panoptic_holdout.json"}
+
+
 def test_command_line(tmp_path, capsys):
     commands.main(["prepare", "demo", "--out", str(tmp_path), "--num_train", "1", "--num_val", "0"])
     assert "1 train, 0 val" in capsys.readouterr().out

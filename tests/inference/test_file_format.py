@@ -233,5 +233,5 @@ def test_a_file_that_segments_differently_is_not_exported(exported, tmp_path):
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.delitem(sys.modules, "kmax_tf.inference.onnx", raising=False)
-    with pytest.raises(InputError, match=r"onnxruntime.*pip install -e '\.\[onnx\]'"):
+    with pytest.raises(InputError, match=r"onnxruntime.*pip install 'kmax_tf\[onnx\]'"):
         importlib.import_module("kmax_tf.inference.onnx")

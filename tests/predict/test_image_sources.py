@@ -77,6 +77,25 @@ def test_a_folder_of_folders_stands_for_the_images_below_it(tmp_path):
     assert [s.name for s in image_sources.find([str(tmp_path)])[1]] == ["d.jpg"]
 
 
+def test_what_a_folder_does_not_give_is_counted(tmp_path, capsys):
+    for name in ("a.png", "b.BMP", "c.tif", "clip.mp4", "notes.txt", "below/d.gif"):
+        write(tmp_path / name)
+    assert [s.name for s in image_sources.find([str(tmp_path)])[1]] == ["a.png"]
+    line = f"{tmp_path}: 3 videos or images of other formats are left out; name them, or give"
+    assert capsys.readouterr().out.startswith(line)
+
+
+def test_pseudo_labels_are_of_files_that_records_hold(tmp_path):
+    good, bad = write(tmp_path / "a.png"), write(tmp_path / "b.bmp")
+    image_sources.check_recordable(image_sources.find([good])[1])
+    write_webm(tmp_path / "clip.webm")
+    for path, name in ((bad, "b.bmp"), (str(tmp_path / "clip.webm"), "clip.webm/000001.png")):
+        with pytest.raises(
+            InputError, match=f"^{name}: pseudo labels need .jpg, .jpeg, .png files"
+        ):
+            image_sources.check_recordable(image_sources.find([good, path])[1])
+
+
 def test_paths_that_name_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, message in (

@@ -178,7 +178,8 @@ def test_all_missing_packages_are_named_at_once(monkeypatch):
     for name in ("fastapi", "gradio", "uvicorn"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        InputError, match=r"^fastapi, gradio, uvicorn: not installed; pip install -e \.\[page\]$"
+        InputError,
+        match=r"^fastapi, gradio, uvicorn: not installed; pip install 'kmax_tf\[page\]'$",
     ):
         web_demo.serve(None, "model", "127.0.0.1", 0)
 

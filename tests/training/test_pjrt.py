@@ -86,7 +86,9 @@ try:
 except InputError as error:
     print(error)
 """
-    assert re.fullmatch(r"device 'pjrt': .*jax.*; pip install -e '.\[pjrt\]'\n", printed_by(code))
+    assert re.fullmatch(
+        r"device 'pjrt': .*jax.*; pip install 'kmax_tf\[pjrt\]'\n", printed_by(code)
+    )
 
 
 def test_a_process_may_train_again():
