@@ -33,12 +33,14 @@ def names(folder: str, *, required: bool = True) -> list[str]:
         required: whether it must exist; else a missing folder has no names.
 
     Raises:
-        InputError: the folder does not exist, or a name is not UTF-8.
+        InputError: the folder does not exist, it cannot be listed now, or a name is not UTF-8.
     """
-    if not tf.io.gfile.isdir(folder):
-        if required:
-            raise InputError(f"{folder}: no such folder; check the path")
-        return []
+    if not tf.io.gfile.isdir(folder):  # or the storage does not answer; `exists` tells that apart
+        if not tf.io.gfile.exists(folder):
+            if required:
+                raise InputError(f"{folder}: no such folder; check the path")
+            return []
+        raise InputError(f"{folder}: is no folder, or cannot be listed now; look, and try again")
     try:
         return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
     except UnicodeDecodeError as error:

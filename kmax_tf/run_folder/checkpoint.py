@@ -31,10 +31,12 @@ _NOT_AT_HAND = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,  # no address for the name of the host
     tf.errors.PermissionDeniedError,
     tf.errors.ResourceExhaustedError,
     tf.errors.UnauthenticatedError,
     tf.errors.UnavailableError,
+    tf.errors.UnknownError,  # such as EIO of a disk
 )
 _WRITING = "writing-"
 

@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, kept and removed as asked, and damage noticed in every file."""
 
+import contextlib
+import itertools
 import pathlib
 import random
 
@@ -227,7 +229,36 @@ def test_what_a_user_keeps_beside_the_checkpoints_stays(tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", [tf.errors.UnavailableError, tf.errors.PermissionDeniedError])
+def test_a_folder_that_cannot_be_listed_now_loses_no_checkpoint(state, monkeypatch):
+    """TensorFlow's isdir is False after every error, also of a storage that does not answer."""
+    for step in (1, 2):
+        state.save(step)
+    isdir = tf.io.gfile.isdir
+    for failing in range(4):
+        calls = itertools.count()
+
+        def once_false(path, calls=calls, failing=failing):
+            return next(calls) != failing and isdir(path)
+
+        monkeypatch.setattr(tf.io.gfile, "isdir", once_false)
+        with contextlib.suppress(InputError):
+            state.save(3)
+        monkeypatch.setattr(tf.io.gfile, "isdir", isdir)
+        assert {1, 2} <= set(state.steps())
+    monkeypatch.setattr(tf.io.gfile, "isdir", lambda path: False)
+    with pytest.raises(InputError, match="checkpoints: is no folder, or cannot be listed now"):
+        state.resume()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tf.errors.FailedPreconditionError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.UnavailableError,
+        tf.errors.UnknownError,
+    ],
+)
 def test_a_checkpoint_that_is_not_at_hand_is_not_taken_for_a_corrupt_one(tmp_path, kind):
     """Else training would go on from an older one, and delete the newer ones."""
     saver = tf.train.Checkpoint(number=tf.Variable(1.0))
