@@ -80,6 +80,13 @@ def resolved() -> str:
     return gin.config_str(max_line_length=100)
 
 
+def sources() -> list[str]:
+    """Returns the files of the modules that the configuration of the last `load` imports."""
+    found = re.findall(r"(?m)^(?:from (\S+) )?import (\S+)", resolved())
+    modules = (sys.modules.get(".".join(filter(None, parts))) for parts in found)
+    return sorted({m.__file__ for m in modules if m and m.__file__})
+
+
 def bindings(text: str) -> dict[str, str]:
     """Returns the value of each parameter that a text of `resolved` binds, as text."""
     return {

@@ -3,6 +3,7 @@
 Only the device "pjrt" imports this module: it needs JAX.
 """
 
+import collections
 import contextlib
 import functools
 import json
@@ -70,6 +71,12 @@ def strategy(device: str) -> PjrtStrategy:
         everywhere = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"device {device!r} cannot be used: {first_line(error):.200}") from error
+    counts = collections.Counter(device.process_index for device in everywhere)
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            f"device {device!r}: the hosts have {sorted(counts.values())} devices;"
+            " give each the same number"
+        )
     return PjrtStrategy(Devices(everywhere, jax.local_devices()))
 
 
@@ -79,7 +86,9 @@ def _meet():
     if text := os.environ.get("TF_CONFIG"):
         hosts = json.loads(text)
         workers, index = hosts["cluster"]["worker"], hosts["task"]["index"]
-        jax.distributed.initialize(workers[0], len(workers), index)
+        # Without a look for a cluster, which would give a task of Slurm or MPI one device.
+        alone = dict(cluster_detection_method="deactivate")
+        jax.distributed.initialize(workers[0], len(workers), index, **alone)
         return
     with contextlib.suppress(ValueError):  # this host is alone
         jax.distributed.initialize()

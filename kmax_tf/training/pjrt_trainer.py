@@ -18,7 +18,7 @@ import tf_keras
 from jax.errors import JaxRuntimeError
 
 from kmax_tf import config
-from kmax_tf.errors import first_line
+from kmax_tf.errors import InputError, first_line
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import PACKAGE, read_bytes, write_atomic
 from kmax_tf.run_folder import layout
@@ -70,8 +70,9 @@ class PjrtTrainer(Trainer):
         return scalars
 
     def save(self, run_dir: str) -> None:
-        self._fetch(self._heavy)
-        super().save(run_dir)
+        if self.strategy.extended.should_checkpoint:  # the others need no copy
+            self._fetch(self._heavy)
+            super().save(run_dir)
 
     def prepare(self) -> None:
         """Loads or compiles the step, and copies the variables to the devices."""
@@ -153,8 +154,11 @@ def _keep(step, trainer):
     if not trainer.strategy.extended.should_checkpoint:
         return
     head = {"key": _key(trainer), "variables": step.variables, "outputs": step.outputs}
-    content = json.dumps(head).encode() + b"\n" + step.executable.serialize()
-    write_atomic(trainer.kept_at, content)
+    try:
+        content = json.dumps(head).encode() + b"\n" + step.executable.serialize()
+        write_atomic(trainer.kept_at, content)
+    except (JaxRuntimeError, InputError) as error:  # it only spares the next start's time
+        print(f"the compiled step is not kept: {first_line(error)}")
 
 
 def _kept(trainer):
@@ -176,12 +180,16 @@ def _kept(trainer):
 
 
 def _key(trainer):
-    """Returns a digest of all that the compiled step depends on."""
+    """Returns a digest of all that the compiled step depends on.
+
+    Of code outside of this package it knows the modules that the configuration imports.
+    """
     devices = trainer.strategy.devices.everywhere
     parts = [config.resolved(), tf.__version__, tf_keras.__version__, jax.__version__]
     parts.append(str([category[:3] for category in trainer.experiment.dataset.categories]))
     parts += [str(trainer.strategy.devices), devices[0].client.platform_version]
-    folders = os.walk(PACKAGE)
-    sources = sorted(os.path.join(f, n) for f, _, names in folders for n in names)
+    parts += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    own = (os.path.join(f, n) for f, _, names in os.walk(PACKAGE) for n in names)
+    sources = sorted({*own, *config.sources()})
     parts += [read_bytes(path).decode() for path in sources if path.endswith(".py")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -165,9 +165,12 @@ class Trainer(orbit.StandardTrainer):
         print("compiling the training step; this can take minutes", flush=True)
 
     def save(self, run_dir: str) -> None:
-        """Saves `state` as a checkpoint of the step that is reached."""
-        step = int(self.step.numpy())
-        checkpoint.save(self.saver, run_dir, step, self.experiment.checkpoints_kept)
+        """Saves `state` as a checkpoint of the step that is reached.
+
+        A host that writes only because all must take part keeps one.
+        """
+        step, keeps = int(self.step.numpy()), self.strategy.extended.should_checkpoint
+        checkpoint.save(self.saver, run_dir, step, self.experiment.checkpoints_kept if keeps else 1)
 
     @tf.autograph.experimental.do_not_convert
     def train_step(self, iterator: Iterator) -> None:

@@ -107,6 +107,53 @@ except InputError as error:
     assert re.fullmatch(expected, printed_by(code))
 
 
+class OneDevice:
+    """A stand-in for the trainer, as far as the kept program asks it."""
+
+    def __init__(self, experiment, kept_at=""):
+        client = types.SimpleNamespace(platform_version="1")
+        devices = types.SimpleNamespace(everywhere=[types.SimpleNamespace(client=client)])
+        extended = types.SimpleNamespace(should_checkpoint=True)
+        self.experiment, self.kept_at = experiment, kept_at
+        self.strategy = types.SimpleNamespace(devices=devices, extended=extended)
+
+
+def test_another_source_setting_or_flag_needs_another_program(tiny_text, tmp_path, monkeypatch):
+    """Also the source of a user's own backbone, which only the gin file names."""
+    pytest.importorskip("jax")
+    from kmax_tf.training import pjrt_trainer
+
+    monkeypatch.syspath_prepend(tmp_path)
+    source, gin_file = tmp_path / "own_backbone.py", tmp_path / "own.gin"
+    source.write_text("STRIDE = 1\n")
+    first, *rest = tiny_text.format(records="").strip().splitlines()
+    gin_file.write_text("\n".join([first, "import own_backbone", *rest]))
+
+    def key(*bindings):
+        dataset = types.SimpleNamespace(categories=())
+        config.load(Experiment, str(gin_file), bindings)
+        return pjrt_trainer._key(OneDevice(types.SimpleNamespace(dataset=dataset)))
+
+    found = [key(), key("experiment.Experiment.batch_size = 4")]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    found.append(key())
+    source.write_text("STRIDE = 2\n")
+    found.append(key())
+    assert len(set(found)) == 4 and key() == found[-1]
+
+
+def test_training_goes_on_where_the_program_cannot_be_kept(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("jax")
+    from kmax_tf.training import pjrt_trainer
+
+    monkeypatch.setattr(pjrt_trainer, "_key", lambda trainer: "key")
+    (tmp_path / "file").write_text("no folder")
+    executable = types.SimpleNamespace(serialize=lambda: b"program")
+    step = pjrt_trainer.Step(executable, [], [])
+    pjrt_trainer._keep(step, OneDevice(None, str(tmp_path / "file/program.pjrt")))
+    assert "the compiled step is not kept: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", [b"", b"{}\nprogram", b"[]", b"\xff\n"])
 def test_a_damaged_program_is_compiled_again(content, tmp_path, capsys, monkeypatch):
     pytest.importorskip("jax")
