@@ -179,7 +179,8 @@ def _crop(sample, params, options, stride):
     if not options.augment:
         return _resize(sample, options.size, None, stride)
     shape = tf.shape(sample.segment_map)
-    fitted = options.fitted(shape)
+    sent = host.resize(sample, options.sent(shape))
+    fitted = options.fitted(tf.shape(sent.segment_map))
     place = geometry.locate(fitted, params, options.size)
     begin, end, _ = geometry.window(place, options.size)
     (top, bottom), (left, right) = (
@@ -188,7 +189,7 @@ def _crop(sample, params, options, stride):
             tf.unstack(begin), tf.unstack(end), tf.unstack([place.scaled, fitted, shape], axis=1)
         )
     )
-    segment_map = host.augment(sample, params, options).segment_map
+    segment_map = host.augment(sent, params, options).segment_map
     return _View(
         tf.math.bincount(sample.segment_map[top : bottom + 1, left : right + 1]),
         segment_map[::stride, ::stride],
@@ -283,7 +284,8 @@ def describe(counts: SegmentCounts) -> list[str]:
             f"segments in sampled crops of {images}",
             training,
             "bind a larger training_input.TrainingInput.size, or its resize_to_crop to False"
-            " and experiment.Experiment.tiles",
+            ' and experiment.Experiment.tiles; with placement "device" also its decoded_size, as'
+            " large as the images",
             f"TrainingInput.max_segments {counts.max_segments}: bind it and"
             " kmax_decoder.ClusterPath.num_clusters higher; the most is"
             f' {MAX_SEGMENTS} of a crop, or of an image with TrainingInput.placement "device"',

@@ -58,9 +58,18 @@ class TrainingInput:
         """Height and width that the host sends to the device; larger images shrink to fit."""
         return self.decoded_size or self.size
 
+    def sent(self, shape: tf.Tensor) -> tf.Tensor:
+        """Computes the size in which the host hands on an image of `shape`; int32 [2] in pixels."""
+        if self.placement == "host":
+            return shape
+        most = self.max_decoded_size
+        return tf.where(tf.reduce_any(shape > most), geometry.fit(shape, most, most), shape)
+
     def fitted(self, shape: tf.Tensor) -> tf.Tensor:
         """Computes the size before the random scale of an image of `shape`; int32 [2] in pixels."""
-        return geometry.fit(shape, self.size, self.size) if self.resize_to_crop else shape
+        if self.resize_to_crop:
+            return geometry.fit(shape, self.size, self.size)
+        return self.sent(shape)
 
     @property
     def target_options(self) -> dict:
@@ -255,10 +264,7 @@ def _pad_decoded(sample, segments, roles, intact, options):
     """The `Decoded` of an image whose `AugmentParams`, one for each role, are `roles`."""
     decoded_size = options.max_decoded_size
     shape = tf.shape(sample.segment_map)
-    fitted = options.fitted(shape)
-    stored = tf.where(
-        tf.reduce_any(shape > decoded_size), geometry.fit(shape, decoded_size, decoded_size), shape
-    )
+    fitted, stored = options.fitted(shape), options.sent(shape)
     image, segment_map = host.resize(sample, stored)
     margin = tf.stack([tf.zeros([2], tf.int32), decoded_size - stored], axis=1)
     image = tf.pad(tf.cast(tf.round(image), tf.uint8), tf.concat([margin, [[0, 0]]], axis=0))

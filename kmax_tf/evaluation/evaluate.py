@@ -18,7 +18,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_bytes, read_json, write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.report.report import baseline_text, read_evaluations, write_report
-from kmax_tf.run_folder import checkpoint, layout, watch
+from kmax_tf.run_folder import checkpoint, layout, provenance, watch
 
 
 def evaluate(
@@ -137,15 +137,16 @@ def evaluate_run(
 
 
 def _show_baseline(experiment, records, run_dir):
-    """Shows what a prediction without a model achieves; it is measured once for a run."""
+    """Shows what a prediction without a model achieves; it is measured once for the records."""
     path = layout.baseline(run_dir)
-    if tf.io.gfile.exists(path):
-        result = read_json(path)
-    else:
+    of = {"dataset": provenance.describe(experiment.dataset, records)["dataset"]}
+    result = read_json(path) if tf.io.gfile.exists(path) else {}
+    if not result.items() >= of.items():
         with reader.named_errors(records, "the evaluation split"):
             result = baseline.measure(records, experiment.dataset)
         if result is None:
             return
+        result |= of
         write_atomic(path, json.dumps(result, indent=1))
     print(baseline_text(result), flush=True)
 

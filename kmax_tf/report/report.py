@@ -261,14 +261,19 @@ def _training_charts(folder):
 def _read_scalars(folder):
     """{tag: {step: value}} of TensorBoard files, for the recall and the losses.
 
-    For a step in two files, the newer one counts.
+    From the first step of a newer file on, an older one counts no more: training went back.
     """
     scalars = {}
-    for event in (event for path in matching(folder, "*tfevents*") for event in _events(path)):
-        for value in event.summary.value:
-            if value.tag == "recall" or value.tag.startswith("loss/"):
-                number = float(tf.make_ndarray(value.tensor))
-                scalars.setdefault(value.tag, {})[event.step] = number
+    for path in matching(folder, "*tfevents*"):
+        newer = {}
+        for event in _events(path):
+            for value in event.summary.value:
+                if value.tag == "recall" or value.tag.startswith("loss/"):
+                    number = float(tf.make_ndarray(value.tensor))
+                    newer.setdefault(value.tag, {})[event.step] = number
+        for tag, values in newer.items():
+            before = {s: v for s, v in scalars.get(tag, {}).items() if s < min(values)}
+            scalars[tag] = before | values
     return scalars
 
 

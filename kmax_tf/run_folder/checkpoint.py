@@ -157,12 +157,7 @@ def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
             reason = first_line(error)
             logging.warning("%s cannot be read (%s); trying the previous one", path, reason)
         except (AssertionError, ValueError) as error:
-            if "step" not in _items(path):
-                raise InputError(
-                    f"{path}: holds weights and no training; give another run_dir, and bind"
-                    f" experiment.Experiment.initial_checkpoint = {path!r}"
-                ) from error
-            raise InputError(_other_model(path, error)) from error
+            raise InputError(_lacks(saver, path) or _other_model(path, error)) from error
     if paths:
         folder = os.path.dirname(paths[0])
         raise InputError(
@@ -217,6 +212,20 @@ def _read_first(model, items, path):
 
 def _unreadable(path, error):
     return f"{path}: cannot be read ({first_line(error)}); use another checkpoint"
+
+
+def _lacks(saver, path):
+    """Says which part of a training a checkpoint lacks; "" if it has all parts."""
+    items = _items(path)
+    start = f"experiment.Experiment.initial_checkpoint = {path!r}"
+    if "step" not in items:
+        return f"{path}: holds weights and no training; give another run_dir, and bind {start}"
+    if hasattr(saver, "ema") and "ema" not in items:
+        return (
+            f"{path}: has no EMA; bind experiment.Experiment.ema_decay = 0, or give another"
+            f" run_dir, and bind {start}"
+        )
+    return ""
 
 
 def _other_model(path, error):

@@ -76,6 +76,12 @@ def watch_checkpoints(
 
     while path := poll(fresh, seconds, f"the next checkpoint of {run_dir}"):
         yield path
+    if path is None and seconds:
+        print(
+            f"no new checkpoint for {seconds:g} s, so this stops before step {last_step};"
+            " the same command goes on, and --wait waits longer",
+            flush=True,
+        )
 
 
 def _state(path):

@@ -115,11 +115,11 @@ def train(
     trainer = new_trainer(experiment, strategy, run_dir)
     start = _restore(trainer, run_dir)
     _check_hosts_agree(strategy, start)
-    provenance.write(folder, made_with)
-    _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
     if start >= experiment.steps:
         print(f"{run_dir}: all {experiment.steps} steps are done")
         return trainer.model
+    provenance.write(folder, made_with)
+    _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
     stride = trainer.model.output_stride
     trainer.train_dataset = training_dataset(experiment, records, strategy, stride, start, service)
     split = f"{experiment.data_dir}: split {experiment.train_split!r}"

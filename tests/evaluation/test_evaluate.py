@@ -159,7 +159,11 @@ def test_corrupt_checkpoint_is_skipped_and_another_runs_is_not_kept(
         evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=corrupt)
     # The next evaluator writes what an interrupted one did not.
     (tmp_path / "run" / "metrics.json").unlink()
+    measured = (tmp_path / "run/eval/baseline.json").read_text()
+    other = json.loads(measured) | {"PQ": 99.0, "dataset": {"files": 1}}  # of other records
+    (tmp_path / "run/eval/baseline.json").write_text(json.dumps(other))
     assert evaluate.evaluate_run(experiment, run_dir) is None
+    assert (tmp_path / "run/eval/baseline.json").read_text() == measured
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
     # The weights of another training, at a step that this run has, too.
     kept = {path: path.read_bytes() for path in tmp_path.glob("run/**/*") if path.is_file()}

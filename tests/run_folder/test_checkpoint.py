@@ -76,6 +76,15 @@ def test_weights_are_no_training_to_go_on_with(state):
         state.resume()
 
 
+def test_a_checkpoint_without_an_average_gives_none(state):
+    state.save(1)
+    state.saver.ema = module(0.0)
+    with pytest.raises(
+        InputError, match="ckpt-1: has no EMA; bind experiment.Experiment.ema_decay"
+    ):
+        checkpoint.resume(state.saver, state.run_dir)
+
+
 @pytest.mark.parametrize("moments", [1, 2])
 def test_a_save_cut_off_at_any_moment_is_no_checkpoint(state, monkeypatch, moments):
     """The process ends before the first or second file gets its name; the next save cleans up."""

@@ -83,6 +83,17 @@ def test_one_that_could_not_be_read_comes_again_once_it_changes(run, tmp_path):
     assert found == [10, 20, 10]
 
 
+def test_giving_up_is_said(run, tmp_path, capsys):
+    run(10)
+    assert steps(watch.watch_checkpoints(str(tmp_path), lambda path: False, 30, seconds=0.1)) == [
+        10
+    ]
+    line = "no new checkpoint for 0.1 s, so this stops before step 30; the same command goes on"
+    assert line in capsys.readouterr().out
+    assert steps(watch.watch_checkpoints(str(tmp_path), lambda path: True, 10, seconds=9)) == []
+    assert not capsys.readouterr().out  # the last step is done
+
+
 def test_one_that_vanished_is_passed_over(run, tmp_path):
     for file in pathlib.Path(layout.checkpoints(tmp_path)).glob(os.path.basename(run(10)) + ".*"):
         file.unlink()

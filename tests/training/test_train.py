@@ -479,8 +479,12 @@ def test_a_summary_is_the_mean_of_its_steps(tiny, tmp_path, losses, capsys):
     for tag, single in values[0].items():
         assert len(single) == 4
         np.testing.assert_allclose(values[1][tag], [np.mean(single)], rtol=1e-6)
-    train.train(experiment, str(tmp_path / "4"), cpu)
-    assert "all 4 steps are done" in capsys.readouterr().out
+    made = (tmp_path / "4/config.gin").read_bytes()
+    fewer = toy.of(tiny("experiment.Experiment.steps = 2"))
+    for again in (experiment, fewer):
+        train.train(again, str(tmp_path / "4"), cpu, allow_changes=True)
+        assert f"all {again.steps} steps are done" in capsys.readouterr().out
+    assert (tmp_path / "4/config.gin").read_bytes() == made  # of the weights that are there
 
 
 def test_truncated_record_is_named(tiny, tmp_path):
