@@ -73,6 +73,12 @@ def test_heads(path):
         assert found[1] in page
 
 
+def test_tiles_can_be_bound_on_the_command_line():
+    """As the count of lost segments advises."""
+    binding = "experiment.Experiment.tiles = @tiles.Tiles()"
+    assert config.load(Experiment, "gin/experiments/coco_resnet50.gin", [binding]).tiles
+
+
 OFFICIAL = [p for p in EXPERIMENTS if p.stem.split("_")[0] in SCHEDULES]
 OFFICIAL = [p for p in OFFICIAL if not re.search("sample|lite", p.stem)]
 

@@ -1,5 +1,7 @@
 """The device placement makes the pictures and targets of the host placement."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -135,6 +137,36 @@ def test_without_color_and_paste(batch, made):
         )
         for ours, theirs in zip([field[number] for field in targets], expected):
             np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.xla
+def test_an_image_that_is_too_large_to_send_shrinks_as_a_whole(made, batch):
+    """Pixels and labels stay together, also where a color operation counts the whole image."""
+    options = dataclasses.replace(OPTIONS, resize_to_crop=False, paste_scales=())
+    seeds = [seed for _, seed in batch]
+    params = [training_input.draw_params(seed, made.dataset, options)[0] for seed in seeds]
+    whole = [k for k, p in enumerate(params) if color.needs_whole_image(p)]
+    assert len(whole) > 2
+    elements, expected = [], []
+    for k in whole:
+        record = made.record(k, 130, 110)
+        arguments = dict(stride=STRIDE, seed=seeds[k])
+        elements.append(
+            training_input.training_example(
+                (record,), example.parse, made.dataset, options, **arguments
+            )
+        )
+        *_, stuff = training_input.draw_params(seeds[k], made.dataset, options)
+        sample, _ = numbered(record, made.dataset, options, stuff)
+        sent = host.resize(sample, options.sent(tf.constant([130, 110])))
+        sent = sent._replace(image=tf.cast(tf.round(sent.image), tf.uint8))
+        placed = dataclasses.replace(options, placement="host")
+        expected.append(host.augment(sent, params[k], placed))
+    decoded = tf.nest.map_structure(lambda *parts: tf.stack(parts), *elements)
+    assert decoded.size.numpy().tolist() == [[56, 47]] * len(whole)
+    images, _ = training_input.step_examples(options, made.dataset, STRIDE, True)(*decoded)
+    for ours, theirs in zip(images, expected, strict=True):
+        assert np.mean(np.abs(ours - theirs.image) > 1) < 0.01
 
 
 def test_products_hold_where_operands_are_bfloat16(monkeypatch):
