@@ -35,7 +35,7 @@ def read(flags: Any) -> raw_dataset.RawDataset:
         found = ", ".join(f"{value} ({pixels[value]} pixels)" for value in others[:SHOWN])
         raise errors.InputError(
             f"{flags.classes}: lacks values of the labels: {found}; add them, or make them void"
-            f" with --void {' '.join(map(str, others))}"
+            f" with --void {' '.join(map(str, sorted({*flags.void, *others})))}"
         )
     if not entries and not others:
         raise errors.InputError(f"{flags.labels}: all pixels are void; check --void")

@@ -54,7 +54,7 @@ def read(
             if item.annotation.image_id in seen:
                 raise errors.InputError(
                     f'{path}: "image_id" {item.annotation.image_id} is also in another JSON file of'
-                    " this split; keep one annotation"
+                    " this split; keep one annotation, or number the images anew if they differ"
                 )
             seen.add(item.annotation.image_id)
         items += added

@@ -29,8 +29,17 @@ class Objects(NamedTuple):
 
 
 def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
-    """Draws the objects of an image of `size`, (height, width), unless the JSON has another."""
-    size = source.labels.size or size
+    """Draws the objects of an image of `size`, (height, width).
+
+    Raises InputError if the JSON gives it another size, or if a mask is wrong.
+    """
+    if source.labels.size not in (None, size):
+        height, width = source.labels.size
+        raise errors.InputError(
+            f"{source.file_name}: the upright image is {size[1]} x {size[0]}, but"
+            f' {width} x {height} by "width" and "height" in the JSON; export the annotations of'
+            " this image again"
+        )
     notes, masks = collections.Counter(), []
     for where, segment, segmentation in source.labels.objects:
         if isinstance(segmentation, dict):

@@ -18,6 +18,7 @@ from kmax_tf.data import datasets, label_png
 
 LEVELS = ("cards", "strokes")
 SPLITS = ("train", "val", "holdout")
+DRAWN = "drawn.json"  # the options on which the digits of all splits depend
 SIZE = 97  # height and width of an image
 FACE = 96  # height and width at which cards and digits are drawn before they shrink
 CELL = 18  # height and width of a place in a crowd
@@ -76,8 +77,8 @@ def make(
         workers: number of processes; the default is one per core.
 
     Raises:
-        InputError: a number is negative, all are 0, the level is unknown, or `out` has a holdout
-            that this one does not keep.
+        InputError: a number is negative, all are 0, the level is unknown, or `out` has a split that
+            is not drawn now and was drawn otherwise.
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_holdout), strict=True))
     for number in (seed, *counts.values()):
@@ -87,12 +88,9 @@ def make(
         raise errors.InputError("num_train, num_val and num_holdout are all 0; raise one of them")
     if level not in LEVELS:
         raise errors.InputError(f'level "{level}": choose one of {", ".join(LEVELS)}')
-    holdout = os.path.join(out, "panoptic_holdout.json")
-    if num_train and not num_holdout and tf.io.gfile.exists(holdout):
-        raise errors.InputError(
-            f"{out}: has a holdout, whose digits would be trained on; give --num_holdout as before,"
-            " or another --out"
-        )
+    drawn = {"level": level, "seed": seed, "holdout": num_holdout > 0}
+    _check_other_splits(out, [split for split in SPLITS if not counts[split]], drawn)
+    files.write_atomic(os.path.join(out, DRAWN), json.dumps(drawn))
     for split, count in counts.items():
         for folder in (split, f"panoptic_{split}") if count else ():
             files.make_folder(os.path.join(out, folder))
@@ -111,6 +109,18 @@ def make(
         if entries:
             path = os.path.join(out, f"panoptic_{split}.json")
             files.write_atomic(path, json.dumps(_coco_json(entries)))
+
+
+def _check_other_splits(out, others, drawn):
+    """Raises InputError if other splits of a folder were drawn otherwise, and may share digits."""
+    path = os.path.join(out, DRAWN)
+    before = files.read_json(path) if tf.io.gfile.exists(path) else None
+    for split in others:
+        if before != drawn and tf.io.gfile.exists(os.path.join(out, f"panoptic_{split}.json")):
+            raise errors.InputError(
+                f"{out}: the split {split} was drawn with another level, seed or holdout, and may"
+                " have the same digits; draw it again too, or choose another --out"
+            )
 
 
 def convert_splits(out: str, workers: int | None = None) -> None:

@@ -80,17 +80,18 @@ def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
     """
     content = files.read_bytes(path)
     if content.startswith(label_png.SIGNATURE):
-        header = label_png.read_header(content, path)
-        if header.bits == 16 and header.color != "gray":
-            raise errors.InputError(
-                f"{path}: is a PNG of 16 bits, {header.color}; save masks as gray PNG of 8 bits"
-            )
+        label_png.read_header(content, path)
     with pillow.errors_as(path, "not a readable mask; save it again as PNG"):
         picture = Image.open(io.BytesIO(content))
         kind, pages = picture.format, getattr(picture, "n_frames", 1)
+        bits, mode = pillow.bits(picture, content), picture.mode
         if picture.mode in ("P", "PA", "LA", "RGBA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
         values = np.asarray(picture)
+    if bits > 8 and mode in ("RGB", "RGBA"):
+        raise errors.InputError(
+            f"{path}: is a {kind} of {bits} bits, {mode}; save masks as gray PNG of 8 bits"
+        )
     if kind in BLURRED:
         raise errors.InputError(f"{path}: is {kind}, which blurs masks; save masks as PNG")
     if pages > 1:

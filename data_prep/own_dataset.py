@@ -18,11 +18,12 @@ from typing import Any
 import tensorflow as tf
 
 from data_prep import coco_format, convert, label_writer, raw_dataset, validate
-from kmax_tf import errors
+from kmax_tf import errors, files
 from kmax_tf.data import datasets
 from kmax_tf.planning import planner
 
 SPLITS = "train", "val"
+MARK = "made_by_kmax_prepare.txt"  # in a folder whose files may be replaced
 
 
 def run(options: Any, inputs: Sequence[str], read: Callable[[Any], raw_dataset.RawDataset]) -> None:
@@ -55,7 +56,8 @@ def make(
         workers: number of processes, None for one per core.
 
     Raises:
-        InputError: a file is wrong, or the validation found errors.
+        InputError: a file is wrong, the validation found errors, or `out` has files of somebody
+            else in the places of those to write.
     """
     records = os.path.join(out, "records")
     dataset = datasets.Dataset(os.path.basename(os.path.abspath(out)), raw.categories)
@@ -66,6 +68,7 @@ def make(
         print(f"split: at random, --val_share {val_share} --seed {seed}")
     folders = [raw.listings[0].images, raw.listings[-1].images]
     shares = list(map(label_writer.place, [out, out], SPLITS, folders, pictures))
+    _claim(out)
     written = [
         label_writer.write(raw, share, found, workers)
         for share, found in zip(shares, pictures, strict=True)
@@ -82,13 +85,32 @@ def make(
         print(f"{records}: split {split}, {size.num_examples} images, {size.num_shards} shards")
 
 
+def _outputs(out: str) -> list[str]:
+    """The paths that `make` writes, and replaces."""
+    names = [f"{split}{end}" for split in SPLITS for end in ("_labels", "_images", ".json")]
+    return [os.path.join(out, name) for name in (*names, "records", "validation")]
+
+
+def _claim(out: str) -> None:
+    """Marks a folder as made by `make`; InputError if files of somebody else would be replaced."""
+    mark = os.path.join(out, MARK)
+    if tf.io.gfile.exists(mark) or tf.io.gfile.exists(os.path.join(out, "records")):
+        return  # older versions left no mark
+    for place in _outputs(out):
+        if tf.io.gfile.exists(place):
+            raise errors.InputError(
+                f"{place}: would be replaced, and is not of an earlier `kmax prepare`; choose"
+                " another --out"
+            )
+    names = ", ".join(map(os.path.basename, _outputs(out)))
+    files.write_atomic(mark, f"kmax prepare makes and replaces here: {names}\n")
+
+
 def _check_outputs(flags: Any, inputs: Sequence[str]) -> None:
     """Raises InputError if something to read is where files will be written."""
-    written = [f"{split}{end}" for split in SPLITS for end in ("_labels", "_images", ".json")]
-    written = [os.path.join(flags.out, name) for name in (*written, "records", "validation")]
     for name in inputs:
         path = getattr(flags, name)
-        for place in written:
+        for place in _outputs(flags.out):
             if path and f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(place)}/"):
                 raise errors.InputError(
                     f"--{name} {path}: would be overwritten, for {place} is written; choose"

@@ -79,10 +79,11 @@ def _open(content: bytes, path: str) -> Image.Image:
     if pages > 1:
         raise errors.InputError(f"{path}: has {pages} pages; save each as a file of its own")
     is_exact = picture.mode in EXACT or (picture.format == "JPEG" and picture.mode == "CMYK")
-    if not is_exact:
+    bits = pillow.bits(picture, content)
+    if not is_exact or bits > 8:
         raise errors.InputError(
-            f"{path}: has pixels of kind {picture.mode} (Pillow's mode), not 8-bit gray or RGB;"
-            " scale it as you want it seen, and save it as PNG of 8 bits"
+            f"{path}: has pixels of kind {picture.mode} (Pillow's mode) and {bits} bits, not 8-bit"
+            " gray or RGB; scale it as you want it seen, and save it as PNG of 8 bits"
         )
     return picture
 

@@ -35,12 +35,13 @@ def names(folder: str, *, required: bool = True) -> list[str]:
     Raises:
         InputError: the folder does not exist, it cannot be listed now, or a name is not UTF-8.
     """
-    if not tf.io.gfile.isdir(folder):  # or the storage does not answer; `exists` tells that apart
-        if not tf.io.gfile.exists(folder):
-            if required:
-                raise InputError(f"{folder}: no such folder; check the path")
-            return []
-        raise InputError(f"{folder}: is no folder, or cannot be listed now; look, and try again")
+    if not tf.io.gfile.isdir(folder):
+        # `isdir` is also False if the storage does not answer; `exists` and `stat` tell that apart.
+        if tf.io.gfile.exists(folder) and tf.io.gfile.stat(folder).is_directory:
+            raise InputError(f"{folder}: cannot be listed now; try again")
+        if required:
+            raise InputError(f"{folder}: no such folder; check the path")
+        return []
     try:
         return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
     except UnicodeDecodeError as error:

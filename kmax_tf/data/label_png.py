@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import errors
-from kmax_tf.data import orientation
+from kmax_tf.data import orientation, pillow
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray and alpha", 6: "RGBA"}  # types of PNG
@@ -94,13 +94,10 @@ def decode_classes(png: bytes, name: str) -> np.ndarray:
         InputError: the content is not a PNG, is corrupt, has colors or alpha, or is turned by EXIF.
     """
     header = read_header(png, name)
-    try:
+    with pillow.errors_as(name, "not a readable PNG of classes; download or save it again"):
+        picture = Image.open(io.BytesIO(png))
         tf.io.decode_png(png)  # checks more than Pillow
-        values = np.asarray(Image.open(io.BytesIO(png)), np.int32)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise errors.InputError(
-            f"{name}: not a readable PNG of classes; download or save it again"
-        ) from error
+        values = np.asarray(picture, np.int32)
     if header == Header(8, "RGB") and (values == values[..., :1]).all():
         return values[..., 0]
     if header.color not in ("gray", "palette"):

@@ -7,6 +7,18 @@ from PIL import Image
 
 from kmax_tf.errors import InputError
 
+PNG_BITS = 24  # the byte of a PNG file that holds the bits of a channel
+TIFF_BITS = 258  # the tag BitsPerSample
+
+
+def bits(picture: Image.Image, content: bytes) -> int:
+    """Returns the bits of a channel in a file: Pillow opens colors of 16 bits as 8."""
+    if picture.format == "PNG":
+        return content[PNG_BITS]
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(TIFF_BITS, (1,)))
+    return 8
+
 
 @contextlib.contextmanager
 def errors_as(path: str, reason: str) -> Iterator[None]:

@@ -82,6 +82,12 @@ def test_a_table_may_list_255(folders, read_labels):
     np.testing.assert_array_equal(labels["1.png"]["edge", False][0], MAP == 255)
 
 
+def test_the_remedy_keeps_the_void_that_is_given(folders):
+    (folders / "classes.csv").write_text("value,name\n0,road\n")
+    with pytest.raises(SystemExit, match="--void 7 11$"):
+        run(folders, "--classes", folders / "classes.csv", "--void", "7")
+
+
 @pytest.mark.parametrize(
     "table, message",
     [

@@ -194,7 +194,7 @@ def swap_sides(content):
         (wrong("image_id", 8), r'"image_id" 8 is not in "images"'),
         (wrong("iscrowd", 2), '"iscrowd" must be 0 or 1'),
         (wrong("segments_info", []), "panoptic format; convert it with `kmax prepare coco_format`"),
-        (swap_sides, "the image is 30 x 20 but its label map 20 x 30"),
+        (swap_sides, "image is 30 x 20, but 20 x 30 by .width. and .height. in the"),
         (lambda c: c["images"].append(c["images"][0]), '"id" 0 is used twice'),
         (lambda c: c["images"][1].update(file_name="no.png"), "no.png: cannot be read"),
         (lambda c: c["categories"][0].update(name="background"), 'a class "background" already'),

@@ -20,7 +20,7 @@ def contents(folder):
 def test_the_same_from_a_seed_whatever_the_workers(tmp_path, monkeypatch):
     demo.make(str(tmp_path / "a"), num_train=5, num_val=2, workers=1, seed=3)
     first = contents(tmp_path / "a")
-    assert len(first) == 2 * 7 + 2
+    assert len(first) == 2 * 7 + 2 + 1
     monkeypatch.setattr(demo, "IMAGES_A_JOB", 2)
     demo.make(str(tmp_path / "b"), num_train=5, num_val=2, workers=2, seed=3)
     assert contents(tmp_path / "b") == first
@@ -125,11 +125,23 @@ def test_bad_options_write_nothing(tmp_path, options, message):
     assert not contents(tmp_path)
 
 
-def test_digits_of_a_holdout_are_never_trained_on(tmp_path):
-    (tmp_path / "panoptic_holdout.json").write_text("{}")
-    with pytest.raises(errors.InputError, match="has a holdout, whose digits would be trained on"):
-        demo.make(str(tmp_path), num_train=1)
-    assert contents(tmp_path).keys() == {"panoptic_holdout.json"}
+@pytest.mark.parametrize(
+    "others, split",
+    [
+        (dict(seed=1, num_val=0), "val"),
+        (dict(level="strokes", num_train=0), "train"),
+        (dict(num_train=0, num_val=0, num_holdout=1), "train"),
+    ],
+)
+def test_splits_that_are_drawn_at_different_times_share_no_digit(tmp_path, others, split):
+    few = dict(num_train=1, num_val=1, workers=1)
+    demo.make(str(tmp_path), **few)
+    before = contents(tmp_path)
+    with pytest.raises(errors.InputError, match=f"the split {split} was drawn with another level"):
+        demo.make(str(tmp_path), **few | others)
+    assert contents(tmp_path) == before
+    demo.make(str(tmp_path), **few | dict(num_val=0))  # as before
+    demo.make(str(tmp_path), **few | dict(seed=1))  # all of them
 
 
 def test_command_line(tmp_path, capsys):

@@ -143,6 +143,22 @@ def test_folders_that_do_not_fit(folders, monkeypatch):
         run(folders, "--labels", folders / "others")
 
 
+@pytest.mark.parametrize("name", ["train.json", "val_labels/0.png"])
+def test_files_of_somebody_else_are_never_replaced(folders, name):
+    out = folders / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(b"mine")
+    with pytest.raises(
+        SystemExit, match=rf"{name.split('/')[0]}: would be replaced, and is not of"
+    ):
+        run(folders)
+    assert [p.read_bytes() for p in out.rglob("*") if p.is_file()] == [b"mine"]
+    (out / name).unlink()
+    (out / name).parent.rename(folders / "empty") if "/" in name else None
+    run(folders)
+    run(folders)  # its own files it replaces
+
+
 def test_names_that_start_each_other(tmp_path, draw_image):
     """Image 1 and image 10: the ending that pairs all is taken, though 1 + 0_mask also fits."""
     for k in range(1, 13):

@@ -1,6 +1,7 @@
 """Folders of masks become panoptic labels, whatever kind of PNG the masks are."""
 
 import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -132,6 +133,25 @@ def deep(folder):
     (folder / "id0/masks/0.png").write_bytes(content)
 
 
+def deep_tiff(folder):
+    """A TIFF of one strip by hand, for Pillow writes no colors of 16 bits."""
+    samples = np.full((H, W, 3), 255, "<u2").tobytes()
+    values = {256: W, 257: H, 259: 1, 262: 2, 277: 3, 278: H, 279: len(samples)}
+    values |= {258: 134, 273: 140}  # the places of the bits, and of the samples
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value)
+        for tag, value in sorted(values.items())
+    )
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(values)) + entries + bytes(4)
+    head = head.ljust(134, b"\0") + struct.pack("<3H", 16, 16, 16)
+    (folder / "id0/masks/z.tif").write_bytes(head + samples)
+
+
+def deep_image(folder):
+    content = tf.io.encode_png(np.full((H, W, 3), 4095, np.uint16)).numpy()
+    (folder / "id0/images/a.png").write_bytes(content)
+
+
 def pages(folder):
     """As ImageJ saves an object a page."""
     page = Image.fromarray(np.zeros((H, W), np.uint8))
@@ -153,6 +173,8 @@ def gray16(folder):
         (webp, "z.webp: is WEBP, which blurs masks"),
         (turned, "0.png: labels with EXIF orientation 3; save them upright"),
         (deep, "0.png: is a PNG of 16 bits, RGB; save masks as gray PNG of 8 bits"),
+        (deep_tiff, "z.tif: is a TIFF of 16 bits, RGB; save masks as gray PNG of 8 bits"),
+        (deep_image, "a.png: has pixels of kind RGB .* and 16 bits, .* save it as PNG of 8 bits"),
         (pages, "z.tif: has 3 pages; save each mask as a file of its own"),
         (larger, "0.png: the mask is 17 x 12 but its upright image 16 x 12"),
         (gray16, "a.png: has pixels of kind I;16 .* save it as PNG of 8 bits"),

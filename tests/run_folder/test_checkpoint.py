@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_listed_now_loses_no_checkpoint(state, monkeypat
         monkeypatch.setattr(tf.io.gfile, "isdir", isdir)
         assert {1, 2} <= set(state.steps())
     monkeypatch.setattr(tf.io.gfile, "isdir", lambda path: False)
-    with pytest.raises(InputError, match="checkpoints: is no folder, or cannot be listed now"):
+    with pytest.raises(InputError, match="checkpoints: cannot be listed now; try again"):
         state.resume()
 
 
