@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from kmax_tf.errors import InputError
 
@@ -15,7 +15,7 @@ def bits(picture: Image.Image, content: bytes) -> int:
     """Returns the bits of a channel in a file: Pillow opens colors of 16 bits as 8."""
     if picture.format == "PNG":
         return content[PNG_BITS]
-    if picture.format == "TIFF":
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
         return max(picture.tag_v2.get(TIFF_BITS, (1,)))
     return 8
 
