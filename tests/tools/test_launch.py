@@ -488,6 +488,29 @@ def test_the_same_command_follows_a_training_that_was_left(cloud, evaluator, end
     assert ("not committed and would not be sent" in output) == ends_with
 
 
+def test_a_training_of_another_run_is_neither_followed_nor_deleted(cloud):
+    slow = TRAIN.replace("time.sleep(0.01)", 'time.sleep(0.01 if "new" in str(sys.argv) else 600)')
+    write(cloud.clone / "scripts/train.py", slow)
+    cloud.commit()
+    cloud.plan(hangs="instances describe")
+    process = cloud.start("run", *RUN)
+    wait_for(cloud.path / "hanging")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=600)
+    cloud.plan()
+    other = [*RUN, "--run_dir=gs://bucket/runs/new", "--evaluator=none"]
+    status, output = cloud.launch("run", *other)
+    assert status != 0, output
+    assert "coco: its job train is of gs://bucket/runs/coco, and runs; give another" in output
+    assert "slice" in cloud.machines() and len(cloud.read("trainings")) == 1
+    # Once it has ended, the slice takes the other one.
+    os.killpg(int((cloud.path / "slice/0/train.pid").read_text()), signal.SIGKILL)
+    status, output = cloud.launch("run", *other)
+    assert status == 0, output
+    assert "--run_dir=gs://bucket/runs/new" in cloud.read("trainings")[1]
+    assert "train: trained" in output and not cloud.machines()
+
+
 def test_a_training_that_was_left_stays_where_its_worker_does_not_answer(cloud):
     """It is neither installed over, nor deleted, for ssh may fail for a while."""
     cloud.plan(hangs="instances describe")

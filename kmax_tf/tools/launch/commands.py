@@ -36,7 +36,6 @@ def run(options: argparse.Namespace) -> None:
         f"--gin_file={options.gin_file}",
         f'--gin=experiment.Experiment.data_dir = "{options.data_dir}"',
         *(f"--gin={binding}" for binding in options.gin),
-        f"--run_dir={options.run_dir}",
     ]
     code = Code(gcloud)
     machine = TpuSlice(gcloud, options.name, tpu, runtime.image, options.spot)
@@ -45,7 +44,8 @@ def run(options: argparse.Namespace) -> None:
         vm = EvaluatorVm(gcloud, f"{options.name}-eval", options.evaluator)
         evaluation = Evaluation(vm, code, runtime.tensorflow, options.run_dir)
     with Rental() as rental:
-        evaluation = Training(machine, code, runtime, flags).run(rental, evaluation)
+        training = Training(machine, code, runtime, flags, options.run_dir)
+        evaluation = training.run(rental, evaluation)
         rental.failed |= not machine.remove()
         if evaluation:
             rental.job_runs = True

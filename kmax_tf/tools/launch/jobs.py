@@ -10,13 +10,16 @@ from collections.abc import Sequence
 
 from kmax_tf.errors import InputError
 from kmax_tf.tools.launch.gcloud import Gcloud, retry, say, show
-from kmax_tf.tools.launch.machines import Machine
+from kmax_tf.tools.launch.machines import Machine, Unreachable
 
 APT_GET = "sudo apt-get -o DPkg::Lock::Timeout=300"
 # What a machine is asked about a job: how it is ("stopped" with its seconds), and its new log.
 QUESTION = r"""
+of=$(cat JOB.of 2> /dev/null || echo RUN_DIR)
 if grep -qsa scripts/JOB.py "/proc/$(cat JOB.pid 2> /dev/null)/cmdline"; then
-    echo running
+    if [ "$of" = RUN_DIR ]; then echo running; else echo "of $of"; fi
+elif [ "$of" != RUN_DIR ]; then
+    echo absent
 elif grep -qsx 0 JOB.exit; then
     echo finished
 elif tail -n 1 JOB.log 2> /dev/null | tr '\r' '\n' | tail -n 1 | grep -q '^error:'; then
@@ -87,8 +90,8 @@ class Code:
 class Job:
     """A job: scripts/NAME.py on a machine.
 
-    Its files in the home folder are NAME.pid, NAME.log, NAME.exit (the exit status) and NAME.seen
-    (how many bytes of the log were shown).
+    Its files in the home folder are NAME.pid, NAME.log, NAME.exit (the exit status), NAME.seen (how
+    many bytes of the log were shown) and NAME.of (the run folder).
 
     Attributes:
         state: "running", "finished", "failed" (with an error of its own), "stopped", "absent", or
@@ -96,8 +99,9 @@ class Job:
         seconds: How long a stopped job ran.
     """
 
-    def __init__(self, name: str, machine: Machine, workers: str = "0"):
+    def __init__(self, name: str, machine: Machine, run_dir: str, workers: str = "0"):
         self.name, self.machine, self.workers = name, machine, workers
+        self.run_dir = run_dir
         self.state, self.seconds = "", 0
         self.dry_state = "absent"
 
@@ -108,6 +112,7 @@ class Job:
         line = shlex.quote(f"{line} > ~/{self.name}.exit")
         started = self.machine.run(
             f"{CLEAN.replace('JOB', self.name)}"
+            f"echo {shlex.quote(self.run_dir)} > {self.name}.of\n"
             f"setsid nohup bash -c {line} < /dev/null > /dev/null 2>&1 & echo $! > {self.name}.pid",
             self.workers,
         )
@@ -116,8 +121,12 @@ class Job:
         return started
 
     def follow(self) -> str:
-        """Returns the new state, by the first worker, and prints what is new in its log."""
+        """Returns the new state, by the first worker, and prints what is new in its log.
+
+        Raises Unreachable if the job of another run folder is running.
+        """
         question = QUESTION.strip().replace("JOB", self.name)
+        question = question.replace("RUN_DIR", shlex.quote(self.run_dir))
         done = self.machine.gcloud.ask(*self.machine.ssh(question, "0"), dry=self.dry_state)
         if done.stderr:
             show(done.stderr.strip(), is_error=True)
@@ -125,6 +134,11 @@ class Job:
         state, *log = answer.splitlines() or ["unknown"]
         for line in filter(None, log):
             show(f"{self.name}: {line}")
+        if other := re.fullmatch("of (.*)", state):
+            raise Unreachable(
+                f"{self.machine.name}: its job {self.name} is of {other[1]}, and runs; give another"
+                " --name, or delete the machine first"
+            )
         stopped = re.fullmatch(r"stopped (\d+)", state)
         self.state = "stopped" if stopped else state
         self.seconds = int(stopped[1]) if stopped else 0

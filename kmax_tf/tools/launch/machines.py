@@ -187,7 +187,7 @@ class Interrupted(SystemExit):
 
 
 class Unreachable(InputError):
-    """A machine does not answer, though its job may still run."""
+    """A machine does not answer, though its job may still run, or runs a job of somebody else."""
 
 
 class Rental:

@@ -22,7 +22,7 @@ class Evaluation:
     def __init__(self, machine: EvaluatorVm, code: Code, tensorflow: str, run_dir: str):
         self.machine, self.code = machine, code
         self.tensorflow, self.run_dir = tensorflow, run_dir
-        self.job = Job("evaluate", machine)
+        self.job = Job("evaluate", machine, run_dir)
 
     def ensure(self, rental: Rental) -> bool:
         """Creates the VM and starts the evaluator, unless it runs or has finished.
@@ -100,7 +100,8 @@ class Training:
         machine: The slice.
         code: The committed code.
         runtime: How the slice runs the training.
-        flags: The experiment and the run folder, for `kmax train` and `kmax doctor`.
+        flags: The experiment, for `kmax train` and `kmax doctor`.
+        run_dir: The run folder.
     """
 
     def __init__(
@@ -109,10 +110,11 @@ class Training:
         code: Code,
         runtime: runtimes.Servers | runtimes.Pjrt,
         flags: Sequence[str],
+        run_dir: str,
     ):
         self.machine, self.code, self.runtime = machine, code, runtime
-        self.flags = [*flags, f"--device={runtime.device}"]
-        self.job = Job("train", machine, runtime.workers)
+        self.flags = [*flags, f"--run_dir={run_dir}", f"--device={runtime.device}"]
+        self.job = Job("train", machine, run_dir, runtime.workers)
 
     def run(self, rental: Rental, evaluation: Evaluation | None) -> Evaluation | None:
         """Trains to the end.
