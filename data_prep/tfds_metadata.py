@@ -1,5 +1,6 @@
 """TFDS metadata of a folder of records, so that `tfds.builder_from_directory(folder)` reads it."""
 
+import os
 import re
 
 import numpy as np
@@ -8,12 +9,15 @@ import tensorflow_datasets as tfds
 
 from kmax_tf.data import datasets
 
+FILES = "dataset_info.json", "features.json"
+
 
 def write(folder: str) -> None:
     """Writes dataset_info.json and features.json from the dataset.json of a folder of records.
 
     The records have the schema in kmax_tf/data/records/example.py. The label map stays an encoded
-    PNG because it has 8 or 16 bits; `example.parse` decodes it.
+    PNG because it has 8 or 16 bits; `example.parse` decodes it. If a split lacks a file, neither
+    is there, and a line says so.
     """
     dataset = datasets.load(folder)
     template = tfds.core.ShardedFileTemplate(
@@ -26,11 +30,18 @@ def write(folder: str) -> None:
     for name in datasets.split_names(folder):
         size = datasets.read_split(folder, name)
         paths = template.replace(split=name).sharded_filepaths(size.num_shards)
+        try:
+            num_bytes = sum(tf.io.gfile.stat(path).length for path in paths)
+        except tf.errors.NotFoundError:
+            print(f"{folder}: split {name} lacks files, so TFDS cannot read it; convert it again")
+            for stale in filter(tf.io.gfile.exists, (os.path.join(folder, f) for f in FILES)):
+                tf.io.gfile.remove(stale)
+            return
         splits.append(
             tfds.core.SplitInfo(
                 name=name,
                 shard_lengths=size.shard_lengths(),
-                num_bytes=sum(tf.io.gfile.stat(path).length for path in paths),
+                num_bytes=num_bytes,
                 filename_template=template,
             )
         )

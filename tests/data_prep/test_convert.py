@@ -178,6 +178,18 @@ def converted(read, tmp_path, alone, monkeypatch, shards):
     return made
 
 
+def test_a_split_that_lost_a_file_does_not_stop_another(source, tmp_path, alone, capsys):
+    out = str(tmp_path / "out")
+    convert.convert(*source(), out, "val", 2, alone)
+    (tmp_path / "out/val-00001-of-00002.tfrecord").unlink()
+    convert.convert(*source(), out, "train", 2, alone)
+    assert "out: split val lacks files, so TFDS cannot read it" in capsys.readouterr().out
+    assert datasets.read_split(out, "train").num_examples == 6
+    assert not (tmp_path / "out/dataset_info.json").exists()  # of before
+    convert.convert(*source(), out, "val", 2, alone)
+    assert set(tfds.builder_from_directory(out).info.splits) == {"train", "val"}
+
+
 def test_tfds_reads_the_records(source, tmp_path, alone):
     convert.convert(*source(), str(tmp_path / "out"), "train", 4, alone)
     convert.convert(*source(), str(tmp_path / "out"), "val_2", 1, alone)
