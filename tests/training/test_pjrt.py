@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from kmax_tf import config, runtime
 from kmax_tf.errors import InputError
+from kmax_tf.evaluation import evaluate
 from kmax_tf.experiment import Experiment
 from kmax_tf.run_folder import checkpoint, layout
 from kmax_tf.training import replica_program, train
@@ -259,3 +260,10 @@ def test_a_run_goes_from_one_kind_of_device_to_another(
     expected = {tag: values[15:] for tag, values in losses(tmp_path / "one").items()}
     # XLA and oneDNN round differently, so that a pixel may take another cluster.
     assert_same_losses(losses(run_dir), expected, tolerance=1e-3, steps=5)
+    # So few steps find no segment, but the semantic map has classes.
+    moved, whole = (
+        evaluate.evaluate_run(experiment, str(folder), once=True)["mIoU"]
+        for folder in (run_dir, tmp_path / "one")
+    )
+    print(f"mIoU {moved:.3f}, without a move {whole:.3f}")
+    assert moved == pytest.approx(whole, abs=0.5) and whole > 5
