@@ -116,12 +116,19 @@ def test_a_mistake_names_the_nearest_name_and_leaves_nothing(words, message, rec
 @pytest.mark.usefixtures("forget_models")
 def test_the_numbers_of_the_data_plan_a_run_once(records, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "time_steps", lambda *arguments: (30.0, 0.5))
-    trained = []
-    monkeypatch.setattr(train, "train", lambda experiment, *rest: trained.append(experiment))
+    trained, allowed = [], []
+
+    def record(experiment, run_dir, strategy, *, allow_changes):
+        trained.append(experiment)
+        allowed.append(allow_changes)
+
+    monkeypatch.setattr(train, "train", record)
     kmax_tf.train(data=records, run_dir=tmp_path / "run", minutes=5.5)
     monkeypatch.delattr(timing, "time_steps")
-    kmax_tf.train(data=records, run_dir=tmp_path / "run", steps=7, precision="mixed_bfloat16")
+    settings = dict(steps=7, precision="mixed_bfloat16", allow_changes=True)
+    kmax_tf.train(data=records, run_dir=tmp_path / "run", **settings)
     first, again = trained
+    assert allowed == [False, True]
     assert (first.steps, again.steps) == (600, 7) and again.precision == "mixed_bfloat16"
     assert first.training_input == again.training_input and first.data_dir == records
     assert "6 images" in (tmp_path / "run/plan.html").read_text()
