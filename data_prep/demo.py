@@ -114,9 +114,10 @@ def make(
 def _check_other_splits(out, others, drawn):
     """Raises InputError if other splits of a folder were drawn otherwise, and may share digits."""
     path = os.path.join(out, DRAWN)
-    before = files.read_json(path) if tf.io.gfile.exists(path) else None
+    if tf.io.gfile.exists(path) and files.read_json(path) == drawn:
+        return
     for split in others:
-        if before != drawn and tf.io.gfile.exists(os.path.join(out, f"panoptic_{split}.json")):
+        if tf.io.gfile.exists(os.path.join(out, f"panoptic_{split}.json")):
             raise errors.InputError(
                 f"{out}: the split {split} was drawn with another level, seed or holdout, and may"
                 " have the same digits; draw it again too, or choose another --out"

@@ -88,7 +88,7 @@ def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
         if picture.mode in ("P", "PA", "LA", "RGBA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
         values = np.asarray(picture)
-    if bits > 8 and mode in ("RGB", "RGBA"):
+    if bits > 8 and mode in raw_images.EXACT:  # which keeps 8 of them
         raise errors.InputError(
             f"{path}: is a {kind} of {bits} bits, {mode}; save masks as gray PNG of 8 bits"
         )

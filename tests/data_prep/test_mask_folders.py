@@ -133,6 +133,11 @@ def deep(folder):
     (folder / "id0/masks/0.png").write_bytes(content)
 
 
+def deep_alpha(folder):
+    content = tf.io.encode_png(np.full((H, W, 2), 255, np.uint16)).numpy()
+    (folder / "id0/masks/0.png").write_bytes(content)
+
+
 def deep_tiff(folder):
     """A TIFF of one strip by hand, for Pillow writes no colors of 16 bits."""
     samples = np.full((H, W, 3), 255, "<u2").tobytes()
@@ -173,6 +178,7 @@ def gray16(folder):
         (webp, "z.webp: is WEBP, which blurs masks"),
         (turned, "0.png: labels with EXIF orientation 3; save them upright"),
         (deep, "0.png: is a PNG of 16 bits, RGB; save masks as gray PNG of 8 bits"),
+        (deep_alpha, "0.png: is a PNG of 16 bits, (LA|RGBA); save masks as gray PNG of 8 bits"),
         (deep_tiff, "z.tif: is a TIFF of 16 bits, RGB; save masks as gray PNG of 8 bits"),
         (deep_image, "a.png: has pixels of kind RGB .* and 16 bits, .* save it as PNG of 8 bits"),
         (pages, "z.tif: has 3 pages; save each mask as a file of its own"),
