@@ -79,7 +79,7 @@ class Job(NamedTuple):
     gin_file: str
     bindings: tuple[str, ...]
     interval: int  # steps between two evaluations
-    digest: str  # of the resolved configuration; studies share runs by it
+    digest: str  # of all that is bound; studies share runs by it
 
 
 def load(name: str) -> Study:
@@ -194,9 +194,12 @@ def _starting_from(initial):
 
 @functools.cache
 def _resolve(gin_file, bindings=()):
-    """Returns the digest of the resolved configuration, and the steps between two checkpoints."""
+    """Returns the digest of all that is bound, and the steps between two checkpoints."""
     interval = config.load(Experiment, gin_file, bindings).checkpoint_interval
-    return hashlib.sha256(config.resolved().encode()).hexdigest()[:12], interval
+    # Not of the text: a gin file may import one more module, and trains the same model.
+    bound = sorted(config.bindings(config.resolved()).items())
+    text = "\n".join(f"{name} = {value}" for name, value in bound)
+    return hashlib.sha256(text.encode()).hexdigest()[:12], interval
 
 
 def _stored(path, study):
