@@ -81,11 +81,15 @@ class Parser(argparse.ArgumentParser):
         self.flags += [name[2:] for name in names if name.startswith("--")]
         return super().add_argument(*names, **settings)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if "_ARGCOMPLETE" in os.environ:  # the shell asks for the flags
+    def complete(self) -> None:
+        """Completes the word under the cursor and ends the process, if the shell asks for that."""
+        if "_ARGCOMPLETE" in os.environ:
             import argcomplete
 
             argcomplete.autocomplete(self)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.complete()
         return super().parse_intermixed_args(args, namespace)  # images after a flag, too
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -134,4 +138,4 @@ def run(main: Callable[[Any], None], parse: Callable[[], Any]) -> None:
         reason = file_system_reason(error)
         if not reason:
             raise
-        sys.exit(f"error: {reason}; free space there, or choose a folder that you may write to")
+        sys.exit(f"error: {reason}")

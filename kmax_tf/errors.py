@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Sequence
 
 _CODES = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 _CODES += [errno.ENAMETOOLONG, errno.EIO]
@@ -12,6 +13,15 @@ _REASONS = "|".join(re.escape(os.strerror(code)) for code in _CODES)
 class InputError(ValueError):
     """Wrong user input; the message is one line that names the file, the field and the remedy."""
 
+    _keras_call_info_injected = True  # a Keras layer would add lines to the message
+
+
+def check_equal_lengths(owner: str, **settings: Sequence) -> None:
+    """Raises InputError unless all settings of a class, given by name, have as many entries."""
+    if len(set(map(len, settings.values()))) > 1:
+        counts = ", ".join(f"{name} has {len(value)}" for name, value in settings.items())
+        raise InputError(f"{owner}: {counts} entries; bind as many for each")
+
 
 def first_line(error: object) -> str:
     """Returns the first line of an error message."""
@@ -19,10 +29,18 @@ def first_line(error: object) -> str:
 
 
 def file_system_reason(error: Exception) -> str:
-    """Returns why a file system refused: "PATH; No space left on device"; "" for other errors."""
+    """Returns why a file system refused, and the remedy, as one line; "" for other errors."""
+    local = "; free space there, or choose a folder that you may write to"
     if isinstance(error, OSError):
         place = f"{error.filename}; " if error.filename else ""
-        return place + os.strerror(error.errno) if error.errno in _CODES else ""
+        return place + os.strerror(error.errno) + local if error.errno in _CODES else ""
     # TensorFlow puts the operation before the path.
     found = re.search(rf"(?:{{{{.*?}}}} )?(.*?; (?:{_REASONS}))", str(error))
-    return found[1] if found else ""
+    if found:
+        return found[1] + local
+    if found := re.search(r"File system scheme .*? not implemented \(file: .*?\)", str(error)):
+        return f"{found[0]}; give a local or gs:// path"
+    found = re.search(r"Error executing an HTTP request: (\w+ (?:\w+ )?code \d+)", str(error))
+    place = re.search(r"gs://[^\s'\"]+", str(error))
+    remedy = "check the path, your rights and the network"
+    return f"{place[0] if place else 'storage'}; {found[1]}; {remedy}" if found else ""

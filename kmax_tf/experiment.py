@@ -20,7 +20,6 @@ from kmax_tf.predict.tiles import Tiles
 # Each counts something.
 POSITIVE = ("accumulation", "batch_size", "checkpoint_interval", "checkpoints_kept")
 POSITIVE += ("evaluation_batch_size", "steps", "steps_per_loop")
-SMALL = (65, 97)  # pixels; shapes of variables do not depend on the size of the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +102,8 @@ class Experiment:
         return self._build(self.evaluation_size)
 
     def build_weights(self, num_classes: int) -> tf_keras.Model:
-        """Builds the model with the weights of another number of classes, for a small image."""
-        return self._build(SMALL, num_classes)
+        """Builds the model with the weights of another number of classes."""
+        return self._build(self.training_input.size, num_classes)
 
     def segment(self, prediction: Prediction) -> Panoptic:
         """Merges a final `Prediction` into panoptic maps [batch, *evaluation_size]."""

@@ -80,6 +80,24 @@ def test_a_name_that_is_not_utf_8():
             RuntimeError("{{function_node x}} /a b; Read-only file system [Op:SaveV2]\nmore"),
             "/a b; Read-only file system; free space there",
         ),
+        (
+            RuntimeError("File system scheme 's3' not implemented (file: 's3://a/b')"),
+            r"File system scheme 's3' not implemented \(file: 's3://a/b'\); give a local or gs://",
+        ),
+        (
+            RuntimeError(
+                'Error executing an HTTP request: HTTP response code 403 with body \'{\n "error": {'
+                "\n}}'\n\t when reading metadata of gs://a/b"
+            ),
+            "gs://a/b; HTTP response code 403; check the path, your rights and the network",
+        ),
+        (
+            RuntimeError(
+                "Error executing an HTTP request: libcurl code 6 meaning 'Couldn't resolve host "
+                "name', error details: x\n\t when reading gs://a/b"
+            ),
+            "gs://a/b; libcurl code 6; check the path, your rights and the network",
+        ),
     ],
 )
 def test_a_file_system_that_refuses(error, line):

@@ -53,6 +53,13 @@ def test_tpu_that_is_not_there(monkeypatch):
         runtime.strategy("tpu:v3")
 
 
+@pytest.mark.parametrize("text", ["{", '{"cluster": {"worker": 3}}'])
+def test_hosts_that_cannot_be_read(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(InputError, match='^TF_CONFIG cannot be used .*; write {"cluster": '):
+        runtime.strategy("cpu")
+
+
 def test_precision():
     runtime.set_precision("mixed_bfloat16")
     try:

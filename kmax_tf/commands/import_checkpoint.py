@@ -44,8 +44,9 @@ def main(options):
     from kmax_tf.importers import importer, names, output, own_checkpoint, packages, readers
 
     name_map = names.load(options.kind)
-    output.check(options.out, name_map)
     experiment = config.load(Experiment, options.gin_file, options.gin)
+    output.check(options.out, name_map)
+    _check_flags(options, name_map, experiment.dataset)
     theirs = datasets.load(options.classes) if options.classes else None
     if options.kind == own_checkpoint.KIND:
         path = own_checkpoint.find(options.source)
@@ -77,3 +78,21 @@ def main(options):
     path = output.write(model, dataset, options.out)
     print(f"wrote {report.assigned} variables of {options.source} to {path}")
     print(*report.lines(), sep="\n")
+
+
+def _check_flags(options, name_map, dataset):
+    """Refuses flags that would do nothing, and asks for classes that nothing tells."""
+    from kmax_tf.data import datasets
+    from kmax_tf.errors import InputError
+    from kmax_tf.importers import classes, own_checkpoint
+
+    if name_map.part and options.classes:
+        raise InputError(f"--classes: {options.kind} is an encoder, which has none; leave it out")
+    if options.semantic_channels and name_map.semantic_channels in classes.ORDERS:
+        raise InputError(f"--semantic_channels: {options.kind} has one order; leave it out")
+    known = name_map.part or options.classes or options.kind == own_checkpoint.KIND
+    if not known and not datasets.is_packaged(dataset):
+        raise InputError(
+            f"--classes: {options.kind} weights do not say their classes, and the experiment has"
+            f" your own; give one of {', '.join(datasets.packaged())}, or a JSON file"
+        )

@@ -55,7 +55,7 @@ def main(options):
 
     root, sources = image_sources.find(options.images, output_files.earlier(options.out))
     if options.pseudo_labels is not None:
-        image_sources.check_recordable(sources)
+        image_sources.check_recordable(root, sources)
     segmenter, labels = predict.load(options.export), None
     if options.gt_json:
         folder = options.gt_folder or options.gt_json.removesuffix(".json")

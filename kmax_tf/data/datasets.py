@@ -68,6 +68,16 @@ class Dataset:
         return {category.id: index for index, category in enumerate(self.categories)}
 
 
+def packaged() -> list[str]:
+    """Lists the names of the tables that come with the package."""
+    return sorted(name.removesuffix(".json") for name in os.listdir(TABLES))
+
+
+def is_packaged(dataset: Dataset) -> bool:
+    """Returns whether a packaged table has the classes of a dataset."""
+    return any(same_classes(load(name).categories, dataset.categories) for name in packaged())
+
+
 def load(source: str) -> Dataset:
     """Reads the description of a dataset.
 
@@ -79,8 +89,7 @@ def load(source: str) -> Dataset:
         InputError: `source` does not exist, or a field of the file is wrong.
     """
     source = os.path.expanduser(source)
-    packaged = sorted(name.removesuffix(".json") for name in os.listdir(TABLES))
-    if source in packaged:
+    if source in packaged():
         path = os.path.join(TABLES, f"{source}.json")
     elif str(source).endswith(".json"):
         path = source
@@ -89,9 +98,9 @@ def load(source: str) -> Dataset:
     elif "/" in str(source):
         raise errors.InputError(f'dataset "{source}": no such folder; convert a dataset into it')
     else:
-        nearest = (difflib.get_close_matches(source, packaged, n=1, cutoff=0) or packaged)[0]
+        nearest = difflib.get_close_matches(source, packaged(), n=1, cutoff=0)[0]
         raise errors.InputError(
-            f'dataset "{source}": neither a folder nor one of {", ".join(packaged)};'
+            f'dataset "{source}": neither a folder nor one of {", ".join(packaged())};'
             f' did you mean "{nearest}"?'
         )
     content = files.read_json(path)

@@ -11,6 +11,8 @@ from kmax_tf.importers import classes, fold, names
 from kmax_tf.importers.variables import PARTS, variables
 from kmax_tf.model import function
 
+CONVERTED = "by_id_void_first"  # order of semantic channels that the official code has
+_SEMANTIC_KERNEL = "semantic_branch/classifier/kernel"
 _SHOWN = 10  # names of each kind of mismatch that a message lists
 
 
@@ -19,10 +21,10 @@ class Report:
     """The result of an import."""
 
     assigned: int  # variables
-    ignored: int  # names of the source that are no weights of the model
     fresh_parts: tuple[str, ...]  # parts of the model without values in the source
     fresh_classes: tuple[str, ...]  # our classes that the source does not have
     dropped_classes: tuple[str, ...]  # classes of the source that we do not have
+    normalization: str = ""  # of the image, where it went into the weights
 
     def lines(self) -> list[str]:
         """Says what was not taken over, a line each."""
@@ -30,6 +32,7 @@ class Report:
             ("newly initialized, not in the source", self.fresh_parts),
             ("newly initialized classes, not in the source", self.fresh_classes),
             ("dropped classes of the source", self.dropped_classes),
+            ("taken for weights of images with", (self.normalization,) * bool(self.normalization)),
         )
         return [f"{what}: {', '.join(names)}" for what, names in entries if names]
 
@@ -56,15 +59,16 @@ def import_weights(
 
     Raises:
         InputError: the model computes another function; a variable of the source is missing,
-            unexpected or of another shape; or the order of the channels is unknown. The model is
-            then unchanged.
+            unexpected, of another shape or not finite; or the order of the channels is unknown. The
+            model is then unchanged.
     """
-    name_map = names.load(kind)
+    name_map = _load_map(kind, semantic_channels)
     _check_function(model, kind, name_map, gin_file)
-    name_map = _with_semantic_channels(name_map, kind, model, dataset, semantic_channels)
     theirs = theirs or dataset
-    ours = {p: v for p, v in variables(model).items() if p.startswith(name_map.part)}
     weights = {name: value for name, value in source.items() if not name_map.ignores(name)}
+    _check_finite(weights)
+    name_map = _with_semantic_channels(name_map, kind, weights, theirs, semantic_channels)
+    ours = {p: v for p, v in variables(model).items() if p.startswith(name_map.part)}
     values = _by_our_paths(weights, ours, kind, name_map, dataset, theirs)
     if name_map.epsilon:
         fold.fold_epsilon(values, name_map.epsilon)
@@ -72,17 +76,42 @@ def import_weights(
         fold.fold_normalization(values, name_map.mean, name_map.std)
     for path, value in values.items():
         ours[path].assign(value)
+    return _report(len(values), name_map, dataset, theirs)
+
+
+def _load_map(kind, semantic_channels):
+    """Returns the map of a kind; weights that were converted keep the official function."""
+    name_map = names.load(kind)
+    if semantic_channels != CONVERTED:
+        return name_map
+    official = names.load("deeplab2")
+    return dataclasses.replace(
+        name_map, function=official.function, experiments=official.experiments
+    )
+
+
+def _report(assigned, name_map, dataset, theirs):
     known = {c.name for c in dataset.categories}, {c.name for c in theirs.categories}
     heads = not name_map.part
+    normalization = f"mean {list(name_map.mean)} and std {list(name_map.std)}, of 0 to 1"
     return Report(
-        assigned=len(values),
-        ignored=len(source) - len(weights),
+        assigned=assigned,
         fresh_parts=tuple(p for p in PARTS if not p.startswith(name_map.part)),
         fresh_classes=tuple(c.name for c in dataset.categories if heads and c.name not in known[1]),
         dropped_classes=tuple(
             c.name for c in theirs.categories if heads and c.name not in known[0]
         ),
+        normalization=normalization if name_map.mean else "",
     )
+
+
+def _check_finite(weights):
+    infinite = [name for name, value in weights.items() if not np.isfinite(value).all()]
+    if infinite:
+        raise InputError(
+            f"{_listed('weights are not finite', infinite)}; the file is damaged, or float16 was"
+            " too small for its numbers; use another one"
+        )
 
 
 def _by_our_paths(weights, ours, kind, name_map, dataset, theirs):
@@ -106,6 +135,7 @@ def _by_our_paths(weights, ours, kind, name_map, dataset, theirs):
             f"the weights do not fit as {kind}: "
             + "; ".join(_listed(*entry) for entry in mismatches.items() if entry[1])
             + "; choose another --kind or the experiment of these weights"
+            + ", or give their --classes" * (not name_map.part)
         )
     return values
 
@@ -119,18 +149,20 @@ def _check_function(model, kind, name_map, gin_file):
         )
 
 
-def _with_semantic_channels(name_map, kind, model, dataset, given):
+def _with_semantic_channels(name_map, kind, weights, theirs, given):
     """Returns the map with the order of the semantic channels that the user gives, if it has none.
 
     Without a channel for void both orders are the same.
     """
     if name_map.semantic_channels in classes.ORDERS:
         return name_map
-    if model.semantic_branch.classifier.filters > dataset.num_classes and given is None:
+    kernels = [v for n, v in weights.items() if name_map.rename(n) == _SEMANTIC_KERNEL]
+    axis = 0 if name_map.layout == "torch" else -1
+    if given is None and any(k.shape[axis] == theirs.num_classes + 1 for k in kernels):
         raise InputError(
             f"weights of kind {kind} have a semantic channel for void, and no name tells which;"
             " give --semantic_channels=by_id (void last, as the port trains) or"
-            " by_id_void_first (converted from the TensorFlow code)"
+            f" {CONVERTED} (converted from the TensorFlow code)"
         )
     return dataclasses.replace(name_map, semantic_channels=given or "by_id")
 

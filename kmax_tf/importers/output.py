@@ -8,17 +8,31 @@ import tf_keras
 from kmax_tf import config
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError
-from kmax_tf.files import write_atomic
+from kmax_tf.files import read_bytes, write_atomic
 from kmax_tf.importers.names import NameMap
 from kmax_tf.run_folder import checkpoint, layout
 
 
 def check(out: str, name_map: NameMap) -> None:
-    """Raises InputError if `out` already holds a checkpoint, or is no place for this kind's."""
+    """Raises InputError if `out` holds a checkpoint or run, or is no place for this kind's.
+
+    Call it after the experiment is loaded.
+    """
     if name_map.part and _prefix(out) != out:
-        raise InputError(f"{out}: an encoder alone is no run; give a checkpoint, as --out={out}-0")
+        prefix = f"{out.rstrip('/')}-0"
+        raise InputError(f"{out}: an encoder alone is no run; give a checkpoint, as --out={prefix}")
     if tf.io.gfile.exists(f"{_prefix(out)}.index") or checkpoint.completed(out):
         raise InputError(f"{out}: already holds a checkpoint; choose another --out")
+    if _prefix(out) != out and _is_another_run(out):
+        raise InputError(f"{out}: is already a run; choose another --out")
+
+
+def _is_another_run(folder):
+    """Tells whether a run is there, and not the same import, interrupted."""
+    path = layout.config(folder)
+    if not tf.io.gfile.exists(path):
+        return False
+    return read_bytes(path).decode(errors="replace") != config.resolved()
 
 
 def write(model: tf_keras.Model, dataset: Dataset | None, out: str) -> str:

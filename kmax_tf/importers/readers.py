@@ -60,6 +60,11 @@ def read(source: str, wanted: Callable[[str], bool] = lambda name: True) -> dict
         arrays = torch_file.read(source, data)
     elif data[8:9] == b"{":
         arrays = _read_safetensors(source, data)
+    elif data.startswith(b"\x80"):
+        raise InputError(
+            f"{source}: is a pickle that PyTorch did not write; if the port's script converted it,"
+            " import the TensorFlow checkpoint itself with --kind=deeplab2"
+        )
     else:
         raise InputError(
             f"{source}: is neither a TensorFlow checkpoint nor a PyTorch, safetensors or HDF5"

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.errors import check_equal_lengths
 from kmax_tf.model.layers.conv import Conv2D
 from kmax_tf.model.layers.norms import LayerNorm
 from kmax_tf.model.layers.ops import gelu, truncated_normal
@@ -61,6 +62,7 @@ class ConvNeXt(tf_keras.layers.Layer):
         drop_path_keep_prob: float = 1.0,
     ):
         super().__init__()
+        check_equal_lengths("ConvNeXt", widths=widths, depths=depths)
         self.stride = 4 * 2 ** (len(widths) - 1)
         self.stem = [_patches(widths[0], 4), LayerNorm()]
         self.downsamplings = [[LayerNorm(), _patches(width, 2)] for width in widths[1:]]

@@ -1,16 +1,23 @@
 """What changes the function of a model, but no name or shape of its variables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tf_keras
 
-# The official code and the PyTorch port differ in these.
 NAMES = (
+    # The official code and the PyTorch port differ in these.
     "pixel_encoder.max_pool",
     "pixel_encoder.activate_endpoints",
     "pixel_decoder.dilation",
     "semantic_branch.activates_low_level",
+    # Experiments of one's own may differ in these, too.
+    "pixel_encoder.activation_name",
+    "pixel_decoder.activation_name",
+    "pixel_decoder.endpoints",
+    "cluster_path.activation_name",
+    "cluster_path.cross_attention",
+    "semantic_branch.activation_name",
 )
 
 
@@ -23,7 +30,7 @@ def describe(model: tf_keras.Model) -> dict[str, Any]:
 def differences(model: tf_keras.Model, theirs: Mapping[str, Any], part: str = "") -> list[str]:
     """Says where the function of a `KMaX`, or of one part, is not that of other weights."""
     return [
-        f"{name} is {value} here and {theirs[name]} there"
+        f"{name} is {value!r} here and {theirs[name]!r} there"
         for name, value in describe(model).items()
         if name.startswith(part) and theirs.get(name) not in (None, value)
     ]
@@ -31,4 +38,5 @@ def differences(model: tf_keras.Model, theirs: Mapping[str, Any], part: str = ""
 
 def _value(model, name):
     layer, attribute = name.split(".")
-    return getattr(getattr(model, layer, None), attribute, None)
+    value = getattr(getattr(model, layer, None), attribute, None)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

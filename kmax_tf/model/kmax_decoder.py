@@ -202,6 +202,7 @@ class ClusterPath(tf_keras.layers.Layer):
             )
         self.num_clusters, self.channels, self.dual_path = num_clusters, channels, dual_path
         self.drop_query = drop_query
+        self.activation_name, self.cross_attention = activation, cross_attention
 
         def head():
             return PredictionHead(num_classes, channels, head_depth, activation)
@@ -247,7 +248,13 @@ class ClusterPath(tf_keras.layers.Layer):
         """
         centres = self._centres(features[0].shape[0] or tf.shape(features[0])[0], training)
         x, auxiliary = None, []
-        for i in range(len(pixel_decoder.stages if pixel_decoder else features)):
+        stages = len(pixel_decoder.stages if pixel_decoder else features)
+        if max(self.source, default=0) >= stages:
+            raise InputError(
+                f"ClusterPath.depths puts decoders on output {max(self.source) + 1} of the pixel"
+                f" decoder, which has {stages}; bind at most {stages} depths"
+            )
+        for i in range(stages):
             x = pixel_decoder.stage(i, x, features) if pixel_decoder else features[i]
             for decoder, source in zip(self.decoders, self.source, strict=True):
                 if source == i:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.errors import InputError, check_equal_lengths
 from kmax_tf.model.layers.blocks import ResidualBlock
 from kmax_tf.model.layers.conv import ConvBN
 from kmax_tf.model.layers.norms import LayerNorm
@@ -55,8 +56,10 @@ class PixelDecoder(tf_keras.layers.Layer):
         endpoints: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.dilation = dilation
-        self.endpoints = endpoints or [-1 - i for i in range(len(widths))]
+        self.endpoints = list(endpoints or [-1 - i for i in range(len(widths))])
+        lengths = dict(widths=widths, depths=depths, kinds=kinds, endpoints=self.endpoints)
+        check_equal_lengths("PixelDecoder", **lengths)
+        self.dilation, self.activation_name = dilation, activation
         self.norms = [LayerNorm() for _ in widths]
         self.fuses = [Fuse(width, activation) for width in widths[1:]]
         self.stages = [
@@ -73,6 +76,11 @@ class PixelDecoder(tf_keras.layers.Layer):
         `endpoints` are float [batch, height, width, depth] each, fine to coarse. The result is
         float [batch, height, width, 4 * widths[i]] at the size of the stage's endpoint.
         """
+        if not -len(endpoints) <= self.endpoints[i] < len(endpoints):
+            raise InputError(
+                f"PixelDecoder: stage {i} takes endpoint {self.endpoints[i]}, and the pixel encoder"
+                f" has {len(endpoints)}; bind fewer stages or other endpoints"
+            )
         skip = self.norms[i](endpoints[self.endpoints[i]])
         x = skip if i == 0 else self.fuses[i - 1](x, skip)
         for block in self.stages[i]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.errors import check_equal_lengths
 from kmax_tf.model.layers.blocks import ResidualBlock
 from kmax_tf.model.layers.conv import ConvBN
 from kmax_tf.model.layers.ops import get_activation
@@ -45,7 +46,8 @@ class ResNet(tf_keras.layers.Layer):
         activate_endpoints: bool = False,
     ):
         super().__init__()
-        self.activation = get_activation(activation)
+        check_equal_lengths("ResNet", widths=widths, depths=depths)
+        self.activation, self.activation_name = get_activation(activation), activation
         self.max_pool, self.activate_endpoints = max_pool, activate_endpoints
         self.stem = [
             ConvBN(filters, kernel, strides, activation=activation if i < len(stem) - 1 else None)

@@ -39,6 +39,7 @@ class SemanticBranch(tf_keras.layers.Layer):
         void_channel: bool = False,
     ):
         super().__init__()
+        self.activation_name = activation
         self.low_level_stages = [stage for stage, _ in low_level]
         self.low_level_activation = get_activation(low_level_activation)
         self.activates_low_level = low_level_activation != "linear" if low_level else None

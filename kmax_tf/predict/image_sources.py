@@ -45,7 +45,8 @@ def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Sourc
         without: files that no folder gives, such as those of an earlier prediction.
 
     Returns:
-        The deepest folder that contains all of them, and the sources.
+        The deepest folder that contains all of them, "" for local and remote ones together, and the
+        sources.
 
     Raises:
         InputError: a path is missing or has no image.
@@ -64,8 +65,10 @@ def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Sourc
     return root, list(map(Source, reads, stems, ids, reads.values()))
 
 
-def check_recordable(sources: Sequence[Source]) -> None:
-    """Raises InputError if a source is no file that records can hold, such as a video's frame."""
+def check_recordable(root: str, sources: Sequence[Source]) -> None:
+    """Raises InputError if records cannot hold what `find` found, such as a video's frame."""
+    if not root:
+        raise InputError("pseudo labels of local and remote images: predict them one after another")
     for name in (source.name for source in sources):
         if os.path.dirname(name).lower().endswith(VIDEOS) or not name.lower().endswith(IMAGES):
             raise InputError(
@@ -81,14 +84,20 @@ def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
     frame of an animation. Raises InputError if the file cannot be decoded or is too large.
     """
     _check_name(path)
-    content = read_bytes(path)
+    return decode_image(read_bytes(path), path, largest)
+
+
+def decode_image(content: bytes, name: str, largest: int) -> np.ndarray:
+    """Decodes the content of an image file as `read_image` does; `name` is for its messages."""
     if _count_pixels(content) > largest:
-        raise InputError(f"{path}: more than {largest // 10**6} million pixels; scale it down")
+        raise InputError(f"{name}: more than {largest // 10**6} million pixels; scale it down")
     try:
+        if content.startswith(b"GIF8"):  # TensorFlow would decode all frames, of any size
+            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         # The decoder of the training records, for equal bits.
         image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
-    except tf.errors.OpError as error:
-        raise InputError(f"{path}: not a JPEG or PNG that can be decoded; convert it") from error
+    except (tf.errors.OpError, OSError, SyntaxError, EOFError) as error:
+        raise InputError(f"{name}: not a JPEG or PNG that can be decoded; convert it") from error
     turn = orientation.read(content)
     return image if turn == orientation.UPRIGHT else orientation.turn_upright(image, turn).numpy()
 
@@ -205,7 +214,8 @@ def _glob(path):
     """Returns the local files that match; signs such as [ in a folder that exists are literal."""
     parts = path.split("/")
     depth = max(k for k in range(len(parts)) if k == 0 or os.path.isdir("/".join(parts[:k]) + "/"))
-    return glob.glob("/".join([*map(glob.escape, parts[:depth]), *parts[depth:]]))
+    escaped = "/".join([*map(glob.escape, parts[:depth]), *parts[depth:]])
+    return glob.glob(escaped, recursive=True)  # ** is any depth
 
 
 def _shared(files):
@@ -213,8 +223,11 @@ def _shared(files):
     parts = [(f if "://" in f else os.path.abspath(f)).split("/") for f in files]
     depth = len(os.path.commonprefix([p[:-1] for p in parts]))
     names = ["/".join(p[depth:]).replace("://", "/") for p in parts]
+    root = "/".join(parts[0][:depth])
+    if depth and not parts[0][depth - 1]:  # "/" and "gs://"
+        root += "/"
     # Where local and remote files share no folder, an absolute name would leave the output folder.
-    return "/".join(parts[0][:depth]), [name.lstrip("/") for name in names]
+    return root, [name.lstrip("/") for name in names]
 
 
 def _unique(values, otherwise):

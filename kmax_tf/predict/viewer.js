@@ -1,6 +1,8 @@
-// The viewer of web_demo.py: `props.value` is the result of `views_of`.
-const root = element.querySelector(".viewer");
+// The viewer of web_demo.py: it sends an image, and shows the result of `views_of`.
+const root = document.querySelector(".viewer");
+const field = document.querySelector("input[type=file]");
 let chosen; // the title of the view that is shown; the next image begins with it too
+let newest; // the file that was given last
 
 function make(tag, properties, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
@@ -115,8 +117,35 @@ function show({ caption, width, height, views }) {
   choose(initial);
 }
 
-watch("value", () => {
-  const { refusal } = props.value;
-  if (refusal) root.replaceChildren(make("p", { className: "refusal" }, refusal));
-  else show(props.value);
-});
+function say(text, className) {
+  root.replaceChildren(make("p", { className }, text));
+}
+
+async function look(file) {
+  newest = file;
+  say(`${file.name}: is being segmented …`, "");
+  let answer;
+  try {
+    const sent = await fetch(`look?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+    const isJson = sent.headers.get("content-type") === "application/json";
+    const failed = { refusal: `${file.name}: the server failed (${sent.status}); see its terminal` };
+    answer = isJson ? await sent.json() : failed;
+  } catch (error) {
+    answer = { refusal: `${file.name}: no answer (${error.message}); is kmax serve running?` };
+  }
+  if (file !== newest) return; // another one was given meanwhile
+  if (answer.refusal) say(answer.refusal, "refusal");
+  else show(answer);
+}
+
+document.ondragover = (event) => event.preventDefault(); // or the browser would open the file
+document.ondrop = (event) => {
+  event.preventDefault();
+  const [file] = event.dataTransfer.files;
+  if (file) look(file);
+};
+field.onchange = () => {
+  const [file] = field.files;
+  field.value = ""; // the same file again is a change too
+  if (file) look(file);
+};

@@ -4,11 +4,13 @@ The server keeps no image: it sends all pictures to the browser at once, and vie
 between them.
 """
 
+import asyncio
 import base64
 import contextlib
-import importlib
+import html
 import os
 import socket
+import string
 import tempfile
 from typing import Any
 
@@ -26,11 +28,11 @@ from kmax_tf.predict.segmenter import Segmenter
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; the details of a larger image take many gigabytes
 LONGEST_SIDE = 2048  # pixels of the pictures in the browser; the model gets the whole image
-MOST_WAITING = 100  # requests in the queue, each with an uploaded file
-KEPT = 600  # seconds until an uploaded file is deleted
+MOST_WAITING = 100  # images
+MOST_CONNECTIONS = 2 * MOST_WAITING
 
 
-def views_of(segmenter: Segmenter, path: str) -> dict[str, Any]:
+def views_of(segmenter: Segmenter, name: str, content: bytes) -> dict[str, Any]:
     """Returns the views of an image file for the viewer; the last one is the prediction.
 
     Returns:
@@ -41,12 +43,11 @@ def views_of(segmenter: Segmenter, path: str) -> dict[str, Any]:
           - "items", largest first: id, name, score or None, share of the image, color (r, g, b) in
             0..255.
     """
-    name = os.path.basename(path)
     try:
-        image = image_sources.read_image(path, LARGEST_IMAGE)
+        image = image_sources.decode_image(content, name, LARGEST_IMAGE)
         result = segmenter(image, details=True)
     except InputError as error:
-        return {"refusal": str(error).replace(path, name)}
+        return {"refusal": str(error)}
     except tf.errors.OpError as error:  # such as of memory
         return {"refusal": f"{name}: {first_line(error)}"}
     shown = _resize(image, Image.Resampling.BICUBIC)
@@ -110,70 +111,92 @@ def _url(kind, content):
 def serve(segmenter: Segmenter, name: str, host: str, port: int) -> None:
     """Serves the page until it is interrupted; `name` is the model's name.
 
-    Raises InputError if Gradio is not installed or the address is not available.
+    Raises InputError if a package is not installed or the address is not available.
     """
-    fastapi, gradio, uvicorn = _packages()
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise InputError(f"{error.name}: not installed; pip install 'kmax_tf[page]'") from error
     try:
         listener = socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: no name of a host
         raise InputError(f"{host}:{port}: {error}; give another --host or --port") from error
-    with tempfile.TemporaryDirectory() as uploads, contextlib.suppress(KeyboardInterrupt):
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = gradio.mount_gradio_app(
-            fastapi.FastAPI(),
-            _blocks(gradio, segmenter, name),
-            path="/",
-            max_file_size=LARGEST_FILE,
-            show_error=False,
-            css_paths=_path_of("viewer.css"),
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-            pwa=False,
-        )
-        print(f"http://{host}:{listener.getsockname()[1]}", flush=True)
-        # Every open page keeps a connection, and the shutdown would wait for it.
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    print(f"http://{host}:{listener.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(
+        _Server(segmenter, name).application(),
+        log_level="warning",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listener])
 
 
-def _packages():
-    """Imports fastapi, gradio and uvicorn; InputError that names all packages that are missing."""
-    found, missing = [], []
-    for name in ("fastapi", "gradio", "uvicorn"):
-        try:
-            found.append(importlib.import_module(name))
-        except ImportError as error:
-            missing.append(error.name or name)
-    if missing:
-        names = ", ".join(dict.fromkeys(missing))
-        raise InputError(f"{names}: not installed; pip install 'kmax_tf[page]'")
-    return found
+class _Server:
+    """Answers `/` with the page, and `/look` with the views of the image in a request."""
 
+    def __init__(self, segmenter: Segmenter, name: str):
+        self.segmenter, self.page = segmenter, _page(name)
+        self.turn, self.waiting = asyncio.Lock(), 0
 
-def _blocks(gradio, segmenter, name):
-    size = f"at most {LARGEST_FILE >> 20} MB and {LARGEST_IMAGE // 10**6} million pixels"
-    with gradio.Blocks(
-        title=name, analytics_enabled=False, delete_cache=(KEPT, KEPT), fill_width=True
-    ) as blocks:
-        image = gradio.File(label=f"image for {name}", height=120, elem_classes="field")
-        viewer = gradio.HTML(
-            html_template=f"<div class='viewer'><p>JPEG, PNG, GIF or BMP, {size}</p></div>",
-            js_on_load=read_bytes(_path_of("viewer.js")).decode(),
+    def application(self) -> Any:
+        from starlette import applications, requests, responses, routing
+
+        async def gone(request, error):
+            return responses.Response()  # nobody reads it
+
+        return applications.Starlette(
+            routes=[
+                routing.Route("/", self.show),
+                routing.Route("/look", self.look, methods=["POST"]),
+            ],
+            exception_handlers={requests.ClientDisconnect: gone},
         )
-        # The second output empties the field for the next image.
-        image.upload(
-            lambda path: (views_of(segmenter, path), None),
-            image,
-            [viewer, image],
-            show_progress_on=viewer,
-            api_name="look",
-            concurrency_limit=1,
-        )
-    return blocks.queue(max_size=MOST_WAITING)
+
+    async def show(self, request):
+        from starlette.responses import HTMLResponse
+
+        return HTMLResponse(self.page)
+
+    async def look(self, request):
+        from starlette.responses import JSONResponse
+
+        name, size = request.query_params.get("name", "image"), 0
+        with tempfile.TemporaryFile() as file:  # has no name, so that nothing of it stays
+            async for part in request.stream():  # to its end, or the browser reads no answer
+                size += len(part)
+                file.write(part if size <= LARGEST_FILE else b"")
+            if size > LARGEST_FILE:
+                refusal = f"{name}: more than {LARGEST_FILE >> 20} MB; scale it down"
+                return JSONResponse({"refusal": refusal}, 413)
+            if self.waiting == MOST_WAITING:
+                refusal = f"{name}: {MOST_WAITING} images wait already; try again later"
+                return JSONResponse({"refusal": refusal}, 503)
+            self.waiting += 1
+            try:
+                return JSONResponse(await self._views_in_turn(request, name, file))
+            except asyncio.CancelledError:  # the server ends
+                return JSONResponse({"refusal": f"{name}: the server was stopped"}, 503)
+            finally:
+                self.waiting -= 1
+
+    async def _views_in_turn(self, request, name, file):
+        from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
+
+        async with self.turn:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            file.seek(0)
+            return await run_in_threadpool(views_of, self.segmenter, name, file.read())
 
 
-def _path_of(name):
-    return os.path.join(os.path.dirname(__file__), name)
+def _page(name):
+    """Returns the page as one text, which loads nothing."""
+    viewer = os.path.join(os.path.dirname(__file__), "viewer")
+    parts = {kind: read_bytes(f"{viewer}.{kind}").decode() for kind in ("html", "css", "js")}
+    limits = f"at most {LARGEST_FILE >> 20} MB and {LARGEST_IMAGE // 10**6} million pixels"
+    return string.Template(parts["html"]).substitute(
+        name=html.escape(name), limits=limits, style=parts["css"], script=parts["js"]
+    )

@@ -70,6 +70,8 @@ def test_mistakes(words, line):
         ("kmax train --gin", {"--gin", "--gin_file"}),
         ("kmax train --once=1 --gin_f", {"--gin_file"}),
         ("kmax prepare demo --num_t", {"--num_train"}),
+        ("kmax prepare coco --sou", {"--source"}),
+        ("kmax prepare coco --source=coco --out=records --sh", {"--shards"}),
         ("kmax train --gin_file=gin/experiments/demo", {"--gin_file=gin/experiments/demo.gin"}),
     ],
 )

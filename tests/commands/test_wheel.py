@@ -25,10 +25,10 @@ assert result.overlay().mode == "RGB"
 exported.predict_to_coco("data/val", "python_predictions")
 """
 CLIENT = """
-import gradio_client
+import json, pathlib, urllib.request
 
-client = gradio_client.Client(sys.argv[1], verbose=False, analytics_enabled=False)
-seen = client.predict(gradio_client.handle_file(sys.argv[2]), api_name="/look")[0]
+content = pathlib.Path(sys.argv[2]).read_bytes()
+seen = json.load(urllib.request.urlopen(f"{sys.argv[1]}/look?name=image", content))
 assert seen["views"][-1]["title"] == "segments", seen
 """
 

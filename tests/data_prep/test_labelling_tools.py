@@ -14,6 +14,7 @@ from data_prep import coco_format, convert
 from kmax_tf import commands
 from kmax_tf.data import datasets
 from kmax_tf.data.records import example
+from kmax_tf.errors import InputError
 
 H, W = 12, 16
 BOX = [2.0, 3.0, 7.0, 3.0, 7.0, 9.0, 2.0, 9.0]  # as a polygon
@@ -239,7 +240,9 @@ def test_panoptic_of_datumaro(tmp_path, draw_image, write_json):
     assert [(c.name, c.isthing) for c in dataset.categories] == [("car", True), ("tree", False)]
     del content["categories"][0]["isthing"]
     write_json(tmp_path / "panoptic.json", content)
-    with pytest.raises(Exception, match=r'panoptic.json: categories\[0\]: field "isthing" is miss'):
+    with pytest.raises(
+        InputError, match=r'panoptic.json: categories\[0\]: field "isthing" is miss'
+    ):
         coco_format.read(*source)
 
 

@@ -12,10 +12,11 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.applications import convnext as applications
 
-from kmax_tf import commands
+from kmax_tf import commands, config
 from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Category, Dataset
 from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
 from kmax_tf.importers import importer, names, output, readers
 from kmax_tf.importers.variables import variables
 from kmax_tf.model.convnext import ConvNeXt
@@ -96,7 +97,7 @@ def test_paths_are_unique_and_complete(model):
 def test_fills_everything(model, plain):
     source = weights(model)
     report = importer.import_weights(model, plain(), source, digits())
-    assert report == importer.Report(len(source), 0, (), (), ())
+    assert report == importer.Report(len(source), (), (), ())
     assert_holds(model, source)
 
 
@@ -115,6 +116,16 @@ def test_semantic_channels_are_reordered(model, plain):
     )
     bias = "cluster_path/head/classifier/bias"
     np.testing.assert_array_equal(ours[bias].numpy(), source[bias][rank + [len(rank)]])
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_weights_that_are_not_finite_are_refused(model, plain, value):
+    """As a variance beyond the largest float16: each image would have the same segments."""
+    source = weights(model)
+    name = sorted(source)[1]
+    source[name].flat[0] = value
+    with pytest.raises(InputError, match=f"^1 weights are not finite: {name}; the file is damaged"):
+        importer.import_weights(model, plain(), source, digits())
 
 
 def test_mismatches_are_listed_and_change_nothing(model, plain):
@@ -219,7 +230,8 @@ def test_torchvision_encoder(tiny):
     source, expected = torchvision_resnet(model, np.random.default_rng(1))
     report = importer.import_weights(model, "imagenet_torch", source, digits())
     assert report.fresh_parts == ("pixel_decoder", "cluster_path", "semantic_branch")
-    assert (report.assigned, report.ignored) == (len(expected), 1)
+    assert report.assigned == len(expected)
+    assert report.lines()[-1].startswith("taken for weights of images with: mean [0.485, ")
     assert_holds(model, {p: v for p, v in before.items() if not p.startswith("pixel_encoder/")})
     assert_close(model, folded(expected))
 
@@ -247,8 +259,9 @@ def convnext(model):
     return model
 
 
-def test_keras_convnext(convnext, tmp_path):
-    """Weights as tf_keras.applications saves them, classification head and all."""
+@pytest.mark.parametrize("include_top", [True, False])
+def test_keras_convnext(convnext, tmp_path, include_top):
+    """Weights as tf_keras.applications saves them, with the classification head and without it."""
     other = applications.ConvNeXt(
         depths=[1, 2, 1, 1],
         projection_dims=[4, 8, 12, 16],
@@ -256,6 +269,7 @@ def test_keras_convnext(convnext, tmp_path):
         model_name="convnext_mini",
         weights=None,
         classes=3,
+        include_top=include_top,
     )
     rng = np.random.default_rng(2)
     trained = [v for v in other.weights if "normalization" not in v.name]
@@ -269,8 +283,8 @@ def test_keras_convnext(convnext, tmp_path):
     names_of_blocks = [f"convnext_mini_downsampling_block_{i}" for i in range(3)]
     # The last node: a Sequential layer has one of its own besides the outer model's.
     stages = [other.get_layer(n).inbound_nodes[-1].input_tensors for n in names_of_blocks]
-    pooling = other.get_layer("convnext_mini_head_gap")
-    expected = tf_keras.Model(other.input, [*stages, pooling.input])(image)
+    after = other.get_layer("convnext_mini_head_gap") if include_top else other.layers[-1]
+    expected = tf_keras.Model(other.input, [*stages, after.input])(image)
     ours = unpadded_convnext(convnext.pixel_encoder, image / 127.5 - 1)
     for i, stage in enumerate(expected, 1):
         scale = np.abs(stage).max()
@@ -381,6 +395,32 @@ def test_script(tiny, tmp_path):
     with pytest.raises(SystemExit) as stop:
         commands.main([*words(tmp_path / "other-0", "kmax_tf", "whole-0"), "--classes=coco"])
     assert "whole-0 says that its classes are others, of panoptic_digits" in stop.value.code
+    run.mkdir()
+    (run / "config.gin").write_text("of a training that has no checkpoint yet")
+    assert "is already a run; choose another --out" in refused(run, "kmax_tf", "whole-0")
+    config.load(Experiment, str(tmp_path / "tiny.gin"), [MAX_POOL])
+    (run / "config.gin").write_text(config.resolved())  # as an interrupted import leaves it
     commands.main(words(run, "kmax_tf", "whole-0"))
     assert checkpoint.completed(str(run)) == [str(run / "checkpoints" / "ckpt-0")]
     assert MAX_POOL in (run / "config.gin").read_text()
+
+
+def test_flags_that_would_do_nothing_and_classes_that_nothing_tells(tiny, tmp_path):
+    tiny()
+    own = Dataset("own", (Category(1, "cat", True, (1, 2, 3)),))
+    split = datasets.with_split(str(tmp_path), own, "train", datasets.Split(0, 0))
+    (tmp_path / "dataset.json").write_text(split)
+
+    def refused(kind, *flags):
+        command = ["import_checkpoint", f"--gin_file={tmp_path}/tiny.gin", f"--kind={kind}"]
+        with pytest.raises(SystemExit) as stop:
+            commands.main([*command, "--source=missing", f"--out={tmp_path}/a-0", *flags])
+        return stop.value.code
+
+    assert "--classes: imagenet_torch is an encoder" in refused("imagenet_torch", "--classes=coco")
+    assert "deeplab2 has one order" in refused("deeplab2", "--semantic_channels=by_id")
+    load = f"--gin=datasets.load.source = '{tmp_path}'"
+    assert "error: --classes: deeplab2 weights do not say their classes" in refused(
+        "deeplab2", load
+    )
+    assert refused("deeplab2", load, "--classes=coco").startswith("error: missing: cannot be read")

@@ -98,6 +98,34 @@ def test_another_model_is_refused_with_the_file(build, tmp_path):
         own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
 
 
+@pytest.mark.parametrize(
+    "binding, there",
+    [
+        ("resnet.ResNet.activation = 'relu'", "pixel_encoder.activation_name is 'silu' here and"),
+        ("pixel_decoder.PixelDecoder.activation = 'relu'", "pixel_decoder.activation_name is"),
+        ("pixel_decoder.PixelDecoder.endpoints = [3, 1]", "pixel_decoder.endpoints is"),
+        ("kmax_decoder.ClusterPath.activation = 'relu'", "cluster_path.activation_name is"),
+        (
+            "kmax_decoder.ClusterPath.cross_attention = 'spatial_softmax'",
+            "cluster_path.cross_attention is 'kmeans' here and 'spatial_softmax' there",
+        ),
+        ("semantic_branch.SemanticBranch.activation = 'relu'", "semantic_branch.activation_name"),
+    ],
+)
+def test_weights_of_another_experiment_are_another_function(build, tmp_path, binding, there):
+    experiment, trained = build(THREE, binding)
+    output.write(trained, experiment.dataset, str(tmp_path / "a-0"))
+    experiment, model = build(THREE)
+    with pytest.raises(InputError, match=f"belongs to another model .*{there}"):
+        own_checkpoint.start_from(
+            model, str(tmp_path / "a-0"), experiment.dataset, experiment.build_weights
+        )
+    _, same = build(THREE, binding)
+    own_checkpoint.start_from(
+        same, str(tmp_path / "a-0"), experiment.dataset, experiment.build_weights
+    )
+
+
 def test_weights_of_another_network_with_equal_shapes_are_refused(build, tmp_path):
     """As those of the PyTorch port, for the same classes and for others."""
     experiment, trained = build(THREE, MAX_POOL)

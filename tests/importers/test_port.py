@@ -58,6 +58,23 @@ def test_the_model_of_the_port_refuses_official_weights(model):
         )
 
 
+def test_converted_weights_are_the_official_function():
+    """The port's script changes their names and layouts, not what they compute."""
+    gin_file = port.gin_file("coco_r50")
+    experiment = config.load(Experiment, gin_file)
+    unbuilt = experiment.model(experiment.dataset.num_classes)
+    message = f"compute another function: .*{gin_file.replace('port_', '')}$"
+    with pytest.raises(InputError, match=message):
+        importer.import_weights(
+            unbuilt,
+            port.KIND,
+            source_of("coco_r50"),
+            experiment.dataset,
+            semantic_channels="by_id_void_first",
+            gin_file=gin_file,
+        )
+
+
 def test_the_order_of_semantic_channels_is_asked_for():
     """No name tells whether void is the first or the last channel."""
     experiment = config.load(Experiment, port.gin_file("coco_r50"))

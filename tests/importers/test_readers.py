@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import pickle
 import struct
 
 import h5py
@@ -181,6 +182,14 @@ def test_hdf5(tmp_path):
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["model_weights/layer/layer/kernel:0"] = np.ones([2, 3])
     assert_same(readers.read(str(tmp_path / "w.h5")), {"layer/layer/kernel": np.ones([2, 3])})
+
+
+def test_what_the_script_of_the_port_writes(tmp_path):
+    """A pickle of NumPy arrays, which is not read; the file it was made from is."""
+    content = {"model": {"a": np.zeros(3)}, "__author__": "x", "matching_heuristics": True}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match="w.pkl: is a pickle that .* itself with --kind=deeplab2$"):
+        readers.read(str(tmp_path / "w.pkl"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x89HDF", b"PK\x03\x04"])

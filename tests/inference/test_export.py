@@ -1,17 +1,24 @@
 """An export predicts what the evaluator predicts, at the images' own sizes, by every signature."""
 
+import dataclasses
+import json
 import os
+import pathlib
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import config, files, predict
+from kmax_tf import commands, config, files, predict
 from kmax_tf.data.records import shards
 from kmax_tf.errors import InputError
+from kmax_tf.evaluation import evaluate
 from kmax_tf.experiment import Experiment
+from kmax_tf.importers import output
 from kmax_tf.inference import export, predictor
+from kmax_tf.model.layers.ops import resize_bilinear
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +127,58 @@ def test_details(loaded, exported, evaluated, images):
     assert confidence.min() > 0 and confidence.max() <= 1 + 1e-5
     pasted = result["panoptic_map"].numpy() > 0
     assert (confidence[pasted] > 0.4).all()  # the pixel threshold
+
+
+def test_details_are_what_the_model_computes(loaded, exported, images):
+    """The images have the model's size, so nothing is fitted."""
+    pixels = tf.io.decode_image(images[0])[None]
+    size = exported.experiment.evaluation_size
+    assert pixels.shape[1:3] == size
+    final = exported.model(pixels, training=False).final
+    result = loaded.signatures["uint8_details"](images=pixels)
+    for kind in ("mask", "class"):
+        expected = tf.nn.softmax(getattr(final, f"{kind}_logits"))
+        np.testing.assert_allclose(result[f"{kind}_probability"], expected, atol=1e-4)
+    pasted = tf.nn.softmax(resize_bilinear(final.mask_logits, size))
+    np.testing.assert_allclose(result["confidence"], tf.reduce_max(pasted, -1), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_merging_at_the_size_of_the_image(exported, images):
+    """As the PyTorch port does; the images are larger than the model's input."""
+    merging = dataclasses.replace(exported.experiment.postprocess, at_image_size=True)
+    experiment = dataclasses.replace(
+        exported.experiment, evaluation_size=(65, 81), postprocess=merging
+    )
+    run = predictor.build_predictor(exported.model, experiment)
+    evaluated = list(predictor.predict_split(experiment, run, lambda _, segmented: segmented))
+    signatures = export.ExportedModel(exported.model, experiment).signatures()
+    for name in ("serving_default", "serving_details"):
+        check(signatures[name](images=tf.constant(images)), evaluated)
+
+
+@pytest.mark.slow
+def test_measured_and_submitted_by_command(exported, tmp_path, capsys):
+    gin_file = pathlib.Path(exported.folder).with_name("tiny.gin")
+    bindings = ["postprocess.PostProcess.thing_threshold = 0.0"]
+    experiment = config.load(Experiment, str(gin_file), bindings)
+    run, zipped = tmp_path / "run", tmp_path / "test.zip"
+    output.write(exported.model, experiment.dataset, str(run))
+    commands.main(["export", f"--run_dir={run}", f"--out={tmp_path}/export", "--measure"])
+    predict_one = predictor.build_predictor(exported.model, experiment)
+    metrics, *_ = evaluate.evaluate(experiment, predict_one, step=0)
+    printed = capsys.readouterr().out
+    for name in ("model", "SavedModel"):
+        assert f"{name}: PQ {metrics['PQ']:.2f} on 3 images\n" in printed
+
+    commands.main(["submit", f"--run_dir={run}", f"--out={zipped}"])
+    with zipfile.ZipFile(zipped) as archive:
+        (listed,) = [name for name in archive.namelist() if name.endswith(".json")]
+        annotations = json.loads(archive.read(listed))["annotations"]
+        files = {pathlib.Path(name).name for name in archive.namelist()}
+    assert len(annotations) == 3 and {a["file_name"] for a in annotations} < files
+    with pytest.raises(SystemExit, match="error: --labels is for Cityscapes"):
+        commands.main(["submit", f"--run_dir={run}", f"--out={zipped}", "--labels=gtFine"])
 
 
 def test_only_an_export_is_replaced(exported, tmp_path, capsys):

@@ -17,7 +17,7 @@ from kmax_tf.model import (
     resnet,
     semantic_branch,
 )
-from kmax_tf.model.layers.axial_attention import AxialAttention
+from kmax_tf.model.layers.axial_attention import MAX_SPAN, AxialAttention
 from kmax_tf.model.layers.stateless_random import DropPath, random_seed
 
 ENCODERS = {
@@ -151,3 +151,43 @@ def test_size_that_does_not_fit():
     model = _model("convnext")
     with pytest.raises(InputError, match="image size 64 x 97: .* 32 plus one, such as 65, 97"):
         model.create_variables(64, 97)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: resnet.ResNet(widths=(2, 4)), "^ResNet: widths has 2, depths has 4 entries; bind"),
+        (lambda: convnext.ConvNeXt(depths=(1,)), "^ConvNeXt: widths has 4, depths has 1 entries"),
+        (
+            lambda: pixel_decoder.PixelDecoder(widths=(8, 8)),
+            "^PixelDecoder: widths has 2, depths has 4, kinds has 4, endpoints has 2 entries",
+        ),
+        (lambda: resnet.ResNet(activation="gleu"), "^no activation 'gleu'; did you mean 'gelu'?"),
+        (lambda: resnet.ResNet(activation="@"), "^no activation '@'; bind one of Keras"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(make, message):
+    with pytest.raises(InputError, match=message) as refused:
+        make()
+    assert "\n" not in str(refused.value)
+
+
+def test_parts_that_do_not_fit_each_other_are_one_line():
+    """Else a decoder would not be called, and nothing would say so."""
+    finest = [tf.zeros([1, 3, 3, 4])] * 2
+    path = kmax_decoder.ClusterPath(3, num_clusters=6, channels=16, hidden=16, depths=(1, 1, 1))
+    with pytest.raises(InputError, match="^ClusterPath.depths puts decoders on output 3 .* has 2;"):
+        path(finest)
+    decoder = pixel_decoder.PixelDecoder()
+    with pytest.raises(
+        InputError, match="^PixelDecoder: stage 2 takes endpoint -3, .* has 2; bind"
+    ):
+        decoder(finest)
+
+
+def test_more_positions_than_the_table_has_are_refused():
+    """A GPU would take zeros for them, and XLA the table's last row."""
+    attention = AxialAttention(8)
+    assert attention(tf.zeros([1, MAX_SPAN, 4])).shape == [1, MAX_SPAN, 16]
+    with pytest.raises(InputError, match=f"over {MAX_SPAN + 1} positions, .* knows {MAX_SPAN}"):
+        attention(tf.zeros([1, MAX_SPAN + 1, 4]))

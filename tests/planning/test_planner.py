@@ -1,5 +1,8 @@
 """The whole plan of a folder of records, and its timed steps."""
 
+import pathlib
+import tempfile
+
 import pytest
 import tensorflow as tf
 
@@ -30,10 +33,16 @@ def test_plan_and_page(records, tmp_path, monkeypatch, capsys):
 def test_timing_writes_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STEPS", 2)  # a loop of steps
     experiment = tiny()
-    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def everything():
+        return sorted([*tmp_path.rglob("*"), *pathlib.Path(experiment.data_dir).rglob("*")])
+
+    before = everything()
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     first, each = timing.time_steps(experiment, strategy)
-    assert first > each > 0 and sorted(tmp_path.rglob("*")) == before
+    assert first > each > 0 and everything() == before
 
 
 def test_a_plan_is_a_gin_file(records, tmp_path):

@@ -50,11 +50,28 @@ def test_local_and_remote_images_keep_their_results_below_the_output_folder(tmp_
     with tf.io.gfile.GFile(remote, "wb") as file:
         file.write(tf.io.encode_png(PIXELS).numpy())
     for paths in ([local, remote], [remote, local]):
-        _, sources = image_sources.find(paths)
+        root, sources = image_sources.find(paths)
+        with pytest.raises(InputError, match="^pseudo labels of local and remote images"):
+            image_sources.check_recordable(root, sources)
         stems = {source.stem for source in sources}
         assert stems == {f"{tmp_path}/b"[1:], "ram/bucket/folder/b"}
         for source in sources:
             np.testing.assert_array_equal(source.read(), PIXELS)
+
+
+@pytest.mark.parametrize(
+    "files, root",
+    [
+        (["/data/x/a.png", "/data/y/b.png"], "/data"),
+        (["/data/a.png", "/home/b.png"], "/"),
+        (["gs://one/x/a.png", "gs://one/y/b.png"], "gs://one"),
+        (["gs://one/a.png", "gs://two/b.png"], "gs://"),
+    ],
+)
+def test_the_shared_folder_and_the_names_lead_to_the_images(files, root):
+    """The command that is printed for pseudo labels has this folder."""
+    found, names = image_sources._shared(files)
+    assert found == root and [os.path.join(root, name) for name in names] == files
 
 
 def test_images_of_one_name_do_not_collide(tmp_path):
@@ -87,13 +104,13 @@ def test_what_a_folder_does_not_give_is_counted(tmp_path, capsys):
 
 def test_pseudo_labels_are_of_files_that_records_hold(tmp_path):
     good, bad = write(tmp_path / "a.png"), write(tmp_path / "b.bmp")
-    image_sources.check_recordable(image_sources.find([good])[1])
+    image_sources.check_recordable(*image_sources.find([good]))
     write_webm(tmp_path / "clip.webm")
     for path, name in ((bad, "b.bmp"), (str(tmp_path / "clip.webm"), "clip.webm/000001.png")):
         with pytest.raises(
             InputError, match=f"^{name}: pseudo labels need .jpg, .jpeg, .png files"
         ):
-            image_sources.check_recordable(image_sources.find([good, path])[1])
+            image_sources.check_recordable(*image_sources.find([good, path]))
 
 
 def test_paths_that_name_nothing(tmp_path):
@@ -353,6 +370,26 @@ def test_a_glob_gives_the_images_of_folders_that_match(tmp_path):
     (tmp_path / "empty/inner").mkdir(parents=True)
     with pytest.raises(InputError, match="empty/inner: has no .jpg"):
         image_sources.find([str(tmp_path / "empty/*")])
+
+
+def test_a_glob_of_any_depth(tmp_path):
+    write(tmp_path / "x/a.png"), write(tmp_path / "x/1/b.png"), write(tmp_path / "x/1/2/c.png")
+    _, sources = image_sources.find([str(tmp_path / "x/**/*.png")])
+    assert [source.name for source in sources] == ["1/2/c.png", "1/b.png", "a.png"]
+
+
+def test_only_the_first_frame_of_an_animation_is_decoded(tmp_path):
+    """A second frame may be far larger than the header says."""
+    frames = [Image.fromarray(PIXELS).quantize(), Image.new("P", (5000, 5000))]
+    small = encode(frames[0], "GIF")
+    # The image descriptor, which gives a frame's size, and all after it but the trailer.
+    frame = encode(frames[1], "GIF")
+    path = write(tmp_path / "a.gif", small[:-1] + frame[frame.index(b",\0\0\0\0") :])
+    with Image.open(path) as opened:
+        assert opened.n_frames == 2
+        expected = np.asarray(opened.convert("RGB"))
+    np.testing.assert_array_equal(image_sources.read_image(path), expected)
+    assert expected.shape == PIXELS.shape
 
 
 def test_videos_do_not_stay_open(tmp_path):

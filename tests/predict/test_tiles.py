@@ -537,7 +537,8 @@ def test_files_and_page_of_images_in_tiles(segmenter, exported, photos, tmp_path
     assert {s.id: s.area for s in segments} == {
         i: (confident == i).sum() for i in np.unique(confident) if i
     }
-    views = web_demo.views_of(segmenter, f"{folder}/{sources[0].name}")["views"]
+    content = pathlib.Path(folder, sources[0].name).read_bytes()
+    views = web_demo.views_of(segmenter, sources[0].name, content)["views"]
     assert [view["title"] for view in views] == ["image", "segments"]
 
 

@@ -48,6 +48,8 @@ kmax-tf 0.1.0 requires hotcoco, which is not installed.
     assert libtpu.remedy.startswith('pip install "libtpu==2.18.0" -f https://')
     assert "hotcoco" in hotcoco.what and hotcoco.remedy == "run scripts/setup_venv"
     assert not packages.check_requirements("No broken requirements found.\n")
+    [problem] = packages.check_requirements("")  # an environment without pip
+    assert "not checked" in problem.what and "-m ensurepip" in problem.remedy
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,9 @@ if not again.exists():
     cloud.commit()
     status, output = cloud.launch("run", *RUN, "--accelerator=v6e-16")
     assert status == 0, output
-    for pid in cloud.read("hung"):
+    hung = cloud.read("hung")
+    assert len(hung) == 3  # all workers but the first
+    for pid in hung:
         place = pathlib.Path(f"/proc/{pid}/cmdline")
         assert not place.exists() or not place.read_text()  # gone, or not yet buried
 

@@ -6,8 +6,10 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tensorflow as tf
@@ -141,6 +143,58 @@ def test_another_source_setting_or_flag_needs_another_program(tiny_text, tmp_pat
     source.write_text("STRIDE = 2\n")
     found.append(key())
     assert len(set(found)) == 4 and key() == found[-1]
+
+
+def test_hosts_with_other_numbers_of_devices_are_refused(monkeypatch):
+    jax = pytest.importorskip("jax")
+    from kmax_tf.training import pjrt
+
+    devices = [types.SimpleNamespace(process_index=p, id=i) for i, p in enumerate((0, 0, 1))]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(pjrt, "_meet", lambda: None)
+    with pytest.raises(InputError, match=r"the hosts have \[1, 2\] devices; give each the same"):
+        pjrt.strategy("pjrt")
+
+
+def test_a_step_that_does_not_fit_is_one_line(monkeypatch):
+    jax = pytest.importorskip("jax")
+    from kmax_tf.training import pjrt
+
+    def compile_and_load(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory\nand so on")
+
+    backend = types.SimpleNamespace(compile_and_load=compile_and_load)
+    monkeypatch.setattr(pjrt, "get_backend", lambda: backend)
+    monkeypatch.setattr(pjrt, "_placement", lambda devices: ())
+    line = r"^the step does not fit .*Ran out of memory\); give a smaller --batch_size[^\n]*$"
+    with pytest.raises(InputError, match=line):
+        pjrt.compile_module(None, None)
+
+
+def test_hosts_that_found_other_checkpoints_are_refused():
+    """Also where they differ only in one of the two parts that are compared."""
+    barrier, given = threading.Barrier(2), {}
+
+    class Host(ReplicaStrategy):
+        def sum_of_processes(self, value):
+            given[self.extended.process] = value
+            barrier.wait()
+            total = sum(given.values())
+            barrier.wait()
+            return total
+
+    def check(process, start):
+        try:
+            train._check_hosts_agree(Host(1, process, 2), start)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as hosts:
+        assert list(hosts.map(check, (0, 1), (4_100, 4_100))) == [None, None]
+        for other in (4, 4_101, 1 << 40):
+            refused = list(hosts.map(check, (0, 1), (4_100, other)))
+            assert all(line.startswith("the hosts found different checkpoints") for line in refused)
 
 
 def test_training_goes_on_where_the_program_cannot_be_kept(tmp_path, capsys, monkeypatch):

@@ -32,6 +32,7 @@ def parser(documentation: str, splits: Sequence[str] | None = None) -> command_l
 
 def parse(made: command_line.Parser) -> Any:
     """Returns the flags; `beam_flags` are the words that the parser does not know."""
+    made.complete()
     options, options.beam_flags = made.parse_known_args()
     if options.beam_flags and not options.runner:
         made.error(f"unrecognized arguments: {' '.join(options.beam_flags)}")

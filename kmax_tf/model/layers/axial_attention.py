@@ -3,6 +3,7 @@
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf.errors import InputError
 from kmax_tf.model.layers.conv import fused_matmul_bn
 from kmax_tf.model.layers.norms import BatchNorm
 from kmax_tf.model.layers.ops import (
@@ -46,8 +47,16 @@ class AxialAttention(tf_keras.layers.Layer):
         self.output_norm.build([2, None, self.heads, None, 2 * depth])
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Maps float [batch, length, channels] to [batch, length, 2 * width]."""
+        """Maps float [batch, length, channels] to [batch, length, 2 * width].
+
+        Raises InputError if the length exceeds MAX_SPAN.
+        """
         length, width, heads = x.shape[1], self.width, self.heads
+        if length > MAX_SPAN:  # a look-up beyond the table is wrong in silence on a GPU or TPU
+            raise InputError(
+                f"axial attention over {length} positions, and it knows {MAX_SPAN}; choose a"
+                " smaller image size, or tiles"
+            )
         if use_fused_cpu_kernels(training):
             qkv = fused_matmul_bn(x, self.qkv_kernel, self.qkv_norm)
         else:

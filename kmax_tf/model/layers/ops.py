@@ -1,11 +1,14 @@
 """Operations in the form that suits a CPU or XLA."""
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras
 from tensorflow.python.ops import control_flow_util
+
+from kmax_tf.errors import InputError
 
 
 def compiled_by_xla() -> bool:
@@ -72,8 +75,14 @@ def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 def get_activation(name: str | None) -> Callable:
-    """Returns the activation function of a Keras name."""
-    return gelu if name == "gelu" else tf_keras.activations.get(name)
+    """Returns the activation function of a Keras name; InputError if there is none."""
+    try:
+        return gelu if name == "gelu" else tf_keras.activations.get(name)
+    except ValueError:
+        known = [n for n in vars(tf_keras.activations) if n.islower() and n[0] != "_"]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "bind one of Keras, such as 'relu'"
+        raise InputError(f"no activation {name!r}; {hint}") from None
 
 
 @tf.custom_gradient

@@ -1,13 +1,22 @@
 """Random numbers as pure functions of the step's seed, and drop path."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-_seeds = []
+
+class _Seeds(threading.local):
+    """The seeds that are set, of each thread by itself: each mirrored replica is traced in one."""
+
+    def __init__(self) -> None:
+        self.stack: list[list[Any]] = []
+
+
+_seeds = _Seeds()
 
 
 @contextlib.contextmanager
@@ -16,19 +25,19 @@ def random_seed(seed: tf.Tensor) -> Iterator[None]:
 
     So a resumed training draws the same numbers as an uninterrupted one.
     """
-    _seeds.append([seed, 0])
+    _seeds.stack.append([seed, 0])
     try:
         yield
     finally:
-        _seeds.pop()
+        _seeds.stack.pop()
 
 
 def random_uniform(shape: Any) -> tf.Tensor:
     """Draws float32 numbers of `shape` in [0, 1); RuntimeError outside of `random_seed`."""
-    if not _seeds:
+    if not _seeds.stack:
         raise RuntimeError("a random layer is called in training mode outside of random_seed()")
-    seed, count = _seeds[-1]
-    _seeds[-1][1] += 1
+    seed, count = _seeds.stack[-1]
+    _seeds.stack[-1][1] += 1
     seed += tf.constant([0, count * 1_000_003], tf.int32)
     # The algorithm is fixed, because the default differs between devices.
     return tf.random.stateless_uniform(shape, seed, alg="philox")

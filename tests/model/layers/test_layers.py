@@ -9,6 +9,7 @@ import tf_keras
 from kmax_tf.model.layers.conv import Conv2D, ConvBN, DenseBN, DepthwiseBN, SparseConv2D
 from kmax_tf.model.layers.norms import LayerNorm
 from kmax_tf.model.layers.ops import gelu, resize_bilinear, softmax
+from kmax_tf.model.layers.stateless_random import DropPath, random_seed
 
 
 def dilated(kernel, dilation):
@@ -181,3 +182,14 @@ def test_layer_norm_is_that_of_keras_in_inference_and_training():
         norm.beta.assign(np.linspace(-1, 1, 6))
     for training in (False, True):
         np.testing.assert_allclose(layer(x, training=training), keras(x), atol=2e-6)
+
+
+def test_drop_path_drops_whole_images_and_scales_the_others():
+    layer, ones = DropPath(0.8), tf.ones([4000, 2, 2])
+    with random_seed(tf.constant([3, 4])):
+        first, second = layer(ones, training=True).numpy(), layer(ones, training=True).numpy()
+    assert set(np.unique(first)) == {0, np.float32(1.25)}
+    np.testing.assert_array_equal(first, first[:, :1, :1] * ones)  # the same for a whole image
+    assert abs(first.mean() - 1) < 0.03
+    assert (first != second).any()  # each layer draws anew
+    np.testing.assert_array_equal(layer(ones, training=False), ones)
