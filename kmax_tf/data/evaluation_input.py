@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.data.transforms import host
 from kmax_tf.data.transforms.geometry import Sample
@@ -37,8 +38,8 @@ def evaluation_input(records: Records, size: tuple[int, int], batch_size: int) -
             image_id=example.image_id,
         )
 
-    serialized = tf.data.TFRecordDataset(records.paths)
-    batches = serialized.map(prepare, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
+    examples = reader.serialized(records).map(prepare, tf.data.AUTOTUNE, deterministic=True)
+    batches = examples.batch(batch_size)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -50,4 +51,4 @@ def evaluation_images(records: Records) -> tf.data.Dataset:
         return records.parse(record)._replace(segment_map=tf.zeros([0, 0], tf.int32))
 
     # One after another, for an image may be large.
-    return tf.data.TFRecordDataset(records.paths).map(image).prefetch(1)
+    return reader.serialized(records).map(image).prefetch(1)

@@ -51,14 +51,10 @@ def evaluate(
 
     images = predictor.predict_split(experiment, predict, work, _labels(records))
     bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)
-    try:
-        for image, counts in tqdm(images, total=records.num_examples, **bar):
-            totals.add(image.prediction.image_id, image.metrics)
-            decoders += [counts] if counts else []
-            examples.offer(image)
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        reader.check(records)
-        raise
+    for image, counts in tqdm(images, total=records.num_examples, **bar):
+        totals.add(image.prediction.image_id, image.metrics)
+        decoders += [counts] if counts else []
+        examples.offer(image)
     metrics = summary.summarize(totals, categories, step)
     metrics["decoders"] = clusters.summarize(decoders, categories)
     return metrics, totals.image_counts(), examples
@@ -71,7 +67,7 @@ def _labels(records):
     def label(record):
         return records.parse(record)._replace(image=tf.zeros([0, 0, 3], tf.uint8))
 
-    labels = tf.data.TFRecordDataset(records.paths).map(label, tf.data.AUTOTUNE, deterministic=True)
+    labels = reader.serialized(records).map(label, tf.data.AUTOTUNE, deterministic=True)
     return labels.prefetch(tf.data.AUTOTUNE)
 
 

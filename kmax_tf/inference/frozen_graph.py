@@ -35,6 +35,9 @@ class FrozenGraph(NamedTuple):
         """Adds the graph to a `tf.function` that is being traced, and returns the `structure`."""
         inputs = {f"{self.argument.name}:0": argument, **weights}
         outputs = tf.graph_util.import_graph_def(self.graph, inputs, self.outputs, name="")
+        # The graph knows less of the shapes than the code that made it.
+        for output, traced in zip(outputs, tf.nest.flatten(self.structure), strict=True):
+            output.set_shape(traced.shape)
         return tf.nest.pack_sequence_as(self.structure, outputs)
 
 

@@ -118,6 +118,9 @@ def predict_split(
     Args:
         predict: a function of `build_predictor`.
         extra: iterables, each with one more argument of `work` for every image.
+
+    Raises:
+        InputError: the records are missing, corrupt, or not as many as they should be.
     """
     replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, os.cpu_count()
     most = experiment.evaluation_batch_size * replicas + 2 * workers
@@ -128,7 +131,9 @@ def predict_split(
         return work(number, finish(), *more)
 
     predict_all = _predict_tiles if experiment.tiles else _predict_fitted
-    with ThreadPoolExecutor(workers) as pool:
+    split = f"{experiment.data_dir}: split {experiment.evaluation_split!r}"
+    records = evaluation_records(experiment)
+    with reader.named_errors(records, split), ThreadPoolExecutor(workers) as pool:
         for pixels, finish in predict_all(experiment, predict, pool):
             waiting.append((pixels, pool.submit(finish_and_work, finish, *next(arguments))))
             while len(waiting) > 1 and (

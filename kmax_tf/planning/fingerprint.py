@@ -73,7 +73,7 @@ def take(records: Records, dataset: Dataset) -> Fingerprint:
     """
     count = reader.count(records)
     every = -(-count // IMAGES)
-    chosen = tf.data.TFRecordDataset(records.paths).shard(every, 0)
+    chosen = reader.serialized(records).shard(every, 0)
 
     @tf.autograph.experimental.do_not_convert
     def labels(record):

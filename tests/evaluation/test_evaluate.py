@@ -262,6 +262,15 @@ def test_a_training_begun_again_is_evaluated_again(tiny, tmp_path, monkeypatch):
         assert evaluate.evaluate_run(experiment, run_dir) is None
 
 
+def test_records_that_are_lost_are_missed(tiny, records, tmp_path):
+    """A file that ends between two records, or is empty, reads as one without the others."""
+    shutil.copytree(records, tmp_path / "records")
+    experiment = tiny(f'experiment.Experiment.data_dir = "{tmp_path}/records"')
+    sorted((tmp_path / "records").glob("val-*"))[-1].write_bytes(b"")
+    with pytest.raises(InputError, match="split 'val' does not hold as many records as dataset"):
+        evaluate.evaluate(experiment, perfect_predictor(tiny()), step=1)
+
+
 def test_a_corrupt_record_is_named(tiny, records, tmp_path):
     shutil.copytree(records, tmp_path / "records")
     experiment = tiny(f'experiment.Experiment.data_dir = "{tmp_path}/records"')

@@ -490,6 +490,7 @@ def test_segmenter_gives_what_the_model_says_of_an_image_of_one_tile(run, segmen
 
 @pytest.mark.slow
 def test_two_replicas_give_what_one_gives(exported, tiled, evaluated, two_replicas):
+    config.load(Experiment, str(pathlib.Path(exported.folder).with_name("tiny.gin")))
     with two_replicas.scope():
         model = exported.experiment.build_evaluation_model()
         for variable, value in zip(model.variables, exported.model.variables, strict=True):

@@ -68,6 +68,17 @@ def count(records: Records) -> int:
     return int(tf.data.TFRecordDataset(records.paths).reduce(0, lambda number, _: number + 1))
 
 
+def serialized(records: Records) -> tf.data.Dataset:
+    """Returns all records in order, string scalars.
+
+    The dataset ends in a FailedPreconditionError if a file lost records; see `named_errors`.
+    """
+    found = tf.data.TFRecordDataset(records.paths)
+    if records.num_examples is None:
+        return found
+    return found.apply(tf.data.experimental.assert_cardinality(records.num_examples))
+
+
 def check(records: Records) -> None:
     """Reads all records; InputError names the file and the number of the first corrupt one."""
     for path in records.paths:
