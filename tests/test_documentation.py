@@ -120,7 +120,6 @@ def parse(monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse(page, parse):
     """Flags exist and have what they need; experiments exist, and take the bindings."""
-    makes = page.name in ("extending.md", "README.md") and page.parent.name == "docs"
     for words in [words for text in blocks(page) for words in commands(text)]:
         if words[0] == "scripts/run_step.py" and not importlib.util.find_spec("jax"):
             continue
@@ -133,7 +132,7 @@ def test_commands_parse(page, parse):
         else:
             found = parse(words)
             own = page.parent / (found.get("gin_file") or "none")
-            made = own.parent.name == "plans" or makes
+            made = own.parent.name == "plans" or page.name == "extending.md"
             if found.get("gin_file") and not made:
                 classes = ["datasets.load.source = 'coco'"] * ("own" in own.name)
                 config.load(Experiment, str(ROOT / found["gin_file"]), [*found["gin"], *classes])

@@ -58,9 +58,10 @@ def import_weights(
         gin_file: experiment of the model, to name the right one in an error.
 
     Raises:
-        InputError: the model computes another function; a variable of the source is missing,
-            unexpected, of another shape or not finite; or the order of the channels is unknown. The
-            model is then unchanged.
+        InputError: one of these; the model is then unchanged.
+          - the model computes another function;
+          - a variable of the source is missing, unexpected, of another shape or not finite;
+          - the order of the channels is unknown.
     """
     name_map = _load_map(kind, semantic_channels)
     _check_function(model, kind, name_map, gin_file)

@@ -134,7 +134,7 @@ def predict_split(
     split = f"{experiment.data_dir}: split {experiment.evaluation_split!r}"
     records = evaluation_records(experiment)
     with reader.named_errors(records, split), ThreadPoolExecutor(workers) as pool:
-        for pixels, finish in predict_all(experiment, predict, pool):
+        for pixels, finish in predict_all(experiment, records, predict, pool):
             waiting.append((pixels, pool.submit(finish_and_work, finish, *next(arguments))))
             while len(waiting) > 1 and (
                 len(waiting) > most or sum(pixels for pixels, _ in waiting) > MOST_PIXELS
@@ -144,11 +144,10 @@ def predict_split(
             yield waiting.popleft()[1].result()
 
 
-def _predict_fitted(experiment, predict, pool):
+def _predict_fitted(experiment, records, predict, pool):
     """Yields the pixels of each image, and a function that finishes its `ImagePrediction`."""
     each = experiment.evaluation_batch_size
     together = each * tf.distribute.get_strategy().num_replicas_in_sync
-    records = evaluation_records(experiment)
     for batch in evaluation_input(records, experiment.evaluation_size, together):
         outputs = on_all_replicas(predict, batch.image, each)
         # Queued first: the tasks of the images wait for these results.
@@ -183,14 +182,14 @@ def _image_prediction(experiment, batch, i, output, row):
     )
 
 
-def _predict_tiles(experiment, predict, pool):
+def _predict_tiles(experiment, records, predict, pool):
     """Does what `_predict_fitted` does, in tiles."""
     each = experiment.evaluation_batch_size
     together = each * tf.distribute.get_strategy().num_replicas_in_sync
     examples = collections.deque()  # whose tiles are not all predicted
 
     def images():
-        for example in evaluation_images(evaluation_records(experiment)):
+        for example in evaluation_images(records):
             examples.append(example)
             yield example.image.numpy()
 
