@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from kmax_tf.data import orientation
+from kmax_tf.data import orientation, pillow
 from kmax_tf.errors import InputError
 from kmax_tf.files import expanded, read_bytes
 
@@ -91,13 +91,11 @@ def decode_image(content: bytes, name: str, largest: int) -> np.ndarray:
     """Decodes the content of an image file as `read_image` does; `name` is for its messages."""
     if _count_pixels(content) > largest:
         raise InputError(f"{name}: more than {largest // 10**6} million pixels; scale it down")
-    try:
+    with pillow.errors_as(name, "not a JPEG or PNG that can be decoded; convert it"):
         if content.startswith(b"GIF8"):  # TensorFlow would decode all frames, of any size
             return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         # The decoder of the training records, for equal bits.
         image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
-    except (tf.errors.OpError, OSError, SyntaxError, EOFError) as error:
-        raise InputError(f"{name}: not a JPEG or PNG that can be decoded; convert it") from error
     turn = orientation.read(content)
     return image if turn == orientation.UPRIGHT else orientation.turn_upright(image, turn).numpy()
 

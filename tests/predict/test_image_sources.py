@@ -390,6 +390,10 @@ def test_only_the_first_frame_of_an_animation_is_decoded(tmp_path):
         expected = np.asarray(opened.convert("RGB"))
     np.testing.assert_array_equal(image_sources.read_image(path), expected)
     assert expected.shape == PIXELS.shape
+    for length in range(4, len(small) - 1, 3):
+        write(tmp_path / "cut.gif", small[:length])
+        with pytest.raises(InputError, match="cut.gif: not a JPEG or PNG that can be decoded"):
+            image_sources.read_image(str(tmp_path / "cut.gif"))
 
 
 def test_videos_do_not_stay_open(tmp_path):
