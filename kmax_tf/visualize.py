@@ -106,7 +106,8 @@ def cluster_color(i: int) -> np.ndarray:
 def webp(picture: np.ndarray, longer_side: int) -> bytes:
     """Encodes uint8 [height, width, 3] as WebP, scaled down to `longer_side` pixels at most."""
     content = io.BytesIO()
-    _thumbnail(picture, longer_side).save(content, "WEBP", quality=80)
+    # Half the time of the default method, for files that are 6 % larger.
+    _thumbnail(picture, longer_side).save(content, "WEBP", quality=80, method=2)
     return content.getvalue()
 
 

@@ -15,6 +15,20 @@ def test_cpu():
         assert "CPU:0" in tf.Variable(1.0).device
 
 
+@pytest.mark.parametrize("words, cores, expected", [([], 8, [4]), ([], 1, [1]), (["3"], 8, [])])
+def test_an_operation_has_half_of_the_cores_unless_the_user_says_more(
+    words, cores, expected, monkeypatch
+):
+    given = []
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    for number in words:
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", number)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", given.append)
+    runtime.strategy("cpu")
+    assert given == expected
+
+
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="this machine has a GPU")
 def test_without_gpu():
     with runtime.strategy("auto").scope():

@@ -47,7 +47,8 @@ class AdamW(tf_keras.optimizers.Optimizer):
         weight_decay: float = 0.05,
         encoder_multiplier: float = 0.1,
     ):
-        super().__init__(name="AdamW", jit_compile=False)
+        # The base class has a decay of its own: its default, 0, costs as much as any other.
+        super().__init__(name="AdamW", weight_decay=None, jit_compile=False)
         self.schedule = WarmupPolynomial(learning_rate, warmup_steps, steps)
         self._learning_rate = self._build_learning_rate(self.schedule)
         self.decay, self.encoder_multiplier = weight_decay, encoder_multiplier

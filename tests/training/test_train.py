@@ -1,5 +1,6 @@
 """Training: replicas agree with one device, XLA takes the step, a killed run goes on exactly."""
 
+import collections
 import dataclasses
 import functools
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -309,6 +311,18 @@ def test_a_gradient_is_scaled_to_the_norm_that_is_allowed():
         assert float(norm) == 5
         for a, b in zip(clipped, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_kernels_are_decayed_once_and_other_weights_never():
+    """Of Keras's optimizers, a step reads and writes all weights once more to decay them by 0."""
+    weights = [tf.Variable(tf.ones([2]), name=name) for name in ("kernel", "bias")]
+    encoder = types.SimpleNamespace(trainable_variables=[])
+    adam = optimizer.AdamW(steps=10)
+    adam.build_for(types.SimpleNamespace(trainable_variables=weights, pixel_encoder=encoder))
+    step = tf.function(lambda: adam.apply([tf.ones([2])] * 2, tf.constant(True)), autograph=False)
+    operations = step.get_concrete_function().graph.get_operations()
+    written = collections.Counter(operation.type for operation in operations)
+    assert written["AssignSubVariableOp"] == 1 and written["ResourceApplyAdam"] == 2
 
 
 def test_gradient_that_is_not_finite_changes_nothing(tiny):
