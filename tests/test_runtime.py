@@ -16,7 +16,7 @@ def test_cpu():
 
 
 @pytest.mark.parametrize("words, cores, expected", [([], 8, [4]), ([], 1, [1]), (["3"], 8, [])])
-def test_an_operation_has_half_of_the_cores_unless_the_user_says_more(
+def test_in_training_an_operation_has_half_of_the_cores_unless_the_user_says_more(
     words, cores, expected, monkeypatch
 ):
     given = []
@@ -26,6 +26,8 @@ def test_an_operation_has_half_of_the_cores_unless_the_user_says_more(
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", given.append)
     runtime.strategy("cpu")
+    assert not given
+    runtime.strategy("cpu", trains=True)
     assert given == expected
 
 

@@ -31,7 +31,8 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
     check_name(out)
     if minutes <= 0:
         raise InputError(f"minutes {minutes:g}: must be more than 0")
-    strategy = runtime.strategy(device)  # before the records are read, or a GPU stays visible
+    # Before the records are read, or a GPU stays visible.
+    strategy = runtime.strategy(device, trains=True)
     stem = os.path.splitext(out)[0]
     dataset = datasets.load(data_dir)
     records = reader.find(data_dir, "train", dataset)

@@ -78,7 +78,7 @@ def make_strategy(device: str) -> tf.distribute.Strategy:
     Raises InputError if the device is unknown or missing, or if PJRT is asked for without JAX.
     """
     if device.split(":")[0] != "pjrt":
-        return runtime.strategy(device)
+        return runtime.strategy(device, trains=True)
     try:
         from kmax_tf.training import pjrt
     except ImportError as error:
