@@ -41,7 +41,7 @@ fi
 CLEAN = r"""if grep -qsa scripts/JOB.py "/proc/$(cat JOB.pid 2> /dev/null)/cmdline"; then
     kill -9 -- "-$(cat JOB.pid)"
 fi
-rm -f JOB.exit
+rm -f JOB.exit JOB.pid
 """
 
 
@@ -108,12 +108,14 @@ class Job:
     def start(self, command: Sequence[str]) -> bool:
         """Starts a command in the folder of the code, on all workers of the job."""
         say(f"starting: {shlex.join(command)}")
-        line = f"cd kmax_tf && {shlex.join(command)} >> ~/{self.name}.log 2>&1; echo $?"
-        line = shlex.quote(f"{line} > ~/{self.name}.exit")
+        # The job itself writes its number: until setsid and nohup are gone, it has no command line.
+        line = f"echo $$ > ~/{self.name}.pid; cd kmax_tf && {shlex.join(command)}"
+        line = shlex.quote(f"{line} >> ~/{self.name}.log 2>&1; echo $? > ~/{self.name}.exit")
         started = self.machine.run(
             f"{CLEAN.replace('JOB', self.name)}"
             f"echo {shlex.quote(self.run_dir)} > {self.name}.of\n"
-            f"setsid nohup bash -c {line} < /dev/null > /dev/null 2>&1 & echo $! > {self.name}.pid",
+            f"setsid nohup bash -c {line} < /dev/null > /dev/null 2>&1 &\n"
+            f"for _ in $(seq 100); do [ -s {self.name}.pid ] && exit; sleep 0.1; done; exit 1",
             self.workers,
         )
         if started:
