@@ -90,8 +90,11 @@ class Code:
 class Job:
     """A job: scripts/NAME.py on a machine.
 
-    Its files in the home folder are NAME.pid, NAME.log, NAME.exit (the exit status), NAME.seen (how
-    many bytes of the log were shown) and NAME.of (the run folder).
+    Its files in the home folder:
+      - NAME.pid: the number of its process, from its start on;
+      - NAME.of: the run folder;
+      - NAME.log, and NAME.seen: how many bytes of the log were shown;
+      - NAME.exit: the exit status.
 
     Attributes:
         state: "running", "finished", "failed" (with an error of its own), "stopped", "absent", or
@@ -108,7 +111,8 @@ class Job:
     def start(self, command: Sequence[str]) -> bool:
         """Starts a command in the folder of the code, on all workers of the job."""
         say(f"starting: {shlex.join(command)}")
-        # The job itself writes its number: until setsid and nohup are gone, it has no command line.
+        # The job writes its own number, as bash. While a process becomes setsid, nohup and bash, it
+        # has no command line, and would be taken for stopped.
         line = f"echo $$ > ~/{self.name}.pid; cd kmax_tf && {shlex.join(command)}"
         line = shlex.quote(f"{line} >> ~/{self.name}.log 2>&1; echo $? > ~/{self.name}.exit")
         started = self.machine.run(
