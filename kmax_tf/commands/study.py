@@ -3,8 +3,7 @@
 kmax study interaction --seeds 6
 kmax study dual_path --dataset coco       prints the commands for a TPU v3-32
 
-The studies are interaction, dual_path, decoders, convergence, drop_query, losses, or a gin file of
-your own.
+The studies are interaction, dual_path, decoders, drop_query, losses, or a gin file of your own.
 The same command resumes an interrupted study.
 """
 
