@@ -145,6 +145,11 @@ def flat_name(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F")
 
 
+def is_unfinished(name: str) -> bool:
+    """Returns whether a file is what a kill left of `write_atomic`."""
+    return bool(re.fullmatch(r"[0-9a-f]{8}\.tmp", name))
+
+
 def write_atomic(path: str, data: bytes | str) -> None:
     """Writes a whole file and makes its folder; readers see the old content or all of the new."""
     folder = os.path.dirname(path)

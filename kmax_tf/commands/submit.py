@@ -36,7 +36,7 @@ def main(options):
         labels = submission.find_labels(options.labels, options.out) if options.labels else []
         path = options.checkpoint or checkpoint.newest(options.run_dir)
         model = experiment.build_evaluation_model()
-        checkpoint.restore_model(model, path)
+        checkpoint.restore_model(model, path, experiment.dataset)
         write = submission.write_cityscapes if is_cityscapes else submission.write_coco
         write(experiment, predictor.build_predictor(model, experiment), options.out)
     print(f"wrote the predictions of {path} to {options.out}")

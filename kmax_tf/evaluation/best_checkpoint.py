@@ -1,7 +1,7 @@
 """The best checkpoint of a run by PQ: keeps a copy of its weights, and exports them at the end."""
 
 import json
-from collections.abc import Container
+from collections.abc import Callable
 
 import tensorflow as tf
 import tf_keras
@@ -29,10 +29,13 @@ def update(run_dir: str, model: tf_keras.Model, dataset: Dataset, metrics: dict)
     checkpoint.prune(folder, [path])  # after the note, which must always name a checkpoint
 
 
-def forget(run_dir: str, steps: Container[int]) -> None:
-    """Forgets the best checkpoint unless its step is one of `steps`; the next one replaces it."""
+def forget(run_dir: str, is_other: Callable[[int, str | None], bool]) -> None:
+    """Forgets the best checkpoint if `is_other` says so of its step and its fingerprint.
+
+    The next one replaces it. Older versions noted no fingerprint.
+    """
     best = _read_note(layout.best(run_dir))
-    if best and best["step"] not in steps:
+    if best and is_other(best["step"], best.get("checkpoint")):
         tf.io.gfile.remove(layout.best_note(layout.best(run_dir)))
 
 
@@ -52,7 +55,7 @@ def export(run_dir: str, experiment: Experiment, model: tf_keras.Model) -> None:
         return
     path = checkpoint.path_of(folder, best["step"])
     print(f"exporting {path} to {target}; this can take minutes", flush=True)
-    checkpoint.restore_model(model, path)
+    checkpoint.restore_model(model, path, experiment.dataset)
     facts = model_card.weights_facts(path, _read(layout.metrics(run_dir, best["step"])))
     facts += [("in training", line.strip()) for line in read_lost_segments(run_dir)]
     saved_model.export(experiment, model, target, facts)

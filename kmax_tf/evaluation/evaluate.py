@@ -82,6 +82,8 @@ def evaluate_run(
 ) -> dict | None:
     """Evaluates each checkpoint of a run once, up to the last step, and exports the best one.
 
+    Figures of other settings or records than those that the run has are printed, and not kept.
+
     Args:
         once: evaluate only `checkpoint_path` or the newest checkpoint, even if it is done already.
         checkpoint_path: the checkpoint to evaluate with `once`. The figures of one that is not in
@@ -93,10 +95,14 @@ def evaluate_run(
         The metrics of the last evaluated checkpoint, None if there was none.
 
     Raises:
-        InputError: the records are missing or corrupt, or `once` and the checkpoint is missing,
-            corrupt or of another model.
+        InputError: the records are missing or corrupt; or `once` and the checkpoint is missing,
+            corrupt or of another model; or not `once`, and settings or records are others.
     """
     records = predictor.evaluation_records(experiment)  # an error here comes before the slow parts
+    of_records = provenance.describe_records(experiment.dataset, records)
+    others = _others(run_dir, of_records["fingerprint"])
+    if others and not once:
+        raise InputError(f"{others}; with --once, figures are printed and not kept")
     model = experiment.build_evaluation_model()
     predict = predictor.build_predictor(model, experiment)
     if once:
@@ -110,32 +116,61 @@ def evaluate_run(
             seconds=wait,
             newest_first=newest_first,
         )
-    _show_baseline(experiment, records, run_dir)
+    if not others:
+        _show_baseline(experiment, records, of_records, run_dir)
     metrics = None
     for path in paths:
         fingerprint = checkpoint.fingerprint(path)  # before reading: a new file is evaluated again
         try:
-            checkpoint.restore_model(model, path)
+            _restore(model, path, experiment.dataset, 0 if once else wait)
         except InputError as error:
             if once:
                 raise
             print(f"skipped: {error}", flush=True)
             continue
         metrics, *rest = evaluate(experiment, predict, checkpoint.step_of(path))
-        if checkpoint_path and fingerprint != _own_fingerprint(run_dir, path):
+        if others:
+            print(f"{others}; so nothing is kept", flush=True)
+        elif checkpoint_path and fingerprint != _own_fingerprint(run_dir, path):
             print(f"{path}: not in {layout.checkpoints(run_dir)}, so nothing is kept", flush=True)
         else:
-            metrics["checkpoint"] = fingerprint
+            metrics |= {"checkpoint": fingerprint, "records": of_records["fingerprint"]}
             _keep(experiment, run_dir, model, metrics, *rest)
         print(summary.line(metrics), flush=True)
-    best_checkpoint.export(run_dir, experiment, model)
+    if not others:
+        best_checkpoint.export(run_dir, experiment, model)
     return metrics
 
 
-def _show_baseline(experiment, records, run_dir):
+def _others(run_dir, records):
+    """Says what differs from the run's settings, or from the records of its figures; "" if none."""
+    if names := provenance.other_settings(run_dir):
+        return f"{run_dir}: has another {', '.join(names)}"
+    # Figures of older versions do not name their records.
+    steps = [m["step"] for m in read_evaluations(run_dir) if m.get("records", records) != records]
+    places = f"{layout.evaluation(run_dir)} and {layout.best(run_dir)}"
+    what = f"has figures of other records ({len(steps)} steps); to replace them, move {places} away"
+    return f"{run_dir}: {what}" if steps else ""
+
+
+def _restore(model, path, dataset, seconds):
+    """Restores a checkpoint; one that cannot be read now is tried again for so many seconds."""
+    errors = []
+
+    def probe():
+        try:
+            checkpoint.restore_model(model, path, dataset)
+            return True
+        except checkpoint.NotAtHand as error:
+            errors.append(error)
+
+    if not watch.poll(probe, seconds, f"{path}, which cannot be read now"):
+        raise errors[-1]
+
+
+def _show_baseline(experiment, records, of_records, run_dir):
     """Shows what a prediction without a model achieves; it is measured once for the records."""
-    path = layout.baseline(run_dir)
-    of = {"dataset": provenance.describe(experiment.dataset, records)["dataset"]}
+    path, of = layout.baseline(run_dir), {"dataset": of_records}
     result = read_json(path) if tf.io.gfile.exists(path) else {}
     if not result.items() >= of.items():
         with reader.named_errors(records, "the evaluation split"):
@@ -180,9 +215,18 @@ def _forget_other_training(run_dir):
     known = {step for step in named if step in present or step > max(present, default=step)}
     stale = {step for step in known if evaluated[step] != present.get(step)}
     stale = named if stale == known and stale else stale
-    best_checkpoint.forget(run_dir, evaluated.keys() - stale)
+
+    def is_other(step, of):
+        if step in evaluated:
+            return step in stale
+        # An evaluator was killed before it wrote the figures.
+        return of is None or present.get(step, of) != of
+
+    best_checkpoint.forget(run_dir, is_other)
     for step in stale:
         tf.io.gfile.remove(layout.metrics(run_dir, step))
+    if stale:
+        print(f"{run_dir}: removed the figures of another training ({len(stale)} steps)")
 
 
 def _publish(run_dir):

@@ -73,7 +73,7 @@ def table(evaluations: Sequence[dict]) -> str:
     A figure that does not exist is an empty cell.
     """
     rows = [
-        {k: v for k, v in metrics.items() if k != "checkpoint" and not isinstance(v, list)}
+        {k: v for k, v in metrics.items() if not isinstance(v, list | str)}
         for metrics in evaluations
     ]
     text = io.StringIO()

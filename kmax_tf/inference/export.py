@@ -22,7 +22,7 @@ from kmax_tf.data.records import example
 from kmax_tf.data.transforms import geometry, host
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import check_literal, names, write_atomic
+from kmax_tf.files import check_literal, is_unfinished, names, write_atomic
 from kmax_tf.inference import file_format, model_card, predictor
 from kmax_tf.inference.file_format import FileFormat
 from kmax_tf.inference.frozen_graph import freeze
@@ -323,10 +323,11 @@ def _check_replaceable(folder):
     """Raises InputError if a folder holds anything else than an export, or what is left of one."""
     if tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder):
         raise InputError(f"{folder}: is a file, and would be replaced; choose another --out")
-    if others := sorted(set(names(folder, required=False)) - PARTS):
+    others = sorted(set(names(folder, required=False)) - PARTS)
+    if others := [name for name in others if not is_unfinished(name)]:
         raise InputError(
             f"{folder}: has {others[0]}, which is no part of an export, and would be replaced;"
-            " choose another --out"
+            " move it away, or choose another --out"
         )
 
 
@@ -356,13 +357,13 @@ def export_checkpoint(
         The experiment and the model.
 
     Raises:
-        InputError: the checkpoint is missing, corrupt or of another model.
+        InputError: the checkpoint is missing, corrupt, of another model or of other classes.
     """
     bindings = [f"experiment.Experiment.precision = {precision!r}"] if precision else []
     experiment = config.load(Experiment, layout.config(run_dir), bindings)
     model = experiment.build_evaluation_model()
     fingerprint = checkpoint.fingerprint(path)
-    checkpoint.restore_model(model, path)
+    checkpoint.restore_model(model, path, experiment.dataset)
     facts = model_card.weights_facts(path, checkpoint.read_metrics(run_dir, path))
     export(experiment, model, export_dir, facts, formats, fingerprint)
     print(f"exported {path} to {export_dir}", flush=True)

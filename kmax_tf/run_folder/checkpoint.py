@@ -8,6 +8,7 @@ killed save left. Reading detects damaged files: the index has a checksum of eac
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -39,6 +40,10 @@ _NOT_AT_HAND = (
     tf.errors.UnknownError,  # such as EIO of a disk
 )
 _WRITING = "writing-"
+
+
+class NotAtHand(InputError):
+    """A checkpoint that may be whole cannot be read now, for want of a right or of the network."""
 
 
 class Description(tf.train.experimental.PythonState):
@@ -77,7 +82,7 @@ def _description(path):
         reader = tf.train.load_checkpoint(path)
         return json.loads(reader.get_tensor(key)) if reader.has_tensor(key) else {}
     except (*UNREADABLE, ValueError) as error:  # ValueError: a folder
-        raise InputError(_unreadable(path, error)) from error
+        raise _unreadable(path, error) from error
 
 
 def save(saver: tf.train.Checkpoint, run_dir: str, step: int, keep: int) -> None:
@@ -151,8 +156,7 @@ def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
             saver.read(path).assert_existing_objects_matched()
             return path
         except _NOT_AT_HAND as error:
-            reason = first_line(error)
-            raise InputError(f"{path}: cannot be read now ({reason}); allow it, or wait") from error
+            raise _unreadable(path, error) from error
         except UNREADABLE as error:
             reason = first_line(error)
             logging.warning("%s cannot be read (%s); trying the previous one", path, reason)
@@ -166,13 +170,28 @@ def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
     return None
 
 
-def restore_model(model: tf_keras.Model, path: str) -> None:
+def restore_model(model: tf_keras.Model, path: str, dataset: Dataset | None = None) -> None:
     """Restores all weights and nothing else: their EMA if the checkpoint has one.
 
     The EMA is an item `ema` of the same structure as `model`.
-    Raises InputError if the checkpoint is missing, corrupt or of another model.
+    Raises InputError if the checkpoint is missing, corrupt, of another model, or of other classes
+    than those of `dataset`; `NotAtHand` if it cannot be read now.
     """
+    if dataset and (theirs := read_classes(path)):
+        _check_classes(path, theirs, dataset)
     _read_first(model, {"ema": model, "model": model}, path)
+
+
+def _check_classes(path, theirs, dataset):
+    """Raises InputError unless a checkpoint has the classes of a dataset."""
+    pairs = itertools.zip_longest(theirs.categories, dataset.categories)
+    other = [(a, b) for a, b in pairs if a is None or b is None or a[:3] != b[:3]]
+    if other:
+        first = " against ".join(str(category and tuple(category[:3])) for category in other[0])
+        raise InputError(
+            f"{path}: has other classes than {dataset.name} (id, name, isthing: {first});"
+            " give the records that it was trained with, or train again"
+        )
 
 
 def restore_initial(model: tf_keras.Model, path: str) -> None:
@@ -205,13 +224,16 @@ def _read_first(model, items, path):
         status = tf.train.Checkpoint(**{item: items[item]}).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
-        raise InputError(_unreadable(path, error)) from error
+        raise _unreadable(path, error) from error
     except (AssertionError, ValueError) as error:
         raise InputError(_other_model(path, error)) from error
 
 
 def _unreadable(path, error):
-    return f"{path}: cannot be read ({first_line(error)}); use another checkpoint"
+    reason = first_line(error)
+    if isinstance(error, _NOT_AT_HAND):
+        return NotAtHand(f"{path}: cannot be read now ({reason}); allow it, or wait")
+    return InputError(f"{path}: cannot be read ({reason}); use another checkpoint")
 
 
 def _lacks(saver, path):
@@ -256,17 +278,16 @@ def fingerprint(path: str) -> str | None:
 
 
 def read_metrics(run_dir: str, path: str) -> dict | None:
-    """Returns the metrics of a checkpoint.
+    """Returns the metrics of a checkpoint, None if there are none or if they are of another one.
 
-    They are None if there are none, if they are of another checkpoint of this step, or if they are
-    older than the checkpoint. Those of older versions do not name their checkpoint.
+    Those of older versions do not name their checkpoint, and must not be older than it.
     """
     place, index = layout.metrics(run_dir, step_of(path)), f"{path}.index"
     if not tf.io.gfile.exists(place):
         return None
     metrics = read_json(place)
-    if metrics.get("checkpoint") not in (None, fingerprint(path)):
-        return None
+    if named := metrics.get("checkpoint"):
+        return metrics if named == fingerprint(path) else None
     try:
         is_older = tf.io.gfile.stat(place).mtime_nsec < tf.io.gfile.stat(index).mtime_nsec
     except tf.errors.NotFoundError:  # the checkpoint is pruned

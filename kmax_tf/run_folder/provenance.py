@@ -25,6 +25,8 @@ from kmax_tf.run_folder import checkpoint, layout
 _FREE = {"data_dir", "source", "initial_checkpoint"}
 _FREE |= {"steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
+# These may differ in an evaluation: its records have a fingerprint, too.
+_FREE_IN_EVALUATION = {"data_dir", "source", "evaluation_batch_size"}
 
 
 def describe(dataset: Dataset, records: Records) -> dict:
@@ -36,14 +38,8 @@ def describe(dataset: Dataset, records: Records) -> dict:
 
     Returns:
         The git "revision" ("-dirty" with uncommitted changes, None outside a checkout); the
-        versions of Python and the packages; and of the "dataset" the number of files, their bytes,
-        and a fingerprint of the classes and of the files' names and sizes.
+        versions of Python and the packages; and "dataset", as `describe_records` gives it.
     """
-    with ThreadPoolExecutor(32) as pool:  # on gs:// each answer takes its time
-        sizes = list(pool.map(lambda path: tf.io.gfile.stat(path).length, records.paths))
-    names = map(os.path.basename, records.paths)
-    labels = [c[:3] for c in dataset.categories], dataset.label_divisor, dataset.ignore_label
-    content = json.dumps([labels, list(zip(names, sizes, strict=True))])
     return {
         "revision": _revision(),
         "python": platform.python_version(),
@@ -51,12 +47,24 @@ def describe(dataset: Dataset, records: Records) -> dict:
         "tf_keras": tf_keras.__version__,
         "tf-models-official": importlib.metadata.version("tf-models-official"),
         "numpy": np.__version__,
-        "dataset": {
-            "files": len(sizes),
-            "bytes": sum(sizes),
-            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
-        },
+        "dataset": describe_records(dataset, records),
     }
+
+
+def describe_records(dataset: Dataset, records: Records) -> dict:
+    """Describes the records of a split, as a dict for JSON.
+
+    Returns:
+        The number of "files", their "bytes", and a "fingerprint" of the classes and of the files'
+        names and sizes.
+    """
+    with ThreadPoolExecutor(32) as pool:  # on gs:// each answer takes its time
+        sizes = list(pool.map(lambda path: tf.io.gfile.stat(path).length, records.paths))
+    names = map(os.path.basename, records.paths)
+    labels = [c[:3] for c in dataset.categories], dataset.label_divisor, dataset.ignore_label
+    content = json.dumps([labels, list(zip(names, sizes, strict=True))])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return {"files": len(sizes), "bytes": sum(sizes), "fingerprint": fingerprint}
 
 
 def write(run_dir: str, description: dict) -> None:
@@ -73,26 +81,40 @@ def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
     """
     if not checkpoint.completed(run_dir):
         return
-    text = read_bytes(layout.config(run_dir)).decode()
     path = layout.provenance(run_dir)
-    old = config.bindings(text) | (read_json(path) if tf.io.gfile.exists(path) else description)
+    old = _bindings(run_dir) | (read_json(path) if tf.io.gfile.exists(path) else description)
     new = config.bindings(config.resolved()) | description
-    changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    for name in changed:
+    for name in _changed(old, new):
         print(f"changed: {name}: {old.get(name, 'default')} -> {new.get(name, 'default')}")
-    if not allow_changes and not _FREE.issuperset(name.split(".")[-1] for name in changed):
+    if not allow_changes and _changed(old, new, _FREE):
         raise InputError(
             f"{run_dir}: was trained with other settings (see the lines above); undo the change,"
             " give another run_dir, or allow it: --allow_changes, in Python allow_changes=True"
         )
 
 
+def other_settings(run_dir: str) -> list[str]:
+    """Lists the parameters of the last `config.load` by which a run evaluates otherwise."""
+    if not tf.io.gfile.exists(layout.config(run_dir)):
+        return []
+    return _changed(_bindings(run_dir), config.bindings(config.resolved()), _FREE_IN_EVALUATION)
+
+
 def steps(run_dir: str) -> int | None:
     """Returns the number of steps that a run began with; None before its first checkpoint."""
     if not checkpoint.completed(run_dir):
         return None
-    text = read_bytes(layout.config(run_dir)).decode()
-    return int(config.bindings(text)["experiment.Experiment.steps"])
+    return int(_bindings(run_dir)["experiment.Experiment.steps"])
+
+
+def _bindings(run_dir):
+    return config.bindings(read_bytes(layout.config(run_dir)).decode())
+
+
+def _changed(old, new, free=()):
+    """Lists the names whose values differ, but for those that end with one of `free`."""
+    changed = (name for name in sorted(old | new) if old.get(name) != new.get(name))
+    return [name for name in changed if name.split(".")[-1] not in free]
 
 
 def _revision():

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf import runtime
+from kmax_tf import config, runtime
 from kmax_tf.data.records import example, shards
 from kmax_tf.data.transforms.targets import class_indices
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import bootstrap, evaluate
 from kmax_tf.evaluation.metrics import quality_of_counts
+from kmax_tf.experiment import Experiment
 from kmax_tf.files import write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.model.postprocess import Panoptic
@@ -155,6 +157,11 @@ def test_corrupt_checkpoint_is_skipped_and_another_runs_is_not_kept(
     assert evaluate.evaluate_run(experiment, run_dir)["step"] == 2
     output = capsys.readouterr().out
     assert "skipped: " in output and "ckpt-1: cannot be read" in output
+    figures, measured = (
+        json.loads((tmp_path / "run" / name).read_text())
+        for name in ("metrics.json", "eval/baseline.json")
+    )
+    assert figures["records"] == measured["dataset"]["fingerprint"]
     with pytest.raises(InputError, match="ckpt-1: cannot be read"):
         evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=corrupt)
     # The next evaluator writes what an interrupted one did not.
@@ -202,13 +209,14 @@ def test_metrics_are_of_one_checkpoint(tmp_path):
     assert checkpoint.read_metrics(run_dir, path)["step"] == 3
     save(run_dir, 3, value=2)
     assert checkpoint.read_metrics(run_dir, path) is None
-    for of in (checkpoint.fingerprint(path), None):  # older versions did not name it
+    later = pathlib.Path(layout.metrics(run_dir, 3)).stat().st_mtime + 10
+    # Older versions did not name it. A copied folder has its files in any order of time.
+    for of, copied in ((None, False), (checkpoint.fingerprint(path), True)):
         os.utime(f"{path}.index")
         write_metrics(run_dir, 3, of)
         assert checkpoint.read_metrics(run_dir, path)["step"] == 3
-        later = pathlib.Path(layout.metrics(run_dir, 3)).stat().st_mtime + 10
-        os.utime(f"{path}.index", (later, later))  # trained again, to the same numbers
-        assert checkpoint.read_metrics(run_dir, path) is None
+        os.utime(f"{path}.index", (later, later))
+        assert (checkpoint.read_metrics(run_dir, path) is not None) == copied
 
 
 def test_figures_of_an_earlier_training_go(tmp_path):
@@ -239,6 +247,69 @@ def test_a_best_checkpoint_without_figures_is_no_rival(tmp_path):
         write_atomic(str(note), json.dumps({"step": step, "PQ": 99.0}))
         evaluate._forget_other_training(run_dir)
         assert note.exists() == stays
+
+
+def test_the_best_checkpoint_stays_if_only_its_figures_are_missing(tmp_path):
+    """An evaluator that is killed between the two leaves this."""
+    run_dir, note = str(tmp_path), pathlib.Path(layout.best_note(layout.best(tmp_path)))
+    present = checkpoint.fingerprint(save(run_dir, 8, value=8))
+    for step, of, stays in ((7, "a pruned one", True), (8, present, True), (8, "another", False)):
+        write_atomic(str(note), json.dumps({"step": step, "PQ": 70.0, "checkpoint": of}))
+        evaluate._forget_other_training(run_dir)
+        assert note.exists() == stays
+
+
+@pytest.fixture
+def without_model(monkeypatch):
+    """Evaluations take no time, and have the same figures."""
+    figures = {f"{key}{group}": 50.0 for key in ("PQ",) for group in ("", "_things", "_stuff")}
+    figures |= {"recall": 50.0, "AP": None, "mIoU": 50.0, "num_images": 3}
+    monkeypatch.setattr(Experiment, "build_evaluation_model", lambda self: None)
+    monkeypatch.setattr(predictor, "build_predictor", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "restore_model", lambda *_: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda e, p, step: ({"step": step, **figures}, 0, 0))
+
+
+@pytest.mark.usefixtures("without_model")
+def test_figures_of_other_settings_or_records_are_not_the_runs(tiny, tmp_path, capsys):
+    run_dir, steps = str(tmp_path / "run"), "experiment.Experiment.steps = 2"
+    tiny(steps)
+    write_atomic(layout.config(run_dir), config.resolved())
+    save(run_dir, 2, value=1)
+    content = {"step": 1, "checkpoint": "a pruned one", "records": "others"}
+
+    def refused(experiment, what):
+        before = {path: path.read_bytes() for path in tmp_path.glob("run/**/*.*")}
+        with pytest.raises(InputError, match=f"{what}.*; with --once, figures are printed"):
+            evaluate.evaluate_run(experiment, run_dir)
+        assert evaluate.evaluate_run(experiment, run_dir, once=True)["step"] == 2
+        assert re.search(f"{what}.*; so nothing is kept\nstep 2: ", capsys.readouterr().out)
+        assert before == {path: path.read_bytes() for path in tmp_path.glob("run/**/*.*")}
+
+    name = "postprocess.PostProcess.thing_threshold"
+    refused(tiny(steps, f"{name} = 0.1"), f"run: has another {name}")
+    write_atomic(layout.metrics(run_dir, 1), json.dumps(content))
+    refused(tiny(steps), r"run: has figures of other records \(1 steps\)")
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch):
+    model, found = tf.Module(), []
+    model.weight = tf.Variable(0.0)
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "ckpt-1"))
+    monkeypatch.setattr(evaluate.watch, "SECONDS", 0.0)
+    load = tf.train.load_checkpoint
+
+    def away_at_first(path):
+        found.append(path)
+        if len(found) < 3:
+            raise tf.errors.UnavailableError(None, None, "no network")
+        return load(path)
+
+    monkeypatch.setattr(tf.train, "load_checkpoint", away_at_first)
+    with pytest.raises(checkpoint.NotAtHand, match="ckpt-1: cannot be read now .no network"):
+        evaluate._restore(model, path, None, seconds=0)
+    evaluate._restore(model, path, None, seconds=60)
+    assert len(found) == 3
 
 
 @pytest.mark.slow

@@ -201,10 +201,12 @@ def test_only_an_export_is_replaced(exported, tmp_path, capsys):
     # What an interrupted replacement leaves, of the evaluator's too.
     (tmp_path / "half/variables").mkdir(parents=True)
     (tmp_path / "half/best.json").write_text("{}")
+    (tmp_path / "half/0a1b2c3d.tmp").write_text("a part of a file")
     (tmp_path / "half/model.onnx").write_text("of an older checkpoint")
     export.export(exported.experiment, exported.model, str(tmp_path / "half"))
     assert (tmp_path / "half/saved_model.pb").exists()
     assert not (tmp_path / "half/model.onnx").exists()
+    assert not (tmp_path / "half/0a1b2c3d.tmp").exists()
     assert "half: model.onnx was of the earlier export, and is removed; --onnx" in (
         capsys.readouterr().out
     )

@@ -283,6 +283,17 @@ def test_a_checkpoint_that_is_not_at_hand_is_not_taken_for_a_corrupt_one(tmp_pat
     assert checkpoint.resume(saver, str(tmp_path)).endswith("ckpt-2")
 
 
+def test_weights_of_other_classes_are_refused(tmp_path):
+    """As an evaluation or an export would give each class the name of another."""
+    digits = datasets.load("panoptic_digits")
+    best_checkpoint.update(str(tmp_path), module(1.0), digits, {"step": 1, "PQ": 50.0})
+    path, (first, second, *rest) = str(tmp_path / "best/ckpt-1"), digits.categories
+    checkpoint.restore_model(module(0.0), path, digits)
+    for categories in ((second, first, *rest), (first, second, *rest[:-1])):
+        with pytest.raises(InputError, match=r"best/ckpt-1: has other classes than .* against "):
+            checkpoint.restore_model(module(0.0), path, datasets.Dataset("other", categories))
+
+
 def test_a_folder_has_no_classes(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         checkpoint.read_classes(str(tmp_path))
