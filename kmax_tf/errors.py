@@ -1,6 +1,7 @@
 """The error for wrong user input, and the reasons of a file system."""
 
 import errno
+import numbers
 import os
 import re
 from collections.abc import Sequence
@@ -21,6 +22,13 @@ def check_equal_lengths(owner: str, **settings: Sequence) -> None:
     if len(set(map(len, settings.values()))) > 1:
         counts = ", ".join(f"{name} has {len(value)}" for name, value in settings.items())
         raise InputError(f"{owner}: {counts} entries; bind as many for each")
+
+
+def check_size(name: str, size: Sequence[int]) -> None:
+    """Raises InputError unless a setting is a height and a width, in pixels."""
+    is_pair = isinstance(size, Sequence) and len(size) == 2
+    if not is_pair or not all(isinstance(s, numbers.Integral) and s > 0 for s in size):
+        raise InputError(f"{name} {size!r} is no height and width; bind two, as (641, 641)")
 
 
 def first_line(error: object) -> str:

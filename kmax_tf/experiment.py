@@ -11,7 +11,7 @@ import tf_keras
 from kmax_tf import runtime
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.training_input import TrainingInput
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, check_size
 from kmax_tf.loss.criterion import Criterion
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.postprocess import Panoptic, PostProcess
@@ -56,13 +56,14 @@ class Experiment:
         for name in POSITIVE:
             if (value := _whole(name, getattr(self, name))) < 1:
                 raise InputError(f"Experiment.{name} {value} is below 1; bind it to 1 or more")
-        if not self.clip_norm > 0:
+        check_size("Experiment.evaluation_size", self.evaluation_size)
+        if not _number("clip_norm", self.clip_norm) > 0:
             raise InputError(
                 f"Experiment.clip_norm {self.clip_norm} is not positive; leave it out for no limit"
             )
         if not 0 <= _whole("seed", self.seed) < 2**31:
             raise InputError(f"Experiment.seed {self.seed} is not 0 to 2147483647; bind 0")
-        if not 0 <= self.ema_decay < 1:
+        if not 0 <= _number("ema_decay", self.ema_decay) < 1:
             raise InputError(f"Experiment.ema_decay {self.ema_decay} is not in [0, 1); bind 0.9999")
         if self.checkpoint_interval % self.steps_per_loop:
             raise InputError(
@@ -118,4 +119,11 @@ def _whole(name, value):
     """Returns a setting that has to be a whole number; InputError if it is not."""
     if not isinstance(value, numbers.Integral):
         raise InputError(f"Experiment.{name} {value!r} is not a whole number; bind one, as 100")
+    return value
+
+
+def _number(name, value):
+    """Returns a setting that has to be a number; InputError if it is not."""
+    if not isinstance(value, numbers.Real):
+        raise InputError(f"Experiment.{name} {value!r} is not a number; leave it out, or bind one")
     return value

@@ -38,6 +38,10 @@ def test_a_size_that_only_the_evaluator_would_refuse(tiny):
         ("steps = '100'", "steps '100' is not a whole number"),
         ("seed = 0.5", "seed 0.5 is not a whole number"),
         ("clip_norm = 0", "clip_norm 0 is not positive; leave it out for no limit"),
+        ("clip_norm = None", "clip_norm None is not a number; leave it out, or bind one"),
+        ("ema_decay = None", "ema_decay None is not a number"),
+        ("evaluation_size = 129", r"evaluation_size 129 is no height and width; bind two, as"),
+        ("evaluation_size = (129, 129.5)", r"evaluation_size \(129, 129.5\) is no height"),
         ("seed = -1", "seed -1 is not 0 to 2147483647"),
         ("seed = 4294967295", "seed 4294967295 is not 0 to 2147483647"),
     ],
@@ -45,6 +49,12 @@ def test_a_size_that_only_the_evaluator_would_refuse(tiny):
 def test_numbers_that_would_fail_later_or_never(tiny, binding, message):
     with pytest.raises(InputError, match=message):
         tiny(f"experiment.Experiment.{binding}")
+
+
+@pytest.mark.parametrize("name", ["size", "decoded_size"])
+def test_a_size_is_a_height_and_a_width(tiny, name):
+    with pytest.raises(InputError, match=f"TrainingInput.{name} 97 is no height and width"):
+        tiny(f"training_input.TrainingInput.{name} = 97")
 
 
 def test_none_undoes_the_weights_to_start_from(tiny):

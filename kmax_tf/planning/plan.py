@@ -111,6 +111,14 @@ def make(
     return Plan(recipe, view, settings)
 
 
+def with_batch_size(plan: Plan, batch_size: int) -> Plan:
+    """Returns the plan with another batch size, whose learning rate changes in proportion."""
+    recipe = plan.recipe
+    rate = recipe.learning_rate * batch_size / recipe.batch_size
+    recipe = recipe._replace(batch_size=batch_size, learning_rate=rate)
+    return _with_schedule(plan._replace(recipe=recipe), FIRST_STEPS, "not timed")
+
+
 def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan:
     """Returns the plan with as many steps as fit into `minutes`.
 
@@ -121,7 +129,11 @@ def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan
     loops = int((60 * minutes - start) / seconds / PARTS / LOOP)
     time = f"{minutes:g} minutes at {seconds:.2f} s a step and {start:.0f} s before the first"
     reason = time if loops > 0 else f"the least number of steps; more than {time}"
-    schedule = {s.name: s for s in _schedule(plan.recipe, max(1, loops) * LOOP * PARTS, reason)}
+    return _with_schedule(plan, max(1, loops) * LOOP * PARTS, reason)
+
+
+def _with_schedule(plan, steps, reason):
+    schedule = {s.name: s for s in _schedule(plan.recipe, steps, reason)}
     return plan._replace(settings=[schedule.get(s.name, s) for s in plan.settings])
 
 

@@ -13,6 +13,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.files import write_atomic
 from kmax_tf.importers import importer, names, output, own_checkpoint, packages, readers
 from kmax_tf.planning import fingerprint, page, plan, timing
+from kmax_tf.training.memory import DoesNotFit
 
 
 def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> None:
@@ -25,8 +26,8 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
         weights: run folder or checkpoint of the official ResNet-50 model, "" for none.
 
     Raises:
-        InputError: `out` is no .gin file, `minutes` is not positive, or the records or weights
-            cannot be used.
+        InputError: `out` is no .gin file, `minutes` is not positive, the records or weights cannot
+            be used, or not even one image for each replica fits in memory.
     """
     check_name(out)
     if minutes <= 0:
@@ -49,13 +50,16 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
         start = own_checkpoint.find(weights)
         heads = own_checkpoint.heads(start, dataset)
     made = plan.make(found, recipe, data_dir, start, heads)
+    replicas = strategy.num_replicas_in_sync
+    made = plan.with_batch_size(made, -(-recipe.batch_size // replicas) * replicas)
     experiment = _load(made)
     if recipe.package:
         _import_package(recipe.package, experiment, start)
     elif weights:
         _try(start, experiment)
     print(f"timing {timing.STEPS} steps", flush=True)
-    made = plan.with_steps(made, minutes, *timing.time_steps(experiment, strategy))
+    made, times = _time(made, strategy)
+    made = plan.with_steps(made, minutes, *times)
     page.write(f"{stem}.html", found, made, _load(made), records)
     write_atomic(out, plan.gin_text(made, out))
     print(*(f"{s.name} = {s.value}  ({s.reason})" for s in made.settings if s.reason), sep="\n")
@@ -74,6 +78,19 @@ def _load(made):
         path = os.path.join(folder, "plan.gin")
         write_atomic(path, plan.gin_text(made, path))
         return config.load(Experiment, path)
+
+
+def _time(made, strategy):
+    """Returns the plan, with a smaller batch if memory asks for it, and the times of its steps."""
+    try:
+        return made, timing.time_steps(_load(made), strategy)
+    except DoesNotFit as error:
+        replicas = strategy.num_replicas_in_sync
+        half = made.recipe.batch_size // 2 // replicas * replicas
+        if half == 0:
+            raise
+        print(f"{error.args[0].partition(';')[0]}: trying batches of {half} images", flush=True)
+    return _time(plan.with_batch_size(made, half), strategy)  # after the traceback's memory is free
 
 
 def _try(weights, experiment):

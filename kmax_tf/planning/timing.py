@@ -11,7 +11,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.run_folder import provenance
 from kmax_tf.training import batch_size as scaling
-from kmax_tf.training import preemption, train
+from kmax_tf.training import memory, preemption, train
 from kmax_tf.training.progress import duration
 
 STEPS = 50  # fewer are too fast, while buffers of the input are full
@@ -67,8 +67,10 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
         compilation; and the seconds of a step.
 
     Raises:
-        InputError: the records are missing or corrupt.
+        InputError: the records are missing or corrupt, or the replicas cannot divide the batch.
+        DoesNotFit: a step needs more memory than the device has.
     """
+    scaling.per_replica_batch_size(experiment, strategy.num_replicas_in_sync)
     begin = time.perf_counter()
     records = train.training_records(experiment)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +79,7 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
         trainer.train_dataset = train.training_dataset(experiment, records, strategy, stride, 0)
         trainer.prepare()
     skips = experiment.training_input.skip_corrupt
-    with reader.named_errors(records, experiment.data_dir, skips=skips):
+    with reader.named_errors(records, experiment.data_dir, skips=skips), memory.named_errors():
         trainer.train(tf.constant(2))
         first, steps = time.perf_counter(), 0
         slow = False

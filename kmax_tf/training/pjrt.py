@@ -22,6 +22,7 @@ from jaxlib import _jax
 
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.training import replica_program
+from kmax_tf.training.memory import DoesNotFit
 from kmax_tf.training.replica_strategy import ReplicaStrategy
 
 
@@ -127,17 +128,13 @@ class Executable:
 
 
 def compile_module(module: Any, devices: Devices) -> Executable:
-    """Compiles a StableHLO module of one replica; InputError if it does not fit in memory."""
+    """Compiles a StableHLO module of one replica; `DoesNotFit` if it needs too much memory."""
     try:
         loaded = get_backend().compile_and_load(module, *_placement(devices))
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(
-            f"the step does not fit in the device's memory ({first_line(error):.200}); give a"
-            ' smaller --batch_size, or bind experiment.Experiment.precision = "mixed_bfloat16" or a'
-            " larger experiment.Experiment.accumulation"
-        ) from error
+        raise DoesNotFit(error) from error
     return Executable(loaded, devices)
 
 

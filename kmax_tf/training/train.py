@@ -18,7 +18,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_bytes, write_atomic
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.run_folder import checkpoint, layout, provenance
-from kmax_tf.training import batch_size, nonfinite, preemption
+from kmax_tf.training import batch_size, memory, nonfinite, preemption
 from kmax_tf.training.progress import Progress
 from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import Trainer, make_trainer
@@ -104,7 +104,8 @@ def train(
         allow_changes: resume even if the configuration or the records differ.
 
     Raises:
-        InputError: records, checkpoints or losses that training cannot continue with.
+        InputError: records, checkpoints, losses or a lack of memory that training cannot continue
+            with.
         SystemExit: RESTART, after SIGTERM or Ctrl-C and a saved checkpoint; see preemption.py.
     """
     records = training_records(experiment)  # an error here comes before anything slow
@@ -118,6 +119,8 @@ def train(
     if start >= experiment.steps:
         print(f"{run_dir}: all {experiment.steps} steps are done")
         return trainer.model
+    if start == 0:
+        _check_no_figures(run_dir)
     provenance.write(folder, made_with)
     _show_segments(trainer, records, folder, known=start > 0 and not allow_changes)
     stride = trainer.model.output_stride
@@ -125,6 +128,7 @@ def train(
     split = f"{experiment.data_dir}: split {experiment.train_split!r}"
     with (
         reader.named_errors(records, split, skips=experiment.training_input.skip_corrupt),
+        memory.named_errors(),
         _progress(experiment, records, start) as progress,
     ):
         trainer.prepare()
@@ -214,6 +218,16 @@ def _restore(trainer, run_dir):
             print(*lines, sep="\n", end="\n" * bool(lines))
     print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
     return int(trainer.step.numpy())
+
+
+def _check_no_figures(run_dir):
+    """Raises InputError if a new training would mix its figures with those of an earlier one."""
+    if layout.all_metrics(run_dir) or tf.io.gfile.exists(layout.best_note(layout.best(run_dir))):
+        places = f"{layout.evaluation(run_dir)} and {layout.best(run_dir)}"
+        raise InputError(
+            f"{run_dir}: has figures of an earlier training, and no checkpoint to go on from;"
+            f" move {places} away, or give another run_dir"
+        )
 
 
 def _check_hosts_agree(strategy, start):

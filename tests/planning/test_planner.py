@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+import types
 
 import pytest
 import tensorflow as tf
@@ -10,8 +11,9 @@ from kmax_tf import config
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.importers import output
-from kmax_tf.planning import plan, planner, timing
+from kmax_tf.planning import page, plan, planner, timing
 from kmax_tf.run_folder import checkpoint
+from kmax_tf.training import memory
 
 
 @pytest.mark.slow
@@ -26,6 +28,36 @@ def test_plan_and_page(records, tmp_path, monkeypatch, capsys):
     page = (tmp_path / "own.html").read_text()
     for text in ("What the model sees in training", "data:image/webp", "num_clusters", "6 images"):
         assert text in page
+
+
+@pytest.mark.parametrize("replicas, batches", [(1, [16, 8, 4]), (3, [18, 9, 3])])
+def test_the_batch_fits_the_replicas_and_their_memory(
+    records, tmp_path, monkeypatch, capsys, replicas, batches
+):
+    """The rate changes in proportion; a step that never fits ends in one line."""
+    tried, least = [], batches[-1]
+    strategy = types.SimpleNamespace(num_replicas_in_sync=replicas)
+    monkeypatch.setattr(planner.runtime, "strategy", lambda *_, **__: strategy)
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(page, "write", lambda *_: None)
+
+    def time_steps(experiment, strategy):
+        tried.append(experiment.batch_size)
+        if experiment.batch_size > least:
+            raise memory.DoesNotFit(ValueError("OOM when allocating"))
+        return 30.0, 0.5
+
+    monkeypatch.setattr(timing, "time_steps", time_steps)
+    planner.run(records, str(tmp_path / "own.gin"), "cpu", minutes=5.5, weights="")
+    assert tried == batches
+    assert f"(OOM when allocating): trying batches of {least}" in capsys.readouterr().out
+    experiment = config.load(Experiment, str(tmp_path / "own.gin"))
+    rate = experiment.optimizer(experiment.steps).schedule.base
+    assert (experiment.batch_size, rate) == (least, pytest.approx(1e-2 * least / 16))
+    least = 0
+    with pytest.raises(InputError, match="does not fit in the device's memory .OOM"):
+        planner.run(records, str(tmp_path / "two.gin"), "cpu", minutes=5.5, weights="")
+    assert tried[-1] == replicas and not (tmp_path / "two.gin").exists()
 
 
 @pytest.mark.slow

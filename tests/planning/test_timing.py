@@ -58,6 +58,13 @@ def test_minutes_of_a_new_run_are_timed_and_those_of_an_old_one_are_not(
     assert "began with 4 steps, which stay" in capsys.readouterr().out
 
 
+def test_a_batch_that_the_replicas_do_not_divide_is_refused_before_anything_is_made(
+    tiny, two_replicas
+):
+    with pytest.raises(InputError, match="batch_size 3 cannot be divided among 2 replicas"):
+        timing.time_steps(tiny("experiment.Experiment.batch_size = 3"), two_replicas)
+
+
 @pytest.mark.parametrize("given", [{"steps": 3, "minutes": 5}, {"epochs": -1}, {"steps": 0}])
 def test_one_positive_length(gin_file, tmp_path, given):
     with pytest.raises(InputError, match="steps, epochs, minutes: give one of them, above 0"):

@@ -21,11 +21,12 @@ from kmax_tf import runtime
 from kmax_tf.data import datasets, training_input
 from kmax_tf.data.records import example, serialize, shards
 from kmax_tf.errors import InputError
+from kmax_tf.files import write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.model.layers.norms import BatchNorm
 from kmax_tf.model.layers.stateless_random import random_seed, random_uniform
-from kmax_tf.run_folder import checkpoint
-from kmax_tf.training import ema, optimizer, preemption, train
+from kmax_tf.run_folder import checkpoint, layout
+from kmax_tf.training import ema, memory, optimizer, preemption, train
 from kmax_tf.training.trainer import Trainer, make_trainer, train_step
 
 ONE_DEVICE = "/cpu:0"
@@ -326,16 +327,20 @@ def test_kernels_are_decayed_once_and_other_weights_never():
 
 
 def test_gradient_that_is_not_finite_changes_nothing(tiny):
-    experiment = tiny()
+    experiment = toy.of(tiny())
     strategy = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
     trainer = make_trainer(experiment, strategy)
-    before = [v.numpy() for v in trainer.model.trainable_variables]
-    gradients = [tf.ones_like(v) for v in trainer.model.trainable_variables]
+    weights, optimizer = trainer.model.trainable_variables, trainer.optimizer
+    gradients = [tf.ones_like(v) for v in weights]
+    for _ in range(2):  # after the warm-up there are a rate and moments, which would move weights
+        strategy.run(lambda: optimizer.apply(gradients, finite=tf.constant(True)))
+    assert optimizer.schedule(optimizer.iterations) > 0
+    before = [v.numpy() for v in (*weights, *optimizer.moments)]
+    assert all(value.any() for value in before[-len(optimizer.moments) :])
     gradients[3] *= float("nan")
-    strategy.run(lambda: trainer.optimizer.apply(gradients, finite=tf.constant(False)))
-    for old, variable in zip(before, trainer.model.trainable_variables, strict=True):
+    strategy.run(lambda: optimizer.apply(gradients, finite=tf.constant(False)))
+    for old, variable in zip(before, (*weights, *optimizer.moments), strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
-    assert all((m.numpy() == 0).all() for m in trainer.optimizer._first)
 
 
 @pytest.fixture
@@ -543,6 +548,25 @@ def test_missing_records_are_named_before_anything_is_written(tiny, tmp_path):
     with pytest.raises(InputError, match='no records of split "trian"'):
         train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("left", [layout.metrics("", 3), layout.best_note(layout.best(""))])
+def test_a_new_training_mixes_no_figures_with_those_of_an_earlier_one(tiny, tmp_path, left):
+    write_atomic(str(tmp_path / left), '{"step": 3}')
+    with pytest.raises(InputError, match="has figures of an earlier training.* move .*eval and "):
+        train.train(toy.of(tiny()), str(tmp_path), runtime.strategy("cpu"))
+    assert not checkpoint.completed(str(tmp_path))
+
+
+def test_a_lack_of_memory_is_one_line_and_a_full_disk_is_another():
+    def raised(kind, reason):
+        with pytest.raises(kind) as found, memory.named_errors():
+            raise tf.errors.ResourceExhaustedError(None, None, reason)
+        return str(found.value)
+
+    line = raised(memory.DoesNotFit, "OOM when allocating tensor with shape[9]\nand so on")
+    assert re.search(r"memory \(OOM when .*shape\[9\]\); give a smaller --batch_size[^\n]*$", line)
+    raised(tf.errors.ResourceExhaustedError, "a/b.index; No space left on device")
 
 
 def test_unreadable_checkpoint(tiny, tmp_path):
