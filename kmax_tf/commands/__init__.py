@@ -5,6 +5,7 @@ takes long inside `main`, so that `--help` and mistakes are answered at once.
 """
 
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -66,6 +67,8 @@ def _dispatch(words):
 
 def run(program: str) -> None:
     """Runs a module of this folder, such as "train" or "prepare.coco", with the process's flags."""
+    # TensorFlow's import and tracing make a million objects; Python would look at each many times.
+    gc.set_threshold(50_000)
     module = importlib.import_module(f"{__name__}.{program}")
     command_line.run(module.main, module.parse)
 

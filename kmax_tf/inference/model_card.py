@@ -73,7 +73,7 @@ differently from the SavedModel.
 import numpy as np
 from PIL import Image, ImageOps
 
-photo = Image.open("photo.jpg").convert("RGB")
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 {fit}
 image = np.full((1, {height}, {width}, 3), {gray}, np.float32)
 image[0, : photo.height, : photo.width] = photo

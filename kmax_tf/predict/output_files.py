@@ -7,6 +7,7 @@ cluster_assignments/                 image, clusters of each decoder, prediction
 unfinished.json                      names of the PNG files, until all files are written
 """
 
+import collections
 import json
 import os
 import threading
@@ -36,7 +37,7 @@ class Labels:
     """
 
     def __init__(self, json_path: str, folder: str, categories: Sequence[Category]):
-        self._folder = folder
+        self.path, self._folder = json_path, folder
         labels = coco_panoptic.read_panoptic(json_path)
         known = {category.id for category in categories}
         if others := [c.name for c in labels.categories if c.id not in known]:
@@ -45,10 +46,16 @@ class Labels:
                 f" {others[0]!r}; give the labels of its dataset"
             )
         self._annotations = {annotation.image_name: annotation for annotation in labels.annotations}
+        bases = collections.Counter(map(os.path.basename, self._annotations))
+        self._alone = {  # by the name without its folder, where only one has it
+            os.path.basename(name): annotation
+            for name, annotation in self._annotations.items()
+            if bases[os.path.basename(name)] == 1
+        }
 
     def of(self, name: str) -> tuple[np.ndarray, Sequence] | None:
         """Returns the map and the segments of an image, None if it has no label."""
-        annotation = self._annotations.get(name) or self._annotations.get(os.path.basename(name))
+        annotation = self._annotations.get(name) or self._alone.get(os.path.basename(name))
         if annotation is None:
             return None
         path = os.path.join(self._folder, annotation.png_name)
@@ -93,7 +100,7 @@ class OutputFiles:
             self._pseudo_labels = self._writer("pseudo_labels", categories)
         self._confidence = confidence
         self._cluster_assignments = cluster_assignments
-        self._labels = labels
+        self._labels, self._unlabelled = labels, 0
         self._order = {source.name: number for number, source in enumerate(sources)}
         self._thumbnails, self._lock = {}, threading.Lock()  # place in the order -> (name, picture)
 
@@ -119,7 +126,10 @@ class OutputFiles:
         _add(self._predictions, source, result.panoptic_map, result.segments)
 
     def finish(self) -> None:
-        """Writes the JSON files and the contact sheet."""
+        """Writes the JSON files and the contact sheet, and says how many images have no label."""
+        if self._unlabelled:
+            count = f"{self._unlabelled} of {len(self._order)} images"
+            print(f"{count} have no label in {self._labels.path}", flush=True)
         self._predictions.finish()
         if self._pseudo_labels:
             self._pseudo_labels.finish()
@@ -150,6 +160,9 @@ class OutputFiles:
             pictures.append((f"clusters of decoder {number}", picture))
         pictures.append(("prediction", overlay))
         label = self._labels and self._labels.of(source.name)
+        if self._labels and not label:
+            with self._lock:
+                self._unlabelled += 1
         if label:
             panoptic_map, segments = label
             shown = named(segments, self._categories)

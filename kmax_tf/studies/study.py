@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -92,6 +93,14 @@ def search(study: Study) -> list[Job]:
     return [_job(study, v, rate, 0) for v in study.variants for rate in study.learning_rates]
 
 
+def other_seeds(study: Study, rates: dict[str, float], seeds: int) -> list[Job]:
+    """The runs of seeds 1 to `seeds` - 1 of some variants, {name: learning rate}.
+
+    They go seed by seed, so that the variants grow evenly.
+    """
+    return [_job(study, v, rate, seed) for seed in range(1, seeds) for v, rate in rates.items()]
+
+
 def commands(name: str, study: Study, seeds: int) -> list[str]:
     """The command lines that train and evaluate a study at full size, on a TPU v3-32."""
     lines = []
@@ -146,10 +155,7 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
     with tqdm(total=total, initial=len(done), desc=name, unit="run") as bar:
         searched = run_missing(first)
         best = {v["name"]: best_rate(v["runs"]) for v in searched["variants"]}
-        # Seed by seed, so that the variants grow evenly.
-        return run_missing(
-            [_job(study, v, rate, seed) for seed in range(1, seeds) for v, rate in best.items()]
-        )
+        return run_missing(other_seeds(study, best, seeds))
 
 
 def finished(out: str) -> dict[str, dict]:
@@ -306,7 +312,8 @@ def _evaluate_command(run_dir):
 def _run_verb(name, words, run_dir, threads):
     """Runs a verb of `kmax` with so many threads; its output becomes log.txt if it fails."""
     # The kernel kills the program with this process; it would disturb the study's next start.
-    command = ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", "kmax_tf.commands"]
+    tie = ["setpriv", "--pdeathsig=KILL"] if shutil.which("setpriv") else []
+    command = [*tie, sys.executable, "-m", "kmax_tf.commands"]
     limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
     done = subprocess.run(
         [*command, *words],

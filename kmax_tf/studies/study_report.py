@@ -47,16 +47,22 @@ class Row(NamedTuple):
 
 def plan(chosen: Study, out: str, seeds: int) -> str:
     """Lists the runs of a study, one a line, and says which are finished."""
-    known = study.finished(out)
+    known, jobs, rates = study.finished(out), study.search(chosen), {}
+    for variant in chosen.variants:
+        searched = [job for job in jobs if job.variant == variant]
+        if all(job.digest in known for job in searched):
+            runs = [known[job.digest] | job._asdict() for job in searched]
+            rates[variant] = study.best_rate(runs)
     lines = [
         f"{'finished' if job.digest in known else 'to run  '}  learning rate {job.learning_rate:g}"
         f", seed {job.seed}: {job.variant}"
-        for job in study.search(chosen)
+        for job in [*jobs, *study.other_seeds(chosen, rates, seeds)]
     ]
     if chosen.encoder:
         lines.insert(0, "first, unless it exists, the pixel encoder that all runs start from")
-    more = len(chosen.variants) * (seeds - 1)
-    return "\n".join([*lines, f"then {more} more: seeds 1 to {seeds - 1}, each at its best rate"])
+    if more := (len(chosen.variants) - len(rates)) * (seeds - 1):
+        lines.append(f"then {more} more: seeds 1 to {seeds - 1}, each at its best rate")
+    return "\n".join(lines)
 
 
 def chosen_runs(variant: dict) -> list[dict]:

@@ -41,7 +41,7 @@ def check_devices(
     if wanted.startswith("pjrt"):
         if "jax" not in versions:
             problems.append(Problem(f"--device={wanted} needs JAX", "pip install 'kmax_tf[pjrt]'"))
-    elif nvidia and not seen.get("GPU"):
+    elif nvidia and not seen.get("GPU") and wanted in ("auto", "gpu"):
         remedy = f'pip install "tensorflow[and-cuda]=={versions.get("tensorflow")}"'
         if tpu_wheel:
             remedy = "tensorflow-tpu supports no GPU: make another environment, scripts/setup_venv"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kmax_tf import config, runtime
 from kmax_tf.data.evaluation_input import evaluation_input
@@ -193,13 +193,15 @@ def test_an_export_checks_the_file_and_tells_how_to_run_it(
 def test_the_card_of_a_model_with_tiles_scales_as_the_savedmodel(
     exported, length, tmp_path, monkeypatch
 ):
-    """A small image is not enlarged to the input."""
+    """A small image is not enlarged to the input, and a photo of a phone is turned upright."""
     experiment = dataclasses.replace(exported.experiment, tiles=Tiles(scale=2.0))
     card = model_card.text(experiment, exported.model, [], {}, {}, [TFLITE])
     code, _ = re.findall(r"```python\n(.*?)```", card.split("## Other runtimes")[1], re.DOTALL)
     monkeypatch.chdir(tmp_path)
     pixels = np.zeros([length, length // 2, 3], np.uint8)
-    Image.fromarray(pixels).save("photo.jpg")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # a quarter, clockwise
+    Image.fromarray(np.rot90(pixels)).save("photo.jpg", exif=turned)
     place = {}
     exec(code, place)
     fitted = export.ExportedModel(exported.model, experiment)._fit(tf.constant(pixels)).fitted_size

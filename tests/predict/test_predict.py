@@ -14,12 +14,13 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import coco_format, convert, pool
-from kmax_tf import commands, predict
-from kmax_tf.data import label_png
+from kmax_tf import commands, predict, visualize
+from kmax_tf.data import datasets, label_png
 from kmax_tf.data.datasets import same_classes
 from kmax_tf.data.records import example, shards
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation.coco_score import panoptic_quality
+from kmax_tf.files import write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.predict import image_sources, output_files
 from kmax_tf.predict import segmenter as segmenter_module
@@ -82,12 +83,15 @@ def test_files_are_what_the_evaluator_sees(segmenter, exported, photos, tmp_path
     assert Image.open(tmp_path / "contact_sheet.png").width > 3 * 300
 
 
-def test_cluster_assignments_beside_prediction_and_label(segmenter, exported, photos, tmp_path):
+def test_cluster_assignments_beside_prediction_and_label(
+    segmenter, exported, photos, tmp_path, capsys
+):
     labels = str(pathlib.Path(photos).parent / "panoptic_val")
     run(segmenter, [photos], tmp_path / "a", cluster_assignments=True)
     with pytest.raises(InputError, match="panoptic_val.json: 3 categories are not of the export"):
         Labels(f"{labels}.json", labels, segmenter.categories[3:])
     labels = Labels(f"{labels}.json", labels, segmenter.categories)
+    capsys.readouterr()
     run(segmenter, [photos], tmp_path / "b", cluster_assignments=True, labels=labels)
     for name in (source.stem for source in image_sources.find([photos])[1]):
         without, with_label = (
@@ -95,6 +99,37 @@ def test_cluster_assignments_beside_prediction_and_label(segmenter, exported, ph
         )
         # Image, the toy's one decoder and the prediction fill a row; the label begins another.
         assert with_label.width == without.width and with_label.height > 1.9 * without.height
+    assert "have no label" not in capsys.readouterr().out
+
+
+def test_a_label_is_found_by_the_name_without_its_folder_if_it_is_the_only_one(tmp_path, capsys):
+    images = ("day1/a.png", "day1/b.png", "day2/b.png")
+    annotations = [
+        {"image_id": i, "file_name": name, "segments_info": []} for i, name in enumerate(images)
+    ]
+    content = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(images)],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "digit 0", "isthing": 1}],
+    }
+    categories = datasets.load("panoptic_digits").categories
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    labels = Labels(str(tmp_path / "own.json"), str(tmp_path), categories)
+    for name in images:
+        write_atomic(str(tmp_path / name), visualize.png(np.zeros([2, 2, 3], np.uint8)))
+    found = {name: labels.of(name) for name in ("a.png", "b.png", "day2/b.png", "day3/c.png")}
+    assert [name for name, label in found.items() if label] == ["a.png", "day2/b.png"]
+
+    sources = image_sources.find([str(tmp_path / "day1")])[1]
+    out = OutputFiles(
+        str(tmp_path / "out"), categories, sources, cluster_assignments=True, labels=labels
+    )
+    image = np.zeros((2, 2, 3), np.uint8)
+    result = predict.Segmentation(np.zeros((2, 2), np.int32), [], image, categories, assignments=[])
+    for source in sources:
+        out.add(source, result)
+    out.finish()
+    assert "1 of 2 images have no label in " in capsys.readouterr().out
 
 
 def test_what_is_not_sure_is_void():

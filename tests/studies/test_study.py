@@ -148,7 +148,19 @@ def test_nothing_finished_is_run_again_not_even_for_another_study(two_variants, 
     assert not trained
     study.run("second", two_variants, out, seeds=3, jobs=2)
     assert sorted(trained) == [("a", 0.2, 2), ("b", 0.1, 2)]
-    assert study_report.plan(two_variants, out, 3).count("finished") == 4
+    assert study_report.plan(two_variants, out, 3).count("finished") == 4 + 2 * 2
+    planned = study_report.plan(two_variants, out, 4).splitlines()
+    assert (
+        [line for line in planned if "to run" in line]
+        == planned[-2:]
+        == [
+            "to run    learning rate 0.2, seed 3: a",
+            "to run    learning rate 0.1, seed 3: b",
+        ]
+    )
+    nothing = study_report.plan(two_variants, str(tmp_path / "new"), 3)
+    assert nothing.count("to run") == 4
+    assert nothing.endswith("then 4 more: seeds 1 to 2, each at its best rate")
 
 
 def test_the_encoder_is_there_whenever_something_is_run(

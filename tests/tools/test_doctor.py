@@ -108,6 +108,7 @@ def test_devices():
     assert "tensorflow[and-cuda]==2.18.1" in problem.remedy
     (problem,) = devices({"CPU": 1}, nvidia=True, hidden=True)
     assert "CUDA_VISIBLE_DEVICES" in problem.remedy
+    assert not devices({"CPU": 1}, "cpu", nvidia=True)  # is what the user wants
     assert not devices({"CPU": 1}, "pjrt", GOOD | {"jax": "0.10.2"}, nvidia=True)
     assert "needs JAX" in devices({"CPU": 1}, "pjrt", nvidia=True)[0].what
     for wanted in ("tpu:coco", "local"):
