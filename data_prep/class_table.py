@@ -60,7 +60,15 @@ def _entry(row: dict, where: str) -> dict:
         raise errors.InputError(f'{where}: "isthing" is "{isthing}"; give 0 or 1')
     entry = {"id": int(row["value"]), "name": row["name"], "isthing": FLAGS[isthing]}
     if color:
-        if not re.fullmatch("#[0-9a-fA-F]{6}", color):
-            raise errors.InputError(f'{where}: "color" is "{color}"; write it as #ff8000')
-        entry["color"] = list(bytes.fromhex(color[1:]))
+        entry["color"] = parse_color(color, where)
     return entry
+
+
+def parse_color(color: str, where: str) -> list[int]:
+    """Returns the red, green and blue, 0 to 255, of a color such as #ff8000.
+
+    Raises InputError, which names the place `where`, for another text.
+    """
+    if not re.fullmatch("#[0-9a-fA-F]{6}", color):
+        raise errors.InputError(f'{where}: "color" is {color!r:.40}; write it as #ff8000')
+    return list(bytes.fromhex(color[1:]))

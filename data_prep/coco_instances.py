@@ -7,7 +7,7 @@ import collections
 from collections.abc import Container
 from typing import Any
 
-from data_prep import coco_masks, drawing, raw_dataset
+from data_prep import class_table, coco_masks, drawing, raw_dataset
 from kmax_tf import errors, files
 from kmax_tf.data import json_fields
 
@@ -41,11 +41,19 @@ def read(flags: Any) -> raw_dataset.RawDataset:
 
 
 def read_categories(content: Any, path: str) -> list[dict]:
-    """Returns "categories" of the JSON `path`, all of them things."""
-    entries = files.field(content, "categories", list, path)
-    for index, entry in enumerate(entries):
-        json_fields.integer(entry, "id", f"{path}: categories[{index}]")
-    return [{**entry, "isthing": 1} for entry in entries]
+    """Returns "categories" of the JSON `path`, all of them things.
+
+    The format has no "color": tools add a list as of the panoptic format, #ff8000 or null.
+    """
+    categories = []
+    for index, entry in enumerate(files.field(content, "categories", list, path)):
+        where = f"{path}: categories[{index}]"
+        json_fields.integer(entry, "id", where)
+        category = {**entry, "isthing": 1}
+        if isinstance(color := category.pop("color", None), str):
+            color = class_table.parse_color(color, where)
+        categories.append(category | ({"color": color} if color else {}))
+    return categories
 
 
 def without_groups(

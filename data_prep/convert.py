@@ -135,17 +135,23 @@ def _writing(path: str) -> Iterator[None]:
 
 
 def _publish(every: Sequence[_Made], dataset: datasets.Dataset, folder: str) -> None:
-    """Moves the shards of some splits to the place of old ones, and enters them in dataset.json."""
+    """Moves the shards of some splits to the place of old ones, and enters them in dataset.json.
+
+    All old ones go first: an interruption leaves a split out, but mixes none with old ones.
+    """
+    description = os.path.join(folder, datasets.FILE_NAME)
     present = files.names(folder, required=False)
     with _writing(folder):
         for made in every:
+            files.write_atomic(description, datasets.with_split(folder, dataset, made.split, None))
             pattern = rf"{made.split}-\d{{5}}-of-\d{{5}}\.tfrecord"
             for name in filter(re.compile(pattern).fullmatch, present):
                 tf.io.gfile.remove(os.path.join(folder, name))
+        for made in every:
             for name, part in made.parts.items():
                 tf.io.gfile.rename(part, os.path.join(folder, name))
             content = datasets.with_split(folder, dataset, made.split, made.size)
-            files.write_atomic(os.path.join(folder, datasets.FILE_NAME), content)
+            files.write_atomic(description, content)
             tf.io.gfile.rmtree(os.path.join(folder, f"{made.split}.partial"))
         tfds_metadata.write(folder)
 

@@ -3,17 +3,19 @@
 import collections
 import io
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from data_prep import raw_dataset, raw_images
 from kmax_tf import errors, files
 from kmax_tf.data import label_png, pillow
 
 MOST = 2**31 - 1  # the greatest value of a label
+WHITE_IS_ZERO = 0  # a value of the tag PhotometricInterpretation
 
 
 def read(flags: Any, notes: collections.Counter) -> tuple[list[raw_dataset.Listing], list[str]]:
@@ -51,7 +53,7 @@ def pair(images: str, labels: str, notes: collections.Counter) -> tuple[raw_data
         The listing, whose labels are paths of label files; and a line that tells the rule.
 
     Raises:
-        InputError: the folders are one, the labels are JPEG files, or no files belong together.
+        InputError: the folders are one, no files belong together, or an image has several labels.
     """
     if os.path.normpath(images) == os.path.normpath(labels):
         raise errors.InputError(f"{images}: has images and labels; move the labels to a folder")
@@ -66,6 +68,7 @@ def pair(images: str, labels: str, notes: collections.Counter) -> tuple[raw_data
             " a.png or a_mask.png for a.jpg"
         )
     ending = max(endings, key=lambda end: (endings[end], -len(end)))
+    _check_single(labels, image_of, label_of, ending)
     both = [stem for stem in image_of if stem + ending in label_of]
     notes["images without a label: left out"] += len(image_of) - len(both)
     notes["labels without an image: left out"] += len(label_of) - len(both)
@@ -77,8 +80,35 @@ def pair(images: str, labels: str, notes: collections.Counter) -> tuple[raw_data
     return raw_dataset.Listing(images, sources), remark
 
 
+def _check_single(
+    labels: str, image_of: dict[str, str], label_of: dict[str, str], ending: str
+) -> None:
+    """Raises InputError if an image has a label with the ending, and one with another.
+
+    A label is of the image with the longest name that starts its own; 10_mask is not of image 1.
+    """
+    several = {}
+    for stem in sorted(label_of.keys() - {image + ending for image in image_of}):
+        starts = [
+            stem[:cut]
+            for cut in range(1, len(stem) + 1)
+            if stem[:cut] in image_of and not re.match(r"\d\d", stem[cut - 1 :])
+        ]
+        if starts and starts[-1] + ending in label_of:
+            several.setdefault(starts[-1], stem)
+    if several:
+        image, other = min(several.items())
+        raise errors.InputError(
+            f"{labels}: {label_of[image + ending]} and {label_of[other]} are both labels of the"
+            f" image {image_of[image]} ({len(several)} images have several); keep one file for"
+            " each, or use kmax prepare mask_folders for a mask for each object"
+        )
+
+
 def read_values(path: str) -> np.ndarray:
     """Reads a label file: a PNG of gray values or of a palette's indices, or a gray TIFF.
+
+    The values of a TIFF are those stored, also where white is 0. Of 1 bit, white is 1.
 
     Returns:
         int32 [height, width], 0 to MOST.
@@ -92,13 +122,17 @@ def read_values(path: str) -> np.ndarray:
         return label_png.decode_classes(content, path)
     with pillow.errors_as(path, "not a readable label; save it as gray PNG"):
         picture = Image.open(io.BytesIO(content))
-        kind, pages = picture.format, getattr(picture, "n_frames", 1)
-        values = np.asarray(picture)
-    if kind != "TIFF":
-        raise errors.InputError(f"{path}: is {kind}; save labels as gray PNG or TIFF")
+        pages = getattr(picture, "n_frames", 1)
+        values, bits = np.asarray(picture), pillow.bits(picture, content)
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        raise errors.InputError(f"{path}: is {picture.format}; save labels as gray PNG or TIFF")
     if pages > 1 or values.ndim > 2:
         found = f"{pages} pages" if pages > 1 else "colors"
         raise errors.InputError(f"{path}: has {found}; save one gray page of label values")
+    if picture.mode == "L":  # Pillow stretches 2 and 4 bits to 8, and inverts where white is 0
+        values = values // (255 // (2**bits - 1))
+        if picture.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+            values = 2**bits - 1 - values
     is_whole = np.isfinite(values) & (values >= 0) & (values <= MOST) & (values % 1 == 0)
     if not is_whole.all():
         raise errors.InputError(

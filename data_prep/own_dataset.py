@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from data_prep import coco_format, convert, label_writer, raw_dataset, validate
+from data_prep import coco_format, convert, label_writer, random_split, raw_dataset, validate
 from kmax_tf import errors, files
 from kmax_tf.data import datasets
 from kmax_tf.planning import planner
@@ -35,6 +35,7 @@ def run(options: Any, inputs: Sequence[str], read: Callable[[Any], raw_dataset.R
         read: flags -> what the form lists.
     """
     _check_outputs(options, inputs)
+    random_split.check(options.val_share, options.seed)
     if options.plan:
         planner.check_name(options.plan)
     make(read(options), options.out, options.val_share, options.seed, options.workers)
@@ -52,7 +53,7 @@ def make(
         raw: the dataset.
         out: folder to write into.
         val_share: share of the validation, between 0 and 1, if `raw` has one listing.
-        seed: seed of that choice.
+        seed: seed of that choice, from 0.
         workers: number of processes, None for one per core.
 
     Raises:
@@ -94,8 +95,8 @@ def _outputs(out: str) -> list[str]:
 def _claim(out: str) -> None:
     """Marks a folder as made by `make`; InputError if files of somebody else would be replaced."""
     mark = os.path.join(out, MARK)
-    if tf.io.gfile.exists(mark) or tf.io.gfile.exists(os.path.join(out, "records")):
-        return  # older versions left no mark
+    if tf.io.gfile.exists(mark):
+        return
     for place in _outputs(out):
         if tf.io.gfile.exists(place):
             raise errors.InputError(

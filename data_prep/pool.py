@@ -5,9 +5,12 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 import tensorflow as tf
 import tqdm
+
+from kmax_tf import errors
 
 
 def run(
@@ -23,18 +26,26 @@ def run(
         jobs: the arguments of each call; they and the results must pickle.
         workers: number of processes, None for one per core; 1 runs in this process.
         title: of the progress bar.
+
+    Raises:
+        InputError: the system killed a worker.
     """
     if not jobs:
         return []
-    workers = min(workers or os.cpu_count(), len(jobs))
+    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     bar = {"total": len(jobs), "unit": "job", "desc": title}
     if workers == 1:
         return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))
     # The fork server imports TensorFlow once, before any thread starts; workers are forks of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kmax_tf", "tensorflow"])  # kmax_tf sets TensorFlow's log level
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker) as executor:
-        return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))
+    try:
+        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker) as executor:
+            return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))
+    except BrokenProcessPool as error:
+        raise errors.InputError(
+            "a worker process was killed, mostly for lack of memory; give fewer with --workers N"
+        ) from error
 
 
 def _start_worker() -> None:

@@ -8,6 +8,14 @@ import numpy as np
 from kmax_tf import errors
 
 
+def check(share: float, seed: int) -> None:
+    """Raises InputError unless `choose_validation` takes a share and a seed."""
+    if not 0 < share < 1:
+        raise errors.InputError(f"--val_share {share}: choose a number between 0 and 1, as 0.15")
+    if seed < 0:
+        raise errors.InputError(f"--seed {seed}: choose a whole number from 0")
+
+
 def choose_validation(digests: Sequence[str], share: float, seed: int) -> list[bool]:
     """Chooses the images of the validation split.
 
@@ -17,16 +25,14 @@ def choose_validation(digests: Sequence[str], share: float, seed: int) -> list[b
     Args:
         digests: of the content of each image, in an order that is the same every time.
         share: wanted share of the validation, between 0 and 1.
-        seed: seed of the choice.
+        seed: seed of the choice, from 0.
 
     Returns:
         For each image, whether it is of the validation.
 
     Raises:
-        InputError: the share is out of range, or one of the sides would be empty.
+        InputError: one of the sides would be empty.
     """
-    if not 0 < share < 1:
-        raise errors.InputError(f"--val_share {share}: choose a number between 0 and 1, as 0.15")
     groups = collections.defaultdict(list)
     for index, digest in enumerate(digests):
         groups[digest].append(index)

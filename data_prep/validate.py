@@ -117,16 +117,27 @@ def look_at_items(items: list[convert.Item], start: int = 0) -> list[Facts]:
 
 def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str) -> list[Facts]:
     """Collects the facts of the images in one file of records."""
-    facts = []
-    parse = reader.find(folder, split, dataset).parse
+    facts, problems = [], []
+    records = reader.find(folder, split, dataset)
     try:
         for number, record in enumerate(shards.read(path)):
-            place = f"{path}: record {number}"
-            facts.append(_facts((path, number), *_read_record(parse, record, place, dataset)))
+            read = _read_record(records.parse, record, f"{path}: record {number}", dataset)
+            facts.append(_facts((path, number), *read))
+        problems += _wrong_count(records, path, len(facts))
     except errors.InputError as error:
-        problem = Problem(ERROR, "corrupt files of records", str(error))
-        facts.append(Facts((path, -1), "", [problem], {}, {}, {}, 0, None, b""))
-    return facts
+        problems.append(Problem(ERROR, "corrupt files of records", str(error)))
+    return [*facts, *(_facts((path, -1), None, [problem]) for problem in problems)]
+
+
+def _wrong_count(records: reader.Records, path: str, count: int) -> Iterator[Problem]:
+    """Yields the problem of a file whose number of records is not that of dataset.json."""
+    if records.num_examples is None:  # which another schema does not store
+        return
+    size = datasets.Split(records.num_examples, len(records.paths))
+    expected = size.shard_lengths()[records.paths.index(path)]
+    if count != expected:
+        text = f"{path}: holds {count} records, not {expected}; convert again"
+        yield Problem(ERROR, f"files that do not hold what {datasets.FILE_NAME} says", text)
 
 
 def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:

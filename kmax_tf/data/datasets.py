@@ -186,10 +186,10 @@ def read_split(folder: str, split: str) -> Split:
     )
 
 
-def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
-    """Returns the text of dataset.json of `folder` with one more split.
+def with_split(folder: str, dataset: Dataset, split: str, size: Split | None) -> str:
+    """Returns the text of dataset.json of `folder` with one more split, or without it for None.
 
-    Existing splits are kept, and so is the name that the first one gave.
+    The other splits are kept, and so is the name that the first one gave.
 
     Raises:
         InputError: the folder holds a split with other categories.
@@ -204,11 +204,12 @@ def with_split(folder: str, dataset: Dataset, split: str, size: Split) -> str:
                 f'{path}: "categories" differ from those of split "{split}"; list the same ones in'
                 " the same order, or convert the split into another folder"
             )
+    splits.pop(split, None)
     return json.dumps(
         {
             "name": name,
             "categories": [category._asdict() for category in dataset.categories],
-            "splits": {**splits, split: size._asdict()},
+            "splits": splits | ({split: size._asdict()} if size else {}),
         },
         indent=1,
     )

@@ -95,7 +95,7 @@ def count(
         num_clusters: of the model, the limit of an image or tile of the evaluation.
 
     Raises:
-        InputError: a record is corrupt, and `options` do not skip it.
+        InputError: a record is corrupt, and `options` do not skip it; or a file cannot be opened.
     """
     side = [1 + (pixels - 1) // stride for pixels in evaluation_size]
     training, evaluation, before = [], [], None
@@ -159,6 +159,7 @@ def _spread(records, skip):
     wanted = min(SAMPLE, number)
     shards = math.ceil(wanted * len(records.paths) / number)  # as many as hold the sample
     present = min(READ, number * shards // len(records.paths))
+    corrupt.check_files(records.paths[:shards], skip)
     paths = tf.data.Dataset.from_tensor_slices(records.paths[:shards])
     ordered = paths.flat_map(lambda path: corrupt.read(path, skip)).enumerate()
     return ordered.filter(lambda i, _: i * wanted % present < wanted).take(wanted)

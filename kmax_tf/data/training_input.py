@@ -15,7 +15,7 @@ from kmax_tf.data.records import corrupt, reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.data.transforms import copy_paste, device, geometry, host
 from kmax_tf.data.transforms.targets import class_indices
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, check_size
 
 ENDLESS = 2**31  # epochs
 FILES_AT_ONCE = 16
@@ -39,9 +39,12 @@ class TrainingInput:
     small_thing_area: int = 0  # pixels of the crop; things with fewer are small
     small_thing_weight: float = 1.0  # weight of small things in the semantic loss
     shuffle_buffer: int = 1000  # records
-    skip_corrupt: bool = False  # False: a corrupt record ends training
+    skip_corrupt: bool = False  # train on past corrupt records; a damaged file ends early
 
     def __post_init__(self):
+        check_size("TrainingInput.size", self.size)
+        if self.decoded_size is not None:
+            check_size("TrainingInput.decoded_size", self.decoded_size)
         if self.placement not in PLACEMENTS:
             raise InputError(
                 f'TrainingInput.placement "{self.placement}" is none of {", ".join(PLACEMENTS)};'
@@ -95,7 +98,7 @@ def training_input(
     num_replicas: int = 1,
     service: str = "",
 ) -> tf.data.Dataset:
-    """Makes endless batches for one host.
+    """Makes endless batches for one host, with the errors of `ordered_records`.
 
     Args:
         records: every host reads all of them, because shards hold unequal numbers of examples. So
@@ -145,8 +148,12 @@ def ordered_records(
     Returns:
         A dataset of (position, record): int64 and string scalars. If the host pastes, a record to
         paste follows, from another order.
+
+    Raises:
+        InputError: corrupt records are skipped, and a file cannot be opened.
     """
     num_examples = reader.count(records)
+    corrupt.check_files(records.paths, options.skip_corrupt)
     pastes = options.augment and options.paste_scales and options.placement == "host"
 
     def ordered(number):

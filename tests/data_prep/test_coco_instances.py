@@ -165,6 +165,15 @@ def test_labels_fit_the_upright_image(source, tmp_path, read_labels):
     np.testing.assert_array_equal(labels["1.jpg"]["box", False][0], box(0, 0, 5, 5))
 
 
+def test_colors_of_tools_are_read(source):
+    """The format has no field "color", but tools write one."""
+    content, run, out = source
+    content["categories"][0]["color"], content["categories"][1]["color"] = "#1f8b4C", None
+    run()
+    ring, box, _ = datasets.load(str(out / "records")).categories
+    assert ring.color == (0x1F, 0x8B, 0x4C) and len(set(box.color)) > 1
+
+
 def wrong(key, value):
     def change(content):
         content["annotations"][-1][key] = value
@@ -199,6 +208,11 @@ def swap_sides(content):
         (lambda c: c["images"][1].update(file_name="no.png"), "no.png: cannot be read"),
         (lambda c: c["categories"][0].update(name="background"), 'a class "background" already'),
         (lambda c: c.pop("annotations"), '"annotations" is missing'),
+        (
+            lambda c: c["categories"][1].update(color="r\nd"),
+            r'categories\[1\]: "color" is .r\\nd.;',
+        ),
+        (lambda c: c["categories"][1].update(color=[1, 2]), '"color" must be three integers'),
     ],
 )
 def test_what_is_wrong_is_named(source, change, message):

@@ -1,6 +1,7 @@
 """What all converters share: it resumes, runs on Beam, and leaves metadata for TFDS."""
 
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -120,6 +121,43 @@ def test_interrupted_conversion_goes_on_with_what_is_missing(source, tmp_path, a
     convert.convert(*source(), str(tmp_path / "out"), "train", 3, alone)
     assert made == ["2", "5"] and shards(tmp_path) == whole
     assert not (tmp_path / "out/train.partial").exists()
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_no_interruption_mixes_two_divisions(source, tmp_path, monkeypatch, read_all, moment):
+    """Whichever file was to be moved or removed next: no image is of both splits."""
+    (zero, one, two, *_), dataset = source()
+    out, publish, operation = str(tmp_path / "out"), convert._publish, itertools.count()
+
+    def convert_all(train, val):
+        convert.convert_together({"train": train, "val": val}, dataset, out, 1)
+
+    def found(split):
+        try:
+            return set(read_all(out, split))
+        except errors.InputError:
+            return set()
+
+    def interrupted(function):
+        def call(*arguments, **options):
+            if next(operation) == moment:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return call
+
+    def publish_until_then(*arguments):
+        for name in ("remove", "rename", "rmtree"):
+            patch.setattr(tf.io.gfile, name, interrupted(getattr(tf.io.gfile, name)))
+        publish(*arguments)
+
+    convert_all([zero, one], [two])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(convert, "_publish", publish_until_then)
+        convert_all([one, two], [zero])
+    assert not found("train") & found("val")
+    convert_all([one, two], [zero])
+    assert found("train") == {"1", "2"} and found("val") == {"0"}
 
 
 @pytest.mark.parametrize("folder", ["images", "labels"])

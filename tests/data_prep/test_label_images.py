@@ -1,6 +1,7 @@
 """Label images of every depth become panoptic labels; images of other formats become PNG."""
 
 import collections
+import struct
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_folders_that_do_not_fit(folders, monkeypatch):
         run(folders, "--labels", folders / "others")
 
 
-@pytest.mark.parametrize("name", ["train.json", "val_labels/0.png"])
+@pytest.mark.parametrize("name", ["train.json", "val_labels/0.png", "records/notes.txt"])
 def test_files_of_somebody_else_are_never_replaced(folders, name):
     out = folders / "out"
     (out / name).parent.mkdir(parents=True)
@@ -169,6 +170,53 @@ def test_names_that_start_each_other(tmp_path, draw_image):
     assert {source.image_id: source.labels for source in listing.sources} == {
         str(k): str(tmp_path / f"labels/{k}_mask.png") for k in range(1, 13)
     }
+
+
+@pytest.mark.parametrize(
+    "images, labels, message",
+    [
+        (["a", "b"], ["a_0", "a_1", "a_2", "b_0"], r"a_0\.png and a_1\.png .* a\.png \(1 images"),
+        (["a", "b"], ["a", "a_1", "b", "b_1"], r"a\.png and a_1\.png .* a\.png \(2 images"),
+        (
+            ["1", "10"],
+            ["1", "10", "10_b"],
+            r"10\.png and 10_b\.png are both labels of the image 10",
+        ),
+        (["1", "2"], ["1_mask", "2_mask", "10_mask"], None),  # of an image that is not there
+        (["a", "a_m"], ["a_mask", "a_m_mask"], None),
+        (["a", "b"], ["a_mask", "b_edge"], None),  # b has no label of the same ending
+    ],
+)
+def test_an_image_has_one_label(tmp_path, draw_image, images, labels, message):
+    for folder, stems in (("images", images), ("labels", labels)):
+        for stem in stems:
+            draw_image(tmp_path / folder / f"{stem}.png", 4, 4, 0)
+    folders = str(tmp_path / "images"), str(tmp_path / "labels")
+    if message is None:
+        label_pairs.pair(*folders, collections.Counter())
+        return
+    with pytest.raises(errors.InputError, match=message) as error:
+        label_pairs.pair(*folders, collections.Counter())
+    assert "kmax prepare mask_folders" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("white_is_zero", [True, False])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_stored_values_of_a_tiff_count(tmp_path, bits, white_is_zero):
+    """By hand, for Pillow writes no such file. ImageJ's inverting table is "white is zero"."""
+    values = np.arange(24).reshape(3, 8) % (1 << bits)
+    samples = values.astype("<u2").tobytes()
+    if bits < 16:
+        places = np.arange(bits)[::-1]
+        samples = np.packbits((values[..., None] >> places & 1).reshape(3, -1), axis=1).tobytes()
+    entries = {256: 8, 257: 3, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8}
+    entries |= {277: 1, 278: 3, 279: len(samples)}
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(samples)) + samples
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    path = tmp_path / "a.tif"
+    path.write_bytes(head + struct.pack("<H", len(entries)) + tags + bytes(4))
+    shown = 1 - values if bits == 1 and white_is_zero else values  # as fax programs write masks
+    np.testing.assert_array_equal(label_pairs.read_values(str(path)), shown)
 
 
 def test_a_missing_label_is_one_line(tmp_path):

@@ -5,7 +5,7 @@ import collections
 import pytest
 
 from data_prep import random_split
-from kmax_tf import errors
+from kmax_tf import commands, errors
 
 
 def test_size_and_seed():
@@ -33,6 +33,13 @@ def test_no_side_is_empty():
     for digests in (["a"], ["a", "a"]):
         with pytest.raises(errors.InputError, match="too few for --val_share 0.5"):
             random_split.choose_validation(digests, 0.5, 0)
+
+
+def test_wrong_flags_are_named_before_anything_is_read(tmp_path):
     for share in (0, 1, -1, float("nan")):
         with pytest.raises(errors.InputError, match="choose a number between 0 and 1"):
-            random_split.choose_validation(["a", "b"], share, 0)
+            random_split.check(share, 0)
+    command = ["prepare", "mask_folders", "--source", str(tmp_path / "nowhere"), "--out", "out"]
+    for flag, value in (("--seed", "-1"), ("--val_share", "2")):
+        with pytest.raises(SystemExit, match=f"^error: {flag} {value}.*: choose a .*number"):
+            commands.main([*command, flag, value])

@@ -139,6 +139,20 @@ def test_corrupt_records_are_reported_and_the_others_read(records, tmp_path):
     assert "corrupt files of records (1)" in text and corrupt.name in text
 
 
+def test_records_that_are_missing_are_an_error(records, tmp_path):
+    for path in pathlib.Path(records).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    first, second = map(pathlib.Path, shards.paths(str(tmp_path), "train"))
+    length = 16 + len(next(shards.read(str(first))))  # a record and its frame
+    first.write_bytes(first.read_bytes()[:length])
+    second.write_bytes(b"")
+    dataset = validate.converted(str(tmp_path), "train")
+    text, count = validate.validate(dataset, str(tmp_path / "out"), 1)
+    assert count == 2 and "files that do not hold what dataset.json says (2)" in text
+    assert f"{first}: holds 1 records, not 3; convert again" in text
+    assert f"{second}: holds 0 records, not 3; convert again" in text
+
+
 def test_records_of_other_categories(records, tmp_path):
     digits = datasets.load(records)
     fewer = datasets.Dataset("fewer", digits.categories[:5])

@@ -1,18 +1,34 @@
-"""Skips corrupt records without shifting the others.
+"""Skips corrupt records.
 
 A skipped example is an image of void: its semantic loss is 0, and its clusters learn to be void.
+An image or label that cannot be decoded does not shift the other records. A file with damaged
+bytes ends there: the records after them are lost too, the order of the others changes, and the
+epoch is filled with void. It is the same in every run, so that training resumes exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from kmax_tf import errors
 from kmax_tf.data.records.example import Example
 from kmax_tf.data.transforms.targets import Targets
 
 
+def check_files(paths: Sequence[str], skip: bool) -> None:
+    """With `skip`, raises InputError if a file cannot be opened: `read` would try so for ever."""
+    for path in paths if skip else ():
+        try:
+            with tf.io.gfile.GFile(path, "rb") as file:
+                file.seek(0)  # opens it, but reads nothing
+        except tf.errors.OpError as error:
+            raise errors.InputError(
+                f"{path}: cannot be opened ({error.message}); check the path, or convert again"
+            ) from error
+
+
 def read(path: tf.Tensor, skip: bool) -> tf.data.Dataset:
-    """Reads the file of records at `path`, a string scalar; with `skip`, only readable ones."""
+    """Reads the file of records at `path`, a string scalar; with `skip`, up to damaged bytes."""
     records = tf.data.TFRecordDataset(path)
     return records.ignore_errors() if skip else records
 

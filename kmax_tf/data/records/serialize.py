@@ -37,8 +37,8 @@ def record(
         A serialized tf.train.Example.
 
     Raises:
-        InputError: the image is corrupt, neither JPEG nor PNG, or not of the size of segment_map;
-            or it has more than MOST_SEGMENTS segments.
+        InputError: the image is corrupt, neither JPEG nor PNG of 8 bits, or not of the size of
+            segment_map; or it has more than MOST_SEGMENTS segments.
     """
     if len(segment_id) > MOST_SEGMENTS:
         raise errors.InputError(
@@ -83,11 +83,11 @@ def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
         "jpeg" or "png", and (width, height) in pixels of the upright image.
 
     Raises:
-        InputError: the image is corrupt, or has another format.
+        InputError: the image is corrupt, or has another format or more than 8 bits.
     """
     with pillow.errors_as(filename, "broken or truncated image; download or save it again"):
         with Image.open(io.BytesIO(image)) as opened:
-            kind, size = opened.format, opened.size
+            kind, size, bits = opened.format, opened.size, pillow.bits(opened, image)
         if kind in ("JPEG", "MPO"):  # MPO is a JPEG with more pictures after it
             # Decoding to an eighth of the size is quick and still reads all the data.
             tf.io.decode_jpeg(image, channels=3, ratio=8)
@@ -95,6 +95,11 @@ def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
             tf.io.decode_png(image, channels=3)
     if kind not in ("JPEG", "MPO", "PNG"):
         raise errors.InputError(f"{filename}: is {kind}; convert it to JPEG or PNG")
+    if bits > 8:  # of which TensorFlow would keep the upper 8
+        raise errors.InputError(
+            f"{filename}: is a PNG of {bits} bits; scale it as you want it seen, and save it as PNG"
+            " of 8 bits"
+        )
     size = size[::-1] if orientation.swaps_sides(orientation.read(image)) else size
     return "png" if kind == "PNG" else "jpeg", size
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kmax_tf.data import training_input
+from kmax_tf import errors
+from kmax_tf.data import segment_counts, training_input
 from kmax_tf.data.records import corrupt, example
 from kmax_tf.data.records.reader import Records
 from kmax_tf.data.transforms import device
@@ -72,6 +73,47 @@ def test_a_file_that_is_cut_off(made, tmp_path):
         next(iter(input_of(paths, made, skip_corrupt=False)))
     for _, ours in input_of(paths, made).take(2):
         assert 2 <= float(corrupt.count(ours)) <= 4
+
+
+def test_damaged_bytes_lose_the_rest_of_their_file(made, tmp_path):
+    """As the docstring of `corrupt` says; the order resumes exactly all the same."""
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=2)
+    with open(paths[0], "r+b") as file:  # records 0, 2 and 4
+        file.seek(16 + len(made.record(0)) + 12 + 100)  # in the data of record 2
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    options = training_input.TrainingInput(**OPTIONS, skip_corrupt=True)
+
+    def order(start):
+        ordered = training_input.ordered_records(
+            Records(paths, example.parse, NUMBER), options, seed=0, start=start
+        )
+        return [one[1].numpy() for one in ordered.take(2 * NUMBER - start)]
+
+    epochs = order(0)
+    for epoch in (epochs[:NUMBER], epochs[NUMBER:]):
+        kept = {made.record(k) for k in (0, 1, 3, 5)}
+        assert set(epoch) == {*kept, b""} and epoch[4:] == [b"", b""]
+    assert order(3) == epochs[3:] and order(8) == epochs[8:]
+
+
+def test_a_file_that_cannot_be_opened_is_named(made, tmp_path):
+    """TensorFlow would try it again for ever."""
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=2)
+    (tmp_path / "train-00001-of-00002.tfrecord").unlink()
+    with pytest.raises(errors.InputError, match="train-00001-of-00002.tfrecord: cannot be opened"):
+        input_of(paths, made)
+    with pytest.raises(errors.InputError, match="train-00001-of-00002.tfrecord: cannot be opened"):
+        segment_counts.count(
+            Records(paths, example.parse, NUMBER),
+            made.dataset,
+            training_input.TrainingInput(**OPTIONS, skip_corrupt=True),
+            evaluation_size=(33, 41),
+            scale=None,
+            stride=4,
+            num_clusters=16,
+        )
 
 
 def test_contradictions(made):
