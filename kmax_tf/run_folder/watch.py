@@ -19,12 +19,14 @@ SECONDS = 1.0  # between two probes
 def poll(probe: Callable[[], Any], seconds: float, what: str) -> Any:
     """Calls `probe` until it returns anything but None; returns that, or None after `seconds`.
 
-    A line on stderr says that it waits for `what`.
+    Lines on stderr say when it waits for `what`, and when no longer; the launcher reads them.
     """
     deadline, told = time.monotonic() + seconds, False
     while True:
         result = probe()
         if result is not None or time.monotonic() >= deadline:
+            if told:
+                print(f"no longer waiting for {what}", file=sys.stderr, flush=True)
             return result
         if not told:
             print(f"waiting for {what}", file=sys.stderr, flush=True)

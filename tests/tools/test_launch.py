@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from kmax_tf.run_folder import watch
+
 ROOT = pathlib.Path(__file__).parents[2]
 GIN = "gin/experiments/small.gin"
 RUN = [
@@ -173,6 +175,16 @@ def wait_for(path):
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def leave_training(cloud, kind):
+    """Starts a run, and ends the launcher once its training runs."""
+    cloud.plan(hangs="instances describe")
+    process = cloud.start("run", *RUN)
+    wait_for(cloud.path / "hanging")
+    cloud.plan()
+    os.killpg(process.pid, kind)
+    process.communicate(timeout=600)
 
 
 def deletions(output):
@@ -363,6 +375,143 @@ def test_what_keeps_stopping_is_not_started_for_ever(cloud):
     assert not cloud.machines()
 
 
+@pytest.mark.parametrize("fails", ["", "storage ls .*index"])
+def test_what_saves_before_it_stops_is_started_again(cloud, fails):
+    """Where the checkpoints cannot be listed, too."""
+    cloud.plan(fails=fails)
+    stops = "if step == start + 2 and step < 6: sys.exit(75)"
+    write(
+        cloud.clone / "scripts/train.py",
+        TRAIN.replace("if step == 3", f"{stops}\n    if step == 3"),
+    )
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 0, output
+    assert cloud.read("starts") == ["0", "2", "4"]
+
+
+def test_what_stops_at_the_same_step_is_not_started_for_ever(cloud):
+    dies = 'if step == 3: raise ValueError("a bug")'
+    write(
+        cloud.clone / "scripts/train.py",
+        TRAIN.replace("    written =", f"    {dies}\n    written =", 1),
+    )
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert cloud.read("starts") == ["0", "2"]
+    assert "train: ValueError: a bug" in output
+    assert "error: gs://bucket/runs/coco: training stopped twice" in output
+    assert not cloud.machines()
+
+
+def test_after_a_crash_that_nobody_saw_the_present_code_is_started(cloud):
+    waits = 'if not (cloud / "killed").exists(): time.sleep(600)'
+    write(cloud.clone / "scripts/train.py", TRAIN.replace("for step", f"{waits}\nfor step", 1))
+    cloud.commit()
+    leave_training(cloud, signal.SIGKILL)
+    os.killpg(int((cloud.path / "slice/0/train.pid").read_text()), signal.SIGKILL)
+    (cloud.path / "killed").touch()
+    write(cloud.clone / "scripts/train.py", TRAIN.replace("trained", "trained by the mended code"))
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN, "--evaluator=none")
+    assert status == 0, output
+    assert "train: trained by the mended code" in output
+
+
+# It ends with an error of its own, crashes, or loses its files.
+DEATHS = [
+    'sys.exit("error: no records")',
+    "os._exit(137)",
+    'pathlib.Path("../evaluate.pid").unlink(); os._exit(137)',
+]
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_training_goes_on_without_an_evaluator_that_ended(cloud, death):
+    """And without its VM."""
+    cloud.environment["KMAX_SETTLED_SECONDS"] = "600"
+    write(cloud.clone / "scripts/evaluate.py", f"import os, pathlib, sys\n{death}")
+    waits = """
+for is_there in (True, False):
+    while (cloud / "evaluator").exists() != is_there:
+        time.sleep(0.05)
+"""
+    write(
+        cloud.clone / "scripts/train.py",
+        TRAIN.replace('print("trained', f'{waits}print("trained'),
+    )
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert output.count("training continues without it") == 1
+    assert "train: trained" in output and not cloud.machines()
+
+
+def test_an_evaluator_that_only_waits_is_not_waited_for_for_ever(cloud):
+    cloud.environment["KMAX_HOUR_SECONDS"] = "0"
+    waits = "import time\nprint('waiting for ckpt-6, which cannot be read now', flush=True)"
+    write(cloud.clone / "scripts/evaluate.py", f"{waits}\ntime.sleep(600)")
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert "the evaluator's log ends with: waiting for ckpt-6, which cannot be read" in output
+    assert "error: gs://bucket/runs/coco: the evaluator has waited for hours" in output
+    assert "scripts/evaluate.py --run_dir=gs://bucket/runs/coco" in output
+    assert not cloud.machines()
+
+
+def test_an_evaluator_that_works_without_a_word_is_waited_for(cloud, capfd):
+    cloud.environment["KMAX_HOUR_SECONDS"] = "0"
+    probes = iter([None, "ckpt-6"])
+    watch.poll(lambda: next(probes), 600, "the next checkpoint")
+    said = capfd.readouterr().err
+    assert said.startswith("waiting for the next checkpoint\n")
+    works = f"""
+print({said!r}, flush=True)
+def looks():
+    return (cloud / "calls").read_text().count("evaluate.seen 2")
+while not (cloud / "was_deleted").exists():
+    time.sleep(0.05)
+seen = looks()
+while looks() < seen + 8:
+    time.sleep(0.05)
+"""
+    write(cloud.clone / "scripts/evaluate.py", EVALUATE.replace("print", f"{works}print"))
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN)
+    assert status == 0, output
+    assert "evaluate: PQ 53.0" in output
+
+
+@pytest.mark.parametrize("step", ["doctor.py", "tpu-vm ssh .*setsid nohup", "compute scp"])
+def test_a_connection_that_is_lost_is_made_again(cloud, step):
+    cloud.plan(drops=step)
+    status, output = cloud.launch("run", *RUN)
+    assert status == 0, output
+    assert (cloud.path / "was_dropped").exists() and len(cloud.read("trainings")) == 1
+
+
+LOGIN = "There was a problem refreshing your tokens. Please run:\n\n  $ gcloud auth login\n"
+
+
+@pytest.mark.parametrize(
+    "step, says, message",
+    [
+        ("storage ls", "One or more URLs matched no objects.", "records: no such records"),
+        ("storage ls", LOGIN, "records: cannot be listed: ERROR: (gcloud) There was a problem"),
+        ("buckets describe", LOGIN, "bucket: cannot be used: ERROR: (gcloud) There was a problem"),
+    ],
+)
+def test_why_the_bucket_cannot_be_used_is_told(cloud, step, says, message):
+    cloud.plan(fails=step, says=says)
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    error = output.splitlines()[-1]
+    assert error.startswith("error: gs://bucket") and message in error
+    assert ("Please run: $ gcloud auth login" in error) == (says == LOGIN)
+
+
 STEPS = {
     "records": "storage ls",
     "bucket": "buckets describe",
@@ -455,6 +604,45 @@ def test_an_interruption_deletes_or_names_what_runs(cloud, moment, kind):
     assert_nothing_hidden(cloud, output)
 
 
+@pytest.mark.parametrize(
+    "state, kept", [("WAITING_FOR_RESOURCES", set()), ("REPAIRING", {"slice"})]
+)
+def test_an_interruption_deletes_an_earlier_request_that_waits(cloud, state, kept):
+    """But only names a slice that may be training."""
+    (cloud.path / "request").write_text(state)
+    cloud.plan(request_ends_as=state)
+    process = cloud.start("run", *RUN)
+    while sum("describe" in call for call in cloud.calls()) < 3:  # one of them is of the bucket
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode != 0
+    assert cloud.machines() == kept, output
+    assert_nothing_hidden(cloud, output)
+
+
+def test_an_interruption_names_what_was_not_yet_looked_at(cloud):
+    (cloud.path / "request").write_text("ACTIVE")
+    (cloud.path / "evaluator").mkdir()
+    cloud.plan(hangs="queued-resources describe")
+    process = cloud.start("run", *RUN)
+    wait_for(cloud.path / "hanging")
+    cloud.plan()
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=600)[0]
+    assert cloud.machines() == {"slice", "evaluator"}
+    assert_nothing_hidden(cloud, output)
+
+
+def test_an_evaluator_of_an_earlier_command_is_named(cloud):
+    (cloud.path / "evaluator").mkdir()
+    status, output = cloud.launch("run", *RUN, "--evaluator=none")
+    assert status == 1, output
+    assert "train: trained" in output and cloud.machines() == {"evaluator"}
+    assert_nothing_hidden(cloud, output)
+
+
 def test_the_evaluator_alone_is_left_to_itself(cloud):
     """The same command would rent a slice again."""
     waits = 'while not (cloud / "go").exists(): time.sleep(0.05)'
@@ -476,12 +664,7 @@ def test_the_evaluator_alone_is_left_to_itself(cloud):
 @pytest.mark.parametrize("evaluator, ends_with", [("none", 0), ("n2-standard-8", 1)])
 def test_the_same_command_follows_a_training_that_was_left(cloud, evaluator, ends_with):
     """Where it cannot start an evaluator, too."""
-    cloud.plan(hangs="instances describe")
-    process = cloud.start("run", *RUN)
-    wait_for(cloud.path / "hanging")
-    cloud.plan()
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=600)
+    leave_training(cloud, signal.SIGINT)
     write(cloud.clone / "notes.txt", "what is not committed does not matter for following")
     status, output = cloud.launch("run", *RUN, f"--evaluator={evaluator}")
     assert status == ends_with, output
@@ -494,12 +677,7 @@ def test_a_training_of_another_run_is_neither_followed_nor_deleted(cloud):
     slow = TRAIN.replace("time.sleep(0.01)", 'time.sleep(0.01 if "new" in str(sys.argv) else 600)')
     write(cloud.clone / "scripts/train.py", slow)
     cloud.commit()
-    cloud.plan(hangs="instances describe")
-    process = cloud.start("run", *RUN)
-    wait_for(cloud.path / "hanging")
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=600)
-    cloud.plan()
+    leave_training(cloud, signal.SIGINT)
     other = [*RUN, "--run_dir=gs://bucket/runs/new", "--evaluator=none"]
     status, output = cloud.launch("run", *other)
     assert status != 0, output
@@ -515,11 +693,7 @@ def test_a_training_of_another_run_is_neither_followed_nor_deleted(cloud):
 
 def test_a_training_that_was_left_stays_where_its_worker_does_not_answer(cloud):
     """It is neither installed over, nor deleted, for ssh may fail for a while."""
-    cloud.plan(hangs="instances describe")
-    process = cloud.start("run", *RUN)
-    wait_for(cloud.path / "hanging")
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=600)
+    leave_training(cloud, signal.SIGINT)
     before = len(cloud.calls())
     cloud.plan(fails="tpu-vm ssh")
     status, output = cloud.launch("run", *RUN, "--evaluator=none")

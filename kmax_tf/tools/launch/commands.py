@@ -9,7 +9,7 @@ import subprocess
 from kmax_tf.errors import InputError
 from kmax_tf.tools import tpu_chips
 from kmax_tf.tools.launch import runtimes
-from kmax_tf.tools.launch.gcloud import Gcloud, say, show
+from kmax_tf.tools.launch.gcloud import Gcloud, reason, say, show
 from kmax_tf.tools.launch.jobs import Code
 from kmax_tf.tools.launch.machines import EvaluatorVm, Machine, Rental, TpuSlice
 from kmax_tf.tools.launch.training import Evaluation, Training
@@ -39,11 +39,11 @@ def run(options: argparse.Namespace) -> None:
     ]
     code = Code(gcloud)
     machine = TpuSlice(gcloud, options.name, tpu, runtime.image, options.spot)
+    vm = EvaluatorVm(gcloud, f"{options.name}-eval", options.evaluator)
     evaluation = None
     if options.evaluator != "none":
-        vm = EvaluatorVm(gcloud, f"{options.name}-eval", options.evaluator)
         evaluation = Evaluation(vm, code, runtime.tensorflow, options.run_dir)
-    with Rental() as rental:
+    with Rental([machine, vm]) as rental:
         training = Training(machine, code, runtime, flags, options.run_dir)
         evaluation = training.run(rental, evaluation)
         rental.failed |= not machine.remove()
@@ -71,7 +71,7 @@ def delete(options: argparse.Namespace) -> None:
         TpuSlice(gcloud, options.name, tpu, options.runtime, options.spot),
         EvaluatorVm(gcloud, f"{options.name}-eval", options.evaluator),
     ]
-    with Rental() as rental:
+    with Rental(machines) as rental:
         for machine in machines:
             machine.dry_state = machine.ready
             if machine.state() == "absent":
@@ -134,14 +134,15 @@ def _project(dry_run):
 
 def _check_bucket(options, gcloud):
     """Before anything costs: are the records there, is the bucket near?"""
-    if gcloud.ask("gcloud", "storage", "ls", options.data_dir, dry="").returncode:
+    if not gcloud.ls(options.data_dir):
         raise InputError(f"{options.data_dir}: no such records")
     bucket = "/".join(options.run_dir.split("/")[:3])
     region = options.zone.rpartition("-")[0]
     words = ["gcloud", "storage", "buckets", "describe", bucket, "--format=value(location)"]
     done = gcloud.ask(*words, dry=region)
     if done.returncode:
-        raise InputError(f"{bucket}: no such bucket; docs/train.md, 'Bucket, rights, data'")
+        remedy = "docs/train.md, 'Bucket, rights, data'"
+        raise InputError(f"{bucket}: cannot be used: {reason(done)}; {remedy}")
     location = done.stdout.strip()
     if location.lower() != region:
         say(f"warning: {bucket} is in {location}, the slice in {region}: reading costs")

@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Sequence
 
 from kmax_tf.errors import InputError
-from kmax_tf.tools.launch.gcloud import Gcloud, retry, say, show
+from kmax_tf.tools.launch.gcloud import TRIES, Gcloud, say, show
 from kmax_tf.tools.launch.machines import Machine, Unreachable
 
+# A job that ends sooner after its start, in seconds, is not started again.
+SETTLED = float(os.environ.get("KMAX_SETTLED_SECONDS", "600"))
 APT_GET = "sudo apt-get -o DPkg::Lock::Timeout=300"
 # What a machine is asked about a job: how it is ("stopped" with its seconds), and its new log.
 QUESTION = r"""
@@ -81,9 +83,9 @@ class Code:
             environment,
         ]
         return (
-            retry(10, lambda: machine.run("true", workers))
+            machine.run("true", workers, times=TRIES)
             and self.gcloud.call(*machine.copying(self.bundle, workers))
-            and retry(2, lambda: machine.run("\n".join(commands), workers))
+            and machine.run("\n".join(commands), workers, times=2)
         )
 
 
@@ -100,13 +102,20 @@ class Job:
         state: "running", "finished", "failed" (with an error of its own), "stopped", "absent", or
             "unknown" if the machine does not answer.
         seconds: How long a stopped job ran.
+        line: The last line of its log that was shown.
     """
 
     def __init__(self, name: str, machine: Machine, run_dir: str, workers: str = "0"):
         self.name, self.machine, self.workers = name, machine, workers
         self.run_dir = run_dir
-        self.state, self.seconds = "", 0
+        self.state, self.seconds, self.line = "", 0, ""
         self.dry_state = "absent"
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it ended such that it would end so again."""
+        ended = self.state in ("absent", "stopped")
+        return self.state == "failed" or (ended and self.seconds < SETTLED)
 
     def start(self, command: Sequence[str]) -> bool:
         """Starts a command in the folder of the code, on all workers of the job."""
@@ -140,6 +149,7 @@ class Job:
         state, *log = answer.splitlines() or ["unknown"]
         for line in filter(None, log):
             show(f"{self.name}: {line}")
+            self.line = line
         if other := re.fullmatch("of (.*)", state):
             raise Unreachable(
                 f"{self.machine.name}: its job {self.name} is of {other[1]}, and runs; give another"

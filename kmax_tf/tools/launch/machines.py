@@ -5,11 +5,12 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from kmax_tf.errors import InputError
-from kmax_tf.tools.launch.gcloud import POLL, Gcloud, say, show
+from kmax_tf.tools.launch.gcloud import PATIENCE, POLL, Gcloud, say, show
 from kmax_tf.tools.tpu_chips import Slice
 
 # A connection that is lost ends instead of hanging.
@@ -46,6 +47,14 @@ class Machine:
         """Returns Google's word, "absent" if there is nothing, or "unknown" without an answer."""
         raise NotImplementedError
 
+    def known_state(self) -> str:
+        """Returns the state once Google Cloud tells it; raises Unreachable if it does not."""
+        for _ in range(PATIENCE):
+            if (state := self.state()) != "unknown":
+                return state
+            self.gcloud.wait()
+        raise Unreachable(f"Google Cloud does not say what {self.name} is doing")
+
     def create(self) -> bool:
         """Creates the machine, and returns whether that succeeded."""
         created = self.gcloud.call(*self.creation())
@@ -74,9 +83,15 @@ class Machine:
             is_error=True,
         )
 
-    def run(self, command: str, workers: str) -> bool:
-        """Runs a shell command on workers, and returns whether it succeeded on all."""
-        return self.gcloud.call(*self.ssh(command, workers))
+    def run(self, command: str, workers: str, times: int = 1) -> bool:
+        """Runs a shell command on workers, and returns whether it succeeded on all.
+
+        Args:
+            command: The shell command.
+            workers: As in `ssh`.
+            times: As in `Gcloud.call`.
+        """
+        return self.gcloud.call(*self.ssh(command, workers), times=times)
 
     def _described(self, *words, dry):
         done = self.gcloud.ask("gcloud", "compute", *words, *self.gcloud.place, dry=dry)
@@ -191,20 +206,24 @@ class Unreachable(InputError):
 
 
 class Rental:
-    """Takes care that each rented machine is deleted at the end, or named.
+    """Takes care that each machine of a run is deleted at the end, or named.
 
-    An interruption while `job_runs`, or an `Unreachable`, leaves the machines alone.
+    An interruption while `job_runs`, or an `Unreachable`, leaves the machines alone. What was never
+    taken is left alone, too: an earlier command started it.
+
+    Args:
+        machines: All that the run may find or rent.
     """
 
-    def __init__(self) -> None:
-        self.machines: list[Machine] = []
+    def __init__(self, machines: Sequence[Machine]) -> None:
+        self.machines = machines
+        self.taken: set[Machine] = set()
         self.job_runs = False
-        self.failed = False  # a machine may still be there, or the evaluator did not start
+        self.failed = False  # a machine may still be there, or training went on unevaluated
 
     def take(self, machine: Machine) -> None:
         """Makes this program responsible for a machine that exists, or may exist soon."""
-        if machine not in self.machines:
-            self.machines.append(machine)
+        self.taken.add(machine)
 
     def __enter__(self) -> "Rental":
         for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -223,11 +242,12 @@ class Rental:
         leave = isinstance(error, Unreachable)
         leave |= isinstance(error, Interrupted) and self.job_runs
         left = [machine for machine in self.machines if machine.state() != "absent"]
-        if leave:
+        if leave and left:
             say(_what_continues(left))
         for machine in left:
-            if leave:
+            if leave or machine not in self.taken:
                 machine.warn()
+                self.failed = True
             elif not machine.remove():
                 self.failed = True
         if error is None and self.failed:

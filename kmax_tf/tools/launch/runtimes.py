@@ -5,7 +5,7 @@ import shlex
 from typing import ClassVar
 
 from kmax_tf.errors import InputError
-from kmax_tf.tools.launch.gcloud import retry, say
+from kmax_tf.tools.launch.gcloud import TRIES, say
 from kmax_tf.tools.launch.jobs import Code
 from kmax_tf.tools.launch.machines import TpuSlice
 from kmax_tf.tools.tpu_chips import Slice
@@ -67,8 +67,8 @@ class Servers:
             f"{pip} --force-reinstall --no-deps tensorflow-tpu=={self.tensorflow}",
         ]
         environment = setup_venv(self.tensorflow)
-        return code.install(machine, "0", environment) and retry(
-            2, lambda: machine.run("\n".join(commands), "0")
+        return code.install(machine, "0", environment) and machine.run(
+            "\n".join(commands), "0", times=2
         )
 
     def _serve(self, machine, worker):
@@ -84,7 +84,7 @@ if ! grep -q '{tag}"' {unit}; then
     sudo systemctl restart tpu-runtime
 fi
 grep -q '{tag}"' {unit}"""
-        return retry(10, lambda: machine.run(command, worker))
+        return machine.run(command, worker, times=TRIES)
 
 
 @dataclasses.dataclass(frozen=True)

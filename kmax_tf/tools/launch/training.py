@@ -11,9 +11,10 @@ from kmax_tf.tools.launch.gcloud import PATIENCE, POLL, say
 from kmax_tf.tools.launch.jobs import APT_GET, Code, Job
 from kmax_tf.tools.launch.machines import EvaluatorVm, Rental, TpuSlice, Unreachable
 
-# A training that ends sooner is not started again.
-SETTLED = float(os.environ.get("KMAX_SETTLED_SECONDS", "600"))
+HOUR = float(os.environ.get("KMAX_HOUR_SECONDS", "3600"))  # between two lines while it waits
 GONE = ("SUSPENDED", "PREEMPTED", "TERMINATED", "STOPPED")
+# Nothing runs on a slice in these states.
+IDLE = ("absent", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "FAILED", *GONE)
 
 
 class Evaluation:
@@ -23,13 +24,14 @@ class Evaluation:
         self.machine, self.code = machine, code
         self.tensorflow, self.run_dir = tensorflow, run_dir
         self.job = Job("evaluate", machine, run_dir)
+        self.remedy = f"it can run anywhere: scripts/evaluate.py --run_dir={run_dir}"
 
     def ensure(self, rental: Rental) -> bool:
         """Creates the VM and starts the evaluator, unless it runs or has finished.
 
         Raises Unreachable if it may run, but Google Cloud does not say.
         """
-        state = self._known_state()
+        state = self.machine.known_state()
         if state == "RUNNING" and self.job.follow() in ("running", "finished", "unknown"):
             rental.take(self.machine)
             return True  # a VM that does not answer now may be evaluating
@@ -38,12 +40,11 @@ class Evaluation:
         except InputError as error:
             say(str(error))
             return False
+        rental.take(self.machine)
         if state == "absent":
             say(f"creating {self.machine.machine_type} as {self.machine.name}")
-            rental.take(self.machine)
             if not self.machine.create():
                 return False
-        rental.take(self.machine)
         say(f"installing on {self.machine.name}")
         environment = runtimes.setup_venv(self.tensorflow)
         if not self.code.install(self.machine, "0", environment) or not self._install_gpu():
@@ -51,14 +52,6 @@ class Evaluation:
         python = runtimes.python(self.tensorflow)
         words = [python, "scripts/evaluate.py", f"--run_dir={self.run_dir}"]
         return self.job.start([*words, "--order=newest", "--wait=inf"])
-
-    def _known_state(self):
-        """Returns the state of the VM, once Google Cloud tells it."""
-        for _ in range(PATIENCE):
-            if (state := self.machine.state()) != "unknown":
-                return state
-            self.machine.gcloud.wait()
-        raise Unreachable(f"Google Cloud does not say what {self.machine.name} is doing")
 
     def _install_gpu(self):
         """Installs the driver and libraries of a GPU, if the VM has one."""
@@ -78,19 +71,29 @@ class Evaluation:
     def wait(self) -> None:
         """Waits until the last checkpoint is evaluated.
 
-        Raises InputError if that fails, Unreachable if the VM does not answer.
+        Raises InputError if that fails, or if the evaluator itself only waits for hours;
+        Unreachable if the VM does not answer.
         """
-        missed = 0
+        say("training is done; waiting for the evaluator")
+        missed, hours, told = 0, 0, time.monotonic()
         while self.job.follow() in ("running", "unknown"):
             missed = missed + 1 if self.job.state == "unknown" else 0
             if missed > PATIENCE:
                 raise Unreachable("the evaluator does not answer")
+            # It is silent while it evaluates, also for hours; run_folder/watch.py says if it waits.
+            if not self.job.line.startswith("waiting for "):
+                hours = 0
+            if time.monotonic() - told >= HOUR:
+                hours, told = hours + 1, time.monotonic()
+                say(f"the evaluator's log ends with: {self.job.line}")
+            if hours == 3:
+                raise InputError(
+                    f"{self.run_dir}: the evaluator has waited for hours, though training is done;"
+                    f" its log is above, as evaluate: ...; {self.remedy}"
+                )
             time.sleep(POLL)
         if self.job.state != "finished":
-            raise InputError(
-                "the evaluator ended with the error above; it can run anywhere:"
-                f" scripts/evaluate.py --run_dir={self.run_dir}"
-            )
+            raise InputError(f"the evaluator ended with the error above; {self.remedy}")
 
 
 class Training:
@@ -115,18 +118,19 @@ class Training:
         self.machine, self.code, self.runtime = machine, code, runtime
         self.flags = [*flags, f"--run_dir={run_dir}", f"--device={runtime.device}"]
         self.job = Job("train", machine, run_dir, runtime.workers)
+        self.installed = False  # by this program
+        self.saved: list[str] | None = None  # the checkpoints at the latest restart
 
     def run(self, rental: Rental, evaluation: Evaluation | None) -> Evaluation | None:
         """Trains to the end.
 
         Returns:
-            The evaluation, or None if it did not start.
+            The evaluation, or None if it does not run.
 
         Raises:
             InputError: A step failed, or training ended with an error.
         """
         while self.job.state != "finished":
-            rental.job_runs = False
             self._rent(rental)
             self._ensure_job(rental)
             rental.job_runs = True
@@ -136,10 +140,11 @@ class Training:
         return evaluation
 
     def _evaluate(self, rental, evaluation):
-        """Returns the evaluation, which runs now, or None."""
-        if not evaluation or evaluation.ensure(rental):
+        """Returns the evaluation, which runs now, or None: then its VM is deleted."""
+        if not evaluation or (not evaluation.job.is_broken and evaluation.ensure(rental)):
             return evaluation
-        say("the evaluator did not start; training continues without it")
+        why = "the evaluator does not run, see above; training continues without it"
+        say(f"{why}; {evaluation.remedy}")
         evaluation.machine.remove()
         rental.failed = True
         return None
@@ -147,42 +152,36 @@ class Training:
     def _rent(self, rental):
         """Requests the slice if there is none, and waits until it can be used.
 
-        One that is there at the first look may be training, so an interruption leaves it alone.
+        One that was never seen idle may be training, so an interruption leaves it alone.
         """
-        before, missed = "", 0
-        while (now := self.machine.state()) != "ACTIVE":
+        before = ""
+        while (now := self.machine.known_state()) != "ACTIVE":
+            rental.job_runs = now not in IDLE
+            rental.take(self.machine)
             if now != before:
                 say(f"slice {self.machine.name}: {now}")
             before = now
-            missed = missed + 1 if now == "unknown" else 0
-            if now == "unknown":
-                if missed > PATIENCE:
-                    self.machine.warn()
-                    raise InputError(f"Google Cloud does not say what {self.machine.name} is doing")
-            elif now == "absent":
-                self._request(rental)
+            if now == "absent":
+                self._request()
             elif now == "FAILED":
-                self._give_up(rental)
+                self._give_up()
             elif now in GONE:
-                rental.take(self.machine)
                 say(f"slice {self.machine.name} was preempted")
                 if not self.machine.remove():
                     raise InputError("the preempted slice cannot be deleted")
             self.machine.gcloud.wait()
-        rental.job_runs = before in ("", "unknown")
+        rental.job_runs = before not in IDLE
         rental.take(self.machine)
 
-    def _request(self, rental):
+    def _request(self):
         """Requests the slice."""
         _ = self.code.bundle  # or what is not committed would cost first
         say(f"requesting {self.machine.tpu.name} as {self.machine.name}")
-        rental.take(self.machine)
         if not self.machine.create():
             raise InputError("the slice cannot be requested; the message of gcloud is above")
 
-    def _give_up(self, rental):
+    def _give_up(self):
         """Explains a request that failed."""
-        rental.take(self.machine)
         self.machine.explain()
         raise InputError(
             f"the request for {self.machine.tpu.name} failed; look at quota, zone and --runtime"
@@ -191,24 +190,26 @@ class Training:
         )
 
     def _ensure_job(self, rental):
-        """Starts the training, unless it runs or has finished; installs it if it never ran."""
+        """Starts the training with the present code, unless it runs or has finished."""
         for _ in range(PATIENCE):
             if (state := self.job.follow()) != "unknown":
                 break
             self.machine.gcloud.wait()
         if state == "unknown" and rental.job_runs:
             raise Unreachable("worker 0 does not answer")
-        rental.job_runs &= state in ("running", "finished")
-        if state in ("absent", "failed", "unknown"):
+        if state in ("running", "finished"):
+            return
+        rental.job_runs = False
+        if state != "stopped" or not self.installed:
             if not self.runtime.set_up(self.machine, self.code):
                 raise InputError("the slice cannot be set up; the reason is above")
             words = [*self.runtime.client, "scripts/doctor.py", *self.flags]
             if not self.machine.run(f"cd kmax_tf && {shlex.join(words)}", "0"):
-                raise InputError("the doctor found the problems above")
-        if state not in ("running", "finished"):
-            words = [*self.runtime.client, "scripts/train.py", *self.flags]
-            if not self.job.start(words):
-                raise InputError("training cannot be started; the reason is above")
+                raise InputError("the doctor did not pass; the reason is above")
+            self.installed = True
+        words = [*self.runtime.client, "scripts/train.py", *self.flags]
+        if not self.job.start(words):
+            raise InputError("training cannot be started; the reason is above")
 
     def _watch(self, rental, evaluation):
         """Follows training until it is done, or has to be started again; returns the evaluation."""
@@ -222,8 +223,7 @@ class Training:
             if state != "running" and self._stopped(missed):
                 break
             time.sleep(POLL)
-            stopped = evaluation and evaluation.job.follow() == "stopped"
-            if stopped and evaluation.job.seconds >= SETTLED:  # as after a restart of its VM
+            if evaluation and evaluation.job.follow() in ("failed", "absent", "stopped"):
                 evaluation = self._evaluate(rental, evaluation)
         return evaluation
 
@@ -236,12 +236,28 @@ class Training:
             say(f"slice {name}: {place}; training continues from its newest checkpoint")
             return True
         if self.job.state in ("absent", "stopped"):
-            if self.job.seconds < SETTLED:
+            if self.job.is_broken:
                 raise InputError(
                     f"training ended {self.job.seconds} s after its start; its last lines are above"
                 )
+            self._check_progress()
             say("training stopped; it continues from its newest checkpoint")
             return True
         if missed > PATIENCE:
             raise Unreachable("worker 0 does not answer")
         return False
+
+    def _check_progress(self):
+        """Raises InputError if training saved nothing between two restarts on a slice."""
+        run_dir, before = self.job.run_dir, self.saved
+        try:
+            pattern = os.path.join(run_dir, "checkpoints/*.index")
+            self.saved = self.machine.gcloud.ls(pattern)
+        except InputError as error:
+            self.saved = None
+            say(str(error))
+        if before is not None and self.saved == before:
+            raise InputError(
+                f"{run_dir}: training stopped twice and saved nothing between; its log is above,"
+                " as train: ...; mend the cause, and run the same command"
+            )
