@@ -34,4 +34,5 @@ def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
     segments = [drawing.Segment(THING)] * (len(found) - 1)
     notes = collections.Counter({"pixels of value 255 of a palette: void": int(void.sum())})
     notes["images without an object"] = int(not segments)
+    notes["labels of 0 and 255 alone: one object each"] = int(np.array_equal(found, (0, 255)))
     return drawing.Drawing(segment_map, segments, notes)

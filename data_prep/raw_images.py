@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 from kmax_tf import errors, files
 from kmax_tf.data import orientation, pillow
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 RECORDED = ("JPEG", "MPO", "PNG")  # formats of Pillow that records hold as they are
 EXACT = ("1", "L", "LA", "P", "RGB", "RGBA")  # modes of Pillow that a PNG of 8 bits holds
 
@@ -34,7 +33,7 @@ def list_images(folder: str, notes: collections.Counter, kind: str) -> list[str]
         kind: which files are listed, for the notes, such as "image".
     """
     found = files.names(folder)
-    images = [n for n in found if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
+    images = [n for n in found if n.lower().endswith(pillow.EXTENSIONS) and not n.startswith(".")]
     notes[f"files and folders that are no {kind}: left out"] += len(found) - len(images)
     return images
 

@@ -11,7 +11,9 @@ import shutil
 import sys
 import types
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
@@ -238,6 +240,12 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     assert len(found["annotations"]) == 3
     assert len([*(workspace / "predictions/overlays").iterdir()]) == 3
 
+    cells = swapped(read("docs/own_dataset.md", "python"), {"photos/a.png": "own/val/000001.jpg"})
+    exec(cells, namespace := {})
+    (image,) = (i for i in found["annotations"] if i["image_id"] == 1)
+    things = sum(s["category_id"] <= 10 for s in image["segments_info"])  # digits
+    assert np.asarray(Image.open("a_cells.tif")).shape == (97, 97)
+    assert len(np.unique(Image.open("a_cells.tif"))) - 1 == len(namespace["things"]) == things
     places = {"runs/coco/export": "runs/own/best/export"}
     places |= {"runs/coco": "runs/own", "runs/a@1000": "runs/own@3", "runs/a@2000": "runs/own@4"}
     run_page("evaluate.md", places, "once|newest|checkpoint|_val2017|submit|runs/b|benchmark")

@@ -24,10 +24,16 @@ def parse():
 
 def main(options):
     formats = chosen_formats(options)
+    from kmax_tf.errors import InputError
     from kmax_tf.evaluation import evaluate
     from kmax_tf.inference import export
-    from kmax_tf.run_folder import checkpoint
+    from kmax_tf.run_folder import checkpoint, layout
 
+    best = layout.best_export(options.run_dir)
+    if os.path.normpath(options.out) == os.path.normpath(best):
+        raise InputError(
+            f"{best}: is the evaluator's; choose another --out"
+        )
     path = options.checkpoint or checkpoint.newest(options.run_dir)
     kind = dict(precision=options.precision, formats=formats)
     experiment, model = export.export_checkpoint(options.run_dir, path, options.out, **kind)

@@ -7,6 +7,7 @@ from PIL import Image, TiffImagePlugin
 
 from kmax_tf.errors import InputError
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")  # of images
 PNG_BITS = 24  # the byte of a PNG file that holds the bits of a channel
 TIFF_BITS = 258  # the tag BitsPerSample
 

@@ -17,9 +17,11 @@ from kmax_tf.data import orientation, pillow
 from kmax_tf.errors import InputError
 from kmax_tf.files import expanded, read_bytes
 
-IMAGES = (".jpg", ".jpeg", ".png")
+RECORDED = (".jpg", ".jpeg", ".png")  # what records hold
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
-NAMED_ONLY = (*VIDEOS, ".bmp", ".gif", ".tif", ".tiff", ".webp")  # what a folder does not give
+# The first bytes of GIF, TIFF, WebP and BMP. TensorFlow decodes all frames, of any size, or none;
+# and takes the indices of a palette for gray.
+BY_PILLOW = (b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 LARGEST = 100_000_000  # pixels; the results of a larger image would not fit into memory
 
 
@@ -37,8 +39,8 @@ def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Sourc
 
     For a folder without images it takes all images in the folders below. The frames of a video are
     consecutive; read them in that order. A video that cannot be decoded is a source that cannot be
-    read. A line is printed for one whose end is missing, and for each folder with videos or images
-    of other formats, which it does not give.
+    read. A line is printed for one whose end is missing, and for each folder with videos, which it
+    does not give.
 
     Args:
         paths: what the user names.
@@ -70,9 +72,9 @@ def check_recordable(root: str, sources: Sequence[Source]) -> None:
     if not root:
         raise InputError("pseudo labels of local and remote images: predict them one after another")
     for name in (source.name for source in sources):
-        if os.path.dirname(name).lower().endswith(VIDEOS) or not name.lower().endswith(IMAGES):
+        if os.path.dirname(name).lower().endswith(VIDEOS) or not name.lower().endswith(RECORDED):
             raise InputError(
-                f"{name}: pseudo labels need {', '.join(IMAGES)} files, which records hold; save"
+                f"{name}: pseudo labels need {', '.join(RECORDED)} files, which records hold; save"
                 " frames and other formats as PNG"
             )
 
@@ -80,8 +82,9 @@ def check_recordable(root: str, sources: Sequence[Source]) -> None:
 def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
     """Reads an image file of at most `largest` pixels as uint8 [height, width, 3], upright.
 
-    It drops alpha, reduces 16 bits to 8, turns CMYK and palettes into RGB, and takes the first
-    frame of an animation. Raises InputError if the file cannot be decoded or is too large.
+    It drops alpha, turns CMYK and palettes into RGB, and takes the first frame of an animation. Of
+    16 bits it takes the upper 8, and says so. Raises InputError if the file cannot be decoded, is
+    too large, or is a TIFF of several pages or of other numbers.
     """
     _check_name(path)
     return decode_image(read_bytes(path), path, largest)
@@ -89,27 +92,36 @@ def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
 
 def decode_image(content: bytes, name: str, largest: int) -> np.ndarray:
     """Decodes the content of an image file as `read_image` does; `name` is for its messages."""
-    if _count_pixels(content) > largest:
+    pixels, bits = _look(content)
+    if pixels > largest:
         raise InputError(f"{name}: more than {largest // 10**6} million pixels; scale it down")
-    with pillow.errors_as(name, "not a JPEG or PNG that can be decoded; convert it"):
-        if content.startswith(b"GIF8"):  # TensorFlow would decode all frames, of any size
-            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        # The decoder of the training records, for equal bits.
-        image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
-    turn = orientation.read(content)
+    pages = 1
+    with pillow.errors_as(name, "not an image that can be decoded; save it as PNG of 8 bits"):
+        if content.startswith(BY_PILLOW):
+            picture = Image.open(io.BytesIO(content))
+            pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+            image, turn = to_pixels(picture), orientation.UPRIGHT
+        else:  # the decoder of the training records, for equal bits
+            image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
+            turn = orientation.read(content)
+    if pages > 1:
+        raise InputError(f"{name}: has {pages} pages; save each as a file of its own")
+    if bits > 8:
+        print(f"{name}: has {bits} bits, of which the upper 8 are read", flush=True)
     return image if turn == orientation.UPRIGHT else orientation.turn_upright(image, turn).numpy()
 
 
-def _count_pixels(content):
-    """Returns the number of pixels by the header; 0 without a readable one."""
+def _look(content):
+    """Returns the pixels of an image and the bits of a channel; 0 and 8 without a header."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return math.prod(Image.open(io.BytesIO(content)).size)
+            picture = Image.open(io.BytesIO(content))
+            return math.prod(picture.size), pillow.bits(picture, content)
     except Image.DecompressionBombError:  # much more than LARGEST
-        return math.inf
+        return math.inf, 8
     except Exception:  # Pillow raises many classes for broken files
-        return 0
+        return 0, 8
 
 
 def to_pixels(image: Any) -> np.ndarray:
@@ -178,16 +190,14 @@ def _files(path, without):
         listdir, walk = (tf.io.gfile.listdir, tf.io.gfile.walk) if remote else (os.listdir, _walk)
         for names in (listdir(path), _below(path, walk)):
             names = sorted(names)
-            found = [os.path.join(path, name) for name in names if name.lower().endswith(IMAGES)]
+            found = [n for n in names if n.lower().endswith(pillow.EXTENSIONS)]
+            found = [os.path.join(path, name) for name in found]
             if found := [file for file in found if _place(file) not in without]:
-                if others := sum(name.lower().endswith(NAMED_ONLY) for name in names):
-                    print(
-                        f"{path}: {others} videos or images of other formats are left out;"
-                        " name them, or give a glob",
-                        flush=True,
-                    )
+                if videos := sum(name.lower().endswith(VIDEOS) for name in names):
+                    print(f"{path}: {videos} videos are left out; name them, or give a glob")
                 return found
-        raise InputError(f"{path}: has no {', '.join(IMAGES)} file; give a glob for other names")
+        known = ", ".join(pillow.EXTENSIONS)
+        raise InputError(f"{path}: has no {known} file; give a glob for other names")
     if tf.io.gfile.exists(path):
         return [path]
     found = sorted(tf.io.gfile.glob(path) if remote else _glob(path))

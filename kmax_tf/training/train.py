@@ -216,7 +216,16 @@ def _restore(trainer, run_dir):
         if initial and not resumed:
             lines = _start_from(trainer, initial)
             print(*lines, sep="\n", end="\n" * bool(lines))
-    print(f"resuming from {resumed}" if resumed else f"starting in {run_dir}", flush=True)
+    started = f"starting in {run_dir} from {initial or 'random weights'}"
+    print(f"resuming from {resumed}" if resumed else started, flush=True)
+    rate = trainer.optimizer.encoder_multiplier
+    if not (resumed or initial) and rate < 1:
+        print(
+            f"the encoder has random weights, and learns at {rate:g} of the rate; bind weights to"
+            " experiment.Experiment.initial_checkpoint (docs/model_zoo.md, backbones), or 1.0 to"
+            " optimizer.AdamW.encoder_multiplier",
+            flush=True,
+        )
     return int(trainer.step.numpy())
 
 

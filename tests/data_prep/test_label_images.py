@@ -57,6 +57,13 @@ def test_every_depth(folders, read_labels, capsys):
     assert "           1 labels without an image: left out" in told
 
 
+def test_a_binary_mask_is_one_object_and_told(folders, capsys):
+    binary = np.where(label(9) > 0, 255, 0).astype(np.uint8)
+    Image.fromarray(binary).save(folders / "labels/0_masks.png")
+    run(folders)
+    assert "           1 labels of 0 and 255 alone: one object each" in capsys.readouterr().out
+
+
 def test_images_of_other_formats_become_png(folders, read_all):
     pixels = np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)
     for k, kind in enumerate(("tif", "bmp", "webp")):

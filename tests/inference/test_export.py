@@ -181,6 +181,12 @@ def test_measured_and_submitted_by_command(exported, tmp_path, capsys):
         commands.main(["submit", f"--run_dir={run}", f"--out={zipped}", "--labels=gtFine"])
 
 
+def test_the_evaluators_export_is_not_replaced(tmp_path):
+    words = ["export", f"--run_dir={tmp_path}/run", f"--out={tmp_path}/run//best/export/"]
+    with pytest.raises(SystemExit, match="run/best/export: is the evaluator's; choose another"):
+        commands.main(words)
+
+
 def test_only_an_export_is_replaced(exported, tmp_path, capsys):
     """Else --out=RUN would delete the checkpoints of the run."""
     (tmp_path / "run/checkpoints").mkdir(parents=True)

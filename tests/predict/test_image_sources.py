@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps
 
+from data_prep import raw_images
 from kmax_tf.errors import InputError
 from kmax_tf.predict import image_sources
 
@@ -97,8 +98,9 @@ def test_a_folder_of_folders_stands_for_the_images_below_it(tmp_path):
 def test_what_a_folder_does_not_give_is_counted(tmp_path, capsys):
     for name in ("a.png", "b.BMP", "c.tif", "clip.mp4", "notes.txt", "below/d.gif"):
         write(tmp_path / name)
-    assert [s.name for s in image_sources.find([str(tmp_path)])[1]] == ["a.png"]
-    line = f"{tmp_path}: 3 videos or images of other formats are left out; name them, or give"
+    found = [s.name for s in image_sources.find([str(tmp_path)])[1]]
+    assert found == ["a.png", "b.BMP", "c.tif"]
+    line = f"{tmp_path}: 1 videos are left out; name them, or give a glob"
     assert capsys.readouterr().out.startswith(line)
 
 
@@ -118,7 +120,7 @@ def test_paths_that_name_nothing(tmp_path):
     for path, message in (
         ("none.jpg", "none.jpg: no such image"),
         ("*.jpg", r"\*.jpg: no such image"),
-        ("empty", "empty: has no .jpg, .jpeg, .png file"),
+        ("empty", "empty: has no .jpg, .jpeg, .png, .tif, .*gif file"),
     ):
         with pytest.raises(InputError, match=message):
             image_sources.find([str(tmp_path / path)])
@@ -131,10 +133,38 @@ def test_kinds_of_png(mode, tmp_path):
     np.testing.assert_array_equal(image_sources.read_image(path), image.convert("RGB"))
 
 
-def test_sixteen_bits_and_one_pixel(tmp_path):
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "GIF", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_other_formats_have_the_pixels_of_the_training(kind, mode, tmp_path):
+    """Those that `kmax prepare` copies as PNG, also with the EXIF orientation of a TIFF."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    options = {"lossless": True} if kind == "WEBP" else {}
+    options |= {"exif": exif} if kind in ("TIFF", "WEBP") else {}
+    content = encode(Image.fromarray(PIXELS).convert(mode), kind, **options)
+    trained = tf.io.decode_png(raw_images.to_png(content, "a"), channels=3)
+    path = write(tmp_path / f"image.{kind.lower()}", content)
+    np.testing.assert_array_equal(image_sources.read_image(path), trained)
+
+
+def test_a_tiff_that_is_no_picture_is_named(tmp_path):
+    first, second = (Image.fromarray(PIXELS) for _ in range(2))
+    pages = encode(first, "TIFF", save_all=True, append_images=[second])
+    numbers = encode(Image.fromarray(PIXELS[..., 0].astype(np.float32)), "TIFF")
+    for content, message in ((pages, "x.tif: has 2 pages"), (numbers, "save it as PNG of 8 bits")):
+        with pytest.raises(InputError, match=message):
+            image_sources.read_image(write(tmp_path / "x.tif", content))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_are_told(kind, tmp_path, capsys):
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
-    path = write(tmp_path / "deep.png", encode(Image.fromarray(deep), "PNG"))
+    path = write(tmp_path / f"deep.{kind}", encode(Image.fromarray(deep), kind.upper()))
     np.testing.assert_array_equal(image_sources.read_image(path)[..., 1], deep >> 8)
+    assert f"{path}: has 16 bits, of which the upper 8 are read" in capsys.readouterr().out
+
+
+def test_one_pixel(tmp_path):
     path = write(tmp_path / "one.png", encode(Image.fromarray(PIXELS[:1, :1]), "PNG"))
     np.testing.assert_array_equal(image_sources.read_image(path), PIXELS[:1, :1])
 
@@ -161,8 +191,8 @@ def test_files_that_are_no_images(tmp_path):
     huge[16:24] = (11_000).to_bytes(4, "big") * 2  # width and height in the header
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     for content, message in (
-        (b"a text", "x.png: not a JPEG or PNG"),
-        (encode(Image.fromarray(PIXELS), "JPEG")[:-300], "x.png: not a JPEG or PNG"),
+        (b"a text", "x.png: not an image that"),
+        (encode(Image.fromarray(PIXELS), "JPEG")[:-300], "x.png: not an image that"),
         (bytes(huge), "x.png: more than 100 million pixels"),
     ):
         with pytest.raises(InputError, match=message):
@@ -392,7 +422,7 @@ def test_only_the_first_frame_of_an_animation_is_decoded(tmp_path):
     assert expected.shape == PIXELS.shape
     for length in range(4, len(small) - 1, 3):
         write(tmp_path / "cut.gif", small[:length])
-        with pytest.raises(InputError, match="cut.gif: not a JPEG or PNG that can be decoded"):
+        with pytest.raises(InputError, match="cut.gif: not an image that can be decoded"):
             image_sources.read_image(str(tmp_path / "cut.gif"))
 
 

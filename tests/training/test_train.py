@@ -543,6 +543,18 @@ def test_truncated_record_is_named(tiny, tmp_path):
         train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
 
 
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_an_encoder_of_random_weights_with_a_small_rate_is_told(tiny, tmp_path, capsys, rate):
+    """A recipe of the paper expects ImageNet's, and says nothing else until its PQ is low."""
+    binding = f"optimizer.AdamW.encoder_multiplier = {rate}"
+    experiment = toy.of(tiny(binding, "experiment.Experiment.steps = 1"))
+    train.train(experiment, str(tmp_path), runtime.strategy("cpu"))
+    told = capsys.readouterr().out
+    assert f"starting in {tmp_path} from random weights" in told
+    line = "the encoder has random weights, and learns at 0.1 of the rate; bind weights to"
+    assert (line in told) == (rate < 1)
+
+
 def test_missing_records_are_named_before_anything_is_written(tiny, tmp_path):
     experiment = tiny("experiment.Experiment.train_split = 'trian'")
     with pytest.raises(InputError, match='no records of split "trian"'):
