@@ -31,9 +31,7 @@ def main(options):
 
     best = layout.best_export(options.run_dir)
     if os.path.normpath(options.out) == os.path.normpath(best):
-        raise InputError(
-            f"{best}: is the evaluator's; choose another --out"
-        )
+        raise InputError(f"{best}: is the evaluator's; choose another --out")
     path = options.checkpoint or checkpoint.newest(options.run_dir)
     kind = dict(precision=options.precision, formats=formats)
     experiment, model = export.export_checkpoint(options.run_dir, path, options.out, **kind)
