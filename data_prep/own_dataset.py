@@ -100,7 +100,7 @@ def _claim(out: str) -> None:
     for place in _outputs(out):
         if tf.io.gfile.exists(place):
             raise errors.InputError(
-                f"{place}: would be replaced, and is not of an earlier `kmax prepare`; choose"
+                f"{place}: would be replaced, and no `kmax prepare` of this version made it; choose"
                 " another --out"
             )
     names = ", ".join(map(os.path.basename, _outputs(out)))

@@ -78,6 +78,14 @@ class Experiment:
                     " PostProcess.at_image_size to False"
                 )
 
+    @property
+    def enlarges(self) -> bool:
+        """Whether evaluation enlarges images below its size: if training does; tiles have a scale.
+
+        The official evaluation of Cityscapes enlarges none.
+        """
+        return self.training_input.resize_to_crop or self.tiles is not None
+
     def build_model(self) -> tf_keras.Model:
         """Builds the model with its variables, for images of the training size.
 

@@ -142,3 +142,11 @@ def test_the_table_of_the_paper_names_experiments_that_exist():
         names |= {start + choice + end for choice in (choices or "").split(",")}
     assert set(ZOO) - {n for n in ZOO if n.endswith("_1281")} <= names
     assert names <= {path.stem for path in EXPERIMENTS}
+
+
+def test_only_cityscapes_enlarges_nothing():
+    def enlarges(name):
+        return config.load(Experiment, f"gin/experiments/{name}.gin").enlarges
+
+    names = ("cityscapes_resnet50", "port_cityscapes_resnet50", "coco_resnet50", "ade20k_resnet50")
+    assert [enlarges(name) for name in names] == [False, False, True, True]

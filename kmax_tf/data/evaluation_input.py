@@ -20,10 +20,13 @@ class EvaluationSample(NamedTuple):
     image_id: tf.Tensor  # string
 
 
-def evaluation_input(records: Records, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
+def evaluation_input(
+    records: Records, size: tuple[int, int], batch_size: int, enlarge: bool = True
+) -> tf.data.Dataset:
     """Makes batches of every image once, in order: a dataset of `EvaluationSample`, batched.
 
-    Each image is fitted into `size`, (height, width) in pixels. The last batch may be smaller.
+    Each image is fitted into `size`, (height, width) in pixels; without `enlarge` a smaller one
+    keeps its size. The last batch may be smaller.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -31,8 +34,8 @@ def evaluation_input(records: Records, size: tuple[int, int], batch_size: int) -
         example = records.parse(record)
         sample = Sample(example.image, example.segment_map)
         return EvaluationSample(
-            image=host.fit_and_pad(sample, size).image,
-            fitted_size=host.fitted_size(sample, size),
+            image=host.fit_and_pad(sample, size, enlarge).image,
+            fitted_size=host.fitted_size(sample, size, enlarge),
             original_size=tf.shape(example.segment_map),
             filename=example.filename,
             image_id=example.image_id,

@@ -139,7 +139,7 @@ def _sample(
         *params, stuff = training_input.draw_params(tf.stack([0, number]), dataset, options)
         return tf.size(sample.segment_map), _Image(
             classes=tf.where(example.is_crowd, -1, class_indices(dataset, example.category_id)),
-            whole=_resize(sample, evaluation_size, scale, stride),
+            whole=_resize(sample, evaluation_size, options.resize_to_crop, scale, stride),
             crops=tuple(_crop(sample, p, options, stride) for p in params[: 2 if pastes else 1]),
             pasted_stuff=stuff,
         )
@@ -165,9 +165,9 @@ def _spread(records, skip):
     return ordered.filter(lambda i, _: i * wanted % present < wanted).take(wanted)
 
 
-def _resize(sample, evaluation_size, scale, stride):
+def _resize(sample, evaluation_size, enlarge, scale, stride):
     """The `_View` of an image in the evaluation."""
-    size = host.fitted_size(sample, evaluation_size)
+    size = host.fitted_size(sample, evaluation_size, enlarge)
     if scale:
         scaled = tf.cast(tf.shape(sample.segment_map), tf.float32) * scale
         size = tf.maximum(tf.cast(tf.round(scaled), tf.int32), 1)
@@ -178,7 +178,7 @@ def _resize(sample, evaluation_size, scale, stride):
 def _crop(sample, params, options, stride):
     """The `_View` of an image that is augmented with `params`."""
     if not options.augment:
-        return _resize(sample, options.size, None, stride)
+        return _resize(sample, options.size, options.resize_to_crop, None, stride)
     shape = tf.shape(sample.segment_map)
     sent = host.resize(sample, options.sent(shape))
     fitted = options.fitted(tf.shape(sent.segment_map))

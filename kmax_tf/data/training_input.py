@@ -30,7 +30,8 @@ class TrainingInput:
     augment: bool = True  # False: every image as the evaluation sees it
     placement: str = "host"  # "device": decoded on the host, augmented in the training step
     decoded_size: tuple[int, int] | None = None  # of "device": what the host sends; `size` if None
-    resize_to_crop: bool = True  # fit into `size` before the random scale
+    # Fit into `size` before the random scale; without it, evaluation enlarges no image either.
+    resize_to_crop: bool = True
     scales: tuple[float, ...] = (1.0,)  # of the random scale
     color: float | None = None  # magnitude scale of the auto-augment policy; None: none
     flip: bool = True  # mirror half of the images left to right
@@ -98,7 +99,7 @@ def training_input(
     num_replicas: int = 1,
     service: str = "",
 ) -> tf.data.Dataset:
-    """Makes endless batches for one host, with the errors of `ordered_records`.
+    """Makes endless batches for one host.
 
     Args:
         records: every host reads all of them, because shards hold unequal numbers of examples. So
@@ -112,7 +113,12 @@ def training_input(
     Returns:
         A dataset of (image float32 [batch, height, width, 3], `Targets`) for the placement "host".
         For "device", of `device.Decoded`, from which `device.make_examples` makes the same.
+
+    Raises:
+        InputError: corrupt records are skipped, and a file cannot be opened.
     """
+    if not service:  # only its server needs to see the files
+        corrupt.check_files(records.paths, options.skip_corrupt)
     start = start_step * batch_size * num_hosts
     ordered = ordered_records(
         records, options, seed=seed, start=start, host_index=host_index, num_hosts=num_hosts
@@ -148,12 +154,8 @@ def ordered_records(
     Returns:
         A dataset of (position, record): int64 and string scalars. If the host pastes, a record to
         paste follows, from another order.
-
-    Raises:
-        InputError: corrupt records are skipped, and a file cannot be opened.
     """
     num_examples = reader.count(records)
-    corrupt.check_files(records.paths, options.skip_corrupt)
     pastes = options.augment and options.paste_scales and options.placement == "host"
 
     def ordered(number):

@@ -24,18 +24,23 @@ def update(run_dir: str, model: tf_keras.Model, dataset: Dataset, metrics: dict)
     path = checkpoint.path_of(folder, step)
     saver = tf.train.Checkpoint(model=model, classes=checkpoint.Description(model, dataset))
     checkpoint.write(saver, path)
-    note = {key: metrics.get(key) for key in ("step", "PQ", "checkpoint")}
+    note = {key: metrics.get(key) for key in ("step", "PQ", "checkpoint", "records")}
     write_atomic(layout.best_note(folder), json.dumps(note))
     checkpoint.prune(folder, [path])  # after the note, which must always name a checkpoint
 
 
-def forget(run_dir: str, is_other: Callable[[int, str | None], bool]) -> None:
-    """Forgets the best checkpoint if `is_other` says so of its step and its fingerprint.
+def notes(run_dir: str) -> list[dict]:
+    """Returns what is noted of the best checkpoint, as a list of at most one.
 
-    The next one replaces it. Older versions noted no fingerprint.
+    It has "step" and "PQ", and since some version the fingerprints "checkpoint" and "records".
     """
-    best = _read_note(layout.best(run_dir))
-    if best and is_other(best["step"], best.get("checkpoint")):
+    note = _read_note(layout.best(run_dir))
+    return [note] if note else []
+
+
+def forget(run_dir: str, is_other: Callable[[dict], bool]) -> None:
+    """Forgets the best checkpoint if `is_other` says so of its note; the next one replaces it."""
+    if any(map(is_other, notes(run_dir))):
         tf.io.gfile.remove(layout.best_note(layout.best(run_dir)))
 
 

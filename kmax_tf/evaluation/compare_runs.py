@@ -25,6 +25,8 @@ def compare_runs(first: str, second: str) -> tuple[dict[str, Difference], list[t
         InputError: an evaluation is missing, or the images or the classes differ.
     """
     runs = [_load(first), _load(second)]
+    if len({m["records"] for _, m in runs if "records" in m}) > 1:
+        print(f"{first}, {second}: are evaluated on different records, whose labels may differ")
     counts = [bootstrap.read(layout.image_counts(run, m["step"])) for run, m in runs]
     return bootstrap.compare(*counts, confidence=CONFIDENCE / 100), runs
 

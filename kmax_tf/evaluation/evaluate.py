@@ -100,9 +100,15 @@ def evaluate_run(
     """
     records = predictor.evaluation_records(experiment)  # an error here comes before the slow parts
     of_records = provenance.describe_records(experiment.dataset, records)
-    others = _others(run_dir, of_records["fingerprint"])
-    if others and not once:
-        raise InputError(f"{others}; with --once, figures are printed and not kept")
+
+    def reason():
+        """Returns why no figures are kept, "" if they are."""
+        others = _others(run_dir, of_records["fingerprint"])
+        if others and not once:
+            raise InputError(f"{others}; with --once, figures are printed and not kept")
+        return others
+
+    keeps = not reason()
     model = experiment.build_evaluation_model()
     predict = predictor.build_predictor(model, experiment)
     if once:
@@ -116,28 +122,28 @@ def evaluate_run(
             seconds=wait,
             newest_first=newest_first,
         )
-    if not others:
+    if keeps:
         _show_baseline(experiment, records, of_records, run_dir)
     metrics = None
     for path in paths:
-        fingerprint = checkpoint.fingerprint(path)  # before reading: a new file is evaluated again
         try:
-            _restore(model, path, experiment.dataset, 0 if once else wait)
+            of = _restore(model, path, experiment.dataset, 0 if once else wait)
         except InputError as error:
             if once:
                 raise
             print(f"skipped: {error}", flush=True)
             continue
+        why = reason()  # training may have resumed with other settings
+        if checkpoint_path and of != _own_fingerprint(run_dir, path):
+            why = why or f"{path}: not in {layout.checkpoints(run_dir)}"
+        if why:
+            print(f"{why}; so nothing is kept", flush=True)
         metrics, *rest = evaluate(experiment, predict, checkpoint.step_of(path))
-        if others:
-            print(f"{others}; so nothing is kept", flush=True)
-        elif checkpoint_path and fingerprint != _own_fingerprint(run_dir, path):
-            print(f"{path}: not in {layout.checkpoints(run_dir)}, so nothing is kept", flush=True)
-        else:
-            metrics |= {"checkpoint": fingerprint, "records": of_records["fingerprint"]}
+        if not why:
+            metrics |= {"checkpoint": of, "records": of_records["fingerprint"]}
             _keep(experiment, run_dir, model, metrics, *rest)
         print(summary.line(metrics), flush=True)
-    if not others:
+    if keeps:
         best_checkpoint.export(run_dir, experiment, model)
     return metrics
 
@@ -145,27 +151,40 @@ def evaluate_run(
 def _others(run_dir, records):
     """Says what differs from the run's settings, or from the records of its figures; "" if none."""
     if names := provenance.other_settings(run_dir):
-        return f"{run_dir}: has another {', '.join(names)}"
-    # Figures of older versions do not name their records.
-    steps = [m["step"] for m in read_evaluations(run_dir) if m.get("records", records) != records]
+        return f"{run_dir}: binds {', '.join(names)} otherwise"
+    path = layout.baseline(run_dir)
+    measured = read_json(path) if tf.io.gfile.exists(path) else {}
+    # Figures of older versions do not name their records; the baseline does.
+    unnamed = measured.get("dataset", {}).get("fingerprint", records)
+    figures = [*read_evaluations(run_dir), *best_checkpoint.notes(run_dir)]
+    if all(m.get("records", unnamed) == records for m in figures):
+        return ""
     places = f"{layout.evaluation(run_dir)} and {layout.best(run_dir)}"
-    what = f"has figures of other records ({len(steps)} steps); to replace them, move {places} away"
-    return f"{run_dir}: {what}" if steps else ""
+    return f"{run_dir}: has figures of other records; to replace them, move {places} away"
 
 
 def _restore(model, path, dataset, seconds):
-    """Restores a checkpoint; one that cannot be read now is tried again for so many seconds."""
-    errors = []
+    """Restores a checkpoint, and returns its fingerprint.
+
+    One that cannot be read now is tried again for so many seconds.
+    """
+    reason = None
 
     def probe():
+        nonlocal reason
+        of = checkpoint.fingerprint(path)  # before reading: a new file is evaluated again
         try:
             checkpoint.restore_model(model, path, dataset)
-            return True
+            return of
         except checkpoint.NotAtHand as error:
-            errors.append(error)
+            if seconds and not reason:
+                print(error, flush=True)
+            reason = error
 
-    if not watch.poll(probe, seconds, f"{path}, which cannot be read now"):
-        raise errors[-1]
+    of = watch.poll(probe, seconds, path)
+    if of is None:
+        raise reason or checkpoint.NotAtHand(f"{path}: cannot be read now; try again")
+    return of
 
 
 def _show_baseline(experiment, records, of_records, run_dir):
@@ -191,7 +210,7 @@ def _own_fingerprint(run_dir, path):
 def _keep(experiment, run_dir, model, metrics, image_counts, examples):
     """Writes all that the run folder has of an evaluation, and the weights if they are the best."""
     step = metrics["step"]
-    _forget_other_training(run_dir)
+    _forget_other_training(run_dir, metrics["records"])
     later = [p for p in layout.all_metrics(run_dir) if p > layout.metrics(run_dir, step)]
     metrics["pictures"] = [] if later else examples.write(layout.pictures(run_dir))
     bootstrap.write(layout.image_counts(run_dir, step), image_counts)
@@ -202,10 +221,11 @@ def _keep(experiment, run_dir, model, metrics, image_counts, examples):
     _publish(run_dir)
 
 
-def _forget_other_training(run_dir):
+def _forget_other_training(run_dir, records):
     """Removes the figures of a training that was in this folder before: it had other checkpoints.
 
-    Figures whose checkpoint is pruned go if all others are of another training.
+    Figures whose checkpoint is pruned go if all others are of another training. A best checkpoint
+    without figures stays if it is of these records: its evaluator was killed before it wrote them.
     """
     paths = {checkpoint.step_of(path): path for path in checkpoint.completed(run_dir)}
     found = {step: checkpoint.fingerprint(path) for step, path in paths.items()}
@@ -216,11 +236,11 @@ def _forget_other_training(run_dir):
     stale = {step for step in known if evaluated[step] != present.get(step)}
     stale = named if stale == known and stale else stale
 
-    def is_other(step, of):
+    def is_other(note):
+        step, of = note["step"], note.get("checkpoint")
         if step in evaluated:
             return step in stale
-        # An evaluator was killed before it wrote the figures.
-        return of is None or present.get(step, of) != of
+        return note.get("records") != records or present.get(step, of) != of
 
     best_checkpoint.forget(run_dir, is_other)
     for step in stale:

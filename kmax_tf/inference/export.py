@@ -73,6 +73,7 @@ class ExportedModel(tf.Module):
     def __init__(self, model: tf_keras.Model, experiment: Experiment):
         super().__init__()
         self.size, self.tiles = experiment.evaluation_size, experiment.tiles
+        self.enlarges = experiment.enlarges
         self.categories = experiment.dataset.categories
         signature = [tf.TensorSpec([None, *self.size, 3], name="image")]
 
@@ -149,7 +150,7 @@ class ExportedModel(tf.Module):
     def _fit(self, image):
         shape = tf.shape(image)[:2]
         sample = geometry.Sample(image, tf.zeros(shape, tf.int32))
-        fitted = host.fitted_size(sample, self.size)
+        fitted = host.fitted_size(sample, self.size, self.enlarges)
         if self.tiles:  # a smaller image keeps its scale
             scaled = self.tiles.scaled_size(shape)
             fitted = tf.where(tf.reduce_all(scaled <= self.size), scaled, fitted)

@@ -76,7 +76,7 @@ def example_image(experiment: Experiment) -> tuple[tf.Tensor, str]:
     except InputError:
         noise = np.random.default_rng(0).uniform(0, 255, (1, *size, 3))
         return tf.constant(noise, tf.float32), "noise, for there are no records"
-    [batch] = evaluation_input(records, size, 1).take(1)
+    [batch] = evaluation_input(records, size, 1, experiment.enlarges).take(1)
     return batch.image, f"an image of {experiment.evaluation_split}"
 
 

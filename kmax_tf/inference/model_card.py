@@ -87,6 +87,7 @@ image[0, : photo.height, : photo.width] = photo
 """
 
 FIT = "photo = ImageOps.contain(photo, ({width}, {height}), Image.Resampling.BILINEAR)"
+SHRINK = "photo.thumbnail(({width}, {height}), Image.Resampling.BILINEAR)  # if it is larger"
 SCALE = """scale = min({scale:g}, {width} / photo.width, {height} / photo.height)
 photo = ImageOps.scale(photo, scale, Image.Resampling.BILINEAR)"""
 
@@ -126,17 +127,16 @@ def text(
     dataset, merging = experiment.dataset, experiment.postprocess
     height, width = experiment.evaluation_size
     tiles, clusters = experiment.tiles, model.cluster_path.num_clusters
-    large = ""
+    large, fitted = "", "images are resized to fit"
+    if not experiment.enlarges:
+        fitted = f"larger {fitted}"
     if tiles:
+        fitted = "larger images are cut into tiles"
         large = LARGE.format(**dataclasses.asdict(tiles), height=height, width=width)
     parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     rows = [
         *facts,
-        (
-            "input",
-            f"{height} x {width} pixels; "
-            + ("larger images are cut into tiles" if tiles else "images are resized to fit"),
-        ),
+        ("input", f"{height} x {width} pixels; {fitted}"),
         ("segments", f"at most {clusters} {'a tile' if tiles else 'an image'}"),
         ("precision", experiment.precision),
         ("trainable parameters", f"{parameters:,}, including the semantic branch of training"),
@@ -149,7 +149,7 @@ def text(
     names = {kind: [c.name for c in dataset.categories if c.isthing == kind] for kind in (1, 0)}
     return TEMPLATE.format(
         dataset=dataset.name,
-        files=_files(formats, height, width, tiles),
+        files=_files(formats, experiment),
         large=large,
         facts=_rows(rows),
         segments=_outputs(segments),
@@ -169,12 +169,15 @@ def weights_facts(path: str, metrics: dict | None) -> list[tuple[str, str]]:
     return facts
 
 
-def _files(formats, height, width, tiles):
+def _files(formats, experiment):
     if not formats:
         return ""
+    (height, width), tiles = experiment.evaluation_size, experiment.tiles
     uses = (USE.format(**kind._asdict()) for kind in formats)
     place = dict(height=height, width=width, gray=geometry.GRAY)
     fitted, fit = "resized to fit", FIT.format(**place)
+    if not experiment.enlarges:
+        fitted, fit = "resized to fit if they are larger", SHRINK.format(**place)
     if tiles:  # a small image keeps the scale of training
         fitted = f"scaled by {tiles.scale:g}, or less to fit"
         fit = SCALE.format(**place, scale=tiles.scale)

@@ -148,7 +148,8 @@ def _predict_fitted(experiment, records, predict, pool):
     """Yields the pixels of each image, and a function that finishes its `ImagePrediction`."""
     each = experiment.evaluation_batch_size
     together = each * tf.distribute.get_strategy().num_replicas_in_sync
-    for batch in evaluation_input(records, experiment.evaluation_size, together):
+    size, enlarges = experiment.evaluation_size, experiment.enlarges
+    for batch in evaluation_input(records, size, together, enlarges):
         outputs = on_all_replicas(predict, batch.image, each)
         # Queued first: the tasks of the images wait for these results.
         outputs = [pool.submit(_to_host, output) for output in outputs]

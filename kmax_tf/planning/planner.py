@@ -87,9 +87,10 @@ def _time(made, strategy):
     except DoesNotFit as error:
         replicas = strategy.num_replicas_in_sync
         half = made.recipe.batch_size // 2 // replicas * replicas
+        reason = str(error).partition(";")[0]
         if half == 0:
-            raise
-        print(f"{error.args[0].partition(';')[0]}: trying batches of {half} images", flush=True)
+            raise InputError(f"{reason}; free its memory, or plan with --device=cpu") from error
+        print(f"{reason}: trying batches of {half} images", flush=True)
     return _time(plan.with_batch_size(made, half), strategy)  # after the traceback's memory is free
 
 

@@ -73,7 +73,7 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
     scaling.per_replica_batch_size(experiment, strategy.num_replicas_in_sync)
     begin = time.perf_counter()
     records = train.training_records(experiment)
-    with tempfile.TemporaryDirectory() as folder:
+    with memory.named_errors(), tempfile.TemporaryDirectory() as folder:
         trainer = train.new_trainer(experiment, strategy, folder)
         stride = trainer.model.output_stride
         trainer.train_dataset = train.training_dataset(experiment, records, strategy, stride, 0)

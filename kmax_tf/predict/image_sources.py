@@ -72,11 +72,21 @@ def check_recordable(root: str, sources: Sequence[Source]) -> None:
     if not root:
         raise InputError("pseudo labels of local and remote images: predict them one after another")
     for name in (source.name for source in sources):
+        path = os.path.join(root, name)
         if os.path.dirname(name).lower().endswith(VIDEOS) or not name.lower().endswith(RECORDED):
             raise InputError(
                 f"{name}: pseudo labels need {', '.join(RECORDED)} files, which records hold; save"
                 " frames and other formats as PNG"
             )
+        if name.lower().endswith(".png") and _header_bits(path) > 8:
+            raise InputError(f"{path}: pseudo labels need images of 8 bits; save it as such")
+
+
+def _header_bits(path):
+    """Returns the bits of a PNG, 8 of a file that is none."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        header = file.read(pillow.PNG_BITS + 1)
+    return header[-1] if header.startswith(b"\x89PNG") else 8
 
 
 def read_image(path: str, largest: int = LARGEST) -> np.ndarray:

@@ -56,10 +56,15 @@ class Labels:
     def of(self, name: str) -> tuple[np.ndarray, Sequence] | None:
         """Returns the map and the segments of an image, None if it has no label."""
         annotation = self._annotations.get(name) or self._alone.get(os.path.basename(name))
-        if annotation is None:
+        if annotation is None or not _is_part(annotation.image_name, name):
             return None
         path = os.path.join(self._folder, annotation.png_name)
         return label_png.decode_ids(read_bytes(path), path), annotation.segments
+
+
+def _is_part(first: str, second: str) -> bool:
+    """Returns whether one path may be the end of the other: a/1.png and 1.png, not b/1.png."""
+    return f"/{first}".endswith(f"/{second}") or f"/{second}".endswith(f"/{first}")
 
 
 class OutputFiles:

@@ -165,7 +165,8 @@ def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
     if paths:
         folder = os.path.dirname(paths[0])
         raise InputError(
-            f"{folder}: no checkpoint can be read; delete the folder to start from step 0"
+            f"{folder}: no checkpoint can be read; to start from step 0, delete the folder, and"
+            " move eval/ and best/ beside it away"
         )
     return None
 

@@ -25,8 +25,8 @@ from kmax_tf.run_folder import checkpoint, layout
 _FREE = {"data_dir", "source", "initial_checkpoint"}
 _FREE |= {"steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
-# These may differ in an evaluation: its records have a fingerprint, too.
-_FREE_IN_EVALUATION = {"data_dir", "source", "evaluation_batch_size"}
+# In an evaluation, these may differ, too.
+_FREE_IN_EVALUATION = _FREE | {"evaluation_batch_size", "steps"}
 
 
 def describe(dataset: Dataset, records: Records) -> dict:

@@ -113,8 +113,9 @@ def train(
     made_with = provenance.describe(experiment.dataset, records)
     provenance.check(run_dir, made_with, allow_changes=allow_changes)
     folder = runtime.writable_dir(strategy, run_dir)
-    trainer = new_trainer(experiment, strategy, run_dir)
-    start = _restore(trainer, run_dir)
+    with memory.named_errors():
+        trainer = new_trainer(experiment, strategy, run_dir)
+        start = _restore(trainer, run_dir)
     _check_hosts_agree(strategy, start)
     if start >= experiment.steps:
         print(f"{run_dir}: all {experiment.steps} steps are done")

@@ -172,10 +172,12 @@ def test_replicas_share_the_images_of_a_step(paths):
     assert_equal(joined, whole[2:])
 
 
-def test_without_augmentation_examples_are_as_in_evaluation(paths):
+@pytest.mark.parametrize("enlarge", [True, False])
+def test_without_augmentation_examples_are_as_in_evaluation(paths, enlarge):
     options = dict(size=(65, 65), augment=False, shuffle_buffer=1, max_segments=16)
+    options["resize_to_crop"] = enlarge
     (image, _), *_ = batches(paths, 1, options, batch_size=NUMBER)
-    seen = next(iter(evaluation_input(found(paths), (65, 65), NUMBER))).image.numpy()
+    seen = next(iter(evaluation_input(found(paths), (65, 65), NUMBER, enlarge))).image.numpy()
     order = [int(i) for _, i in ids(paths, NUMBER, "device")]
     assert sorted(order) == list(range(NUMBER))
     sums = [images.astype(np.float64).sum(axis=(1, 2, 3)) for images in (image, seen)]

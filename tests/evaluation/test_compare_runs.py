@@ -78,13 +78,18 @@ def test_two_runs(runs, tmp_path):
     assert compare_runs.verdict(backwards["All"]) == "worse"
 
 
-def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs, tmp_path):
+def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs, tmp_path, capsys):
     page = tmp_path / "page.html"
     differences = compare_runs.write_comparison(f"{runs[0]}@1", f"{runs[0]}@2", str(page))
     assert differences["All"].value > 0
     assert '<img alt="image"' not in page.read_text()  # step 1 has no pictures any more
     same, _ = compare_runs.compare_runs(f"{runs[0]}@1", f"{runs[1]}@1")
     assert same["All"] == (0, 0, 0) and compare_runs.verdict(same["All"]) == "within the noise"
+    assert "different records" not in capsys.readouterr().out
+    latest = pathlib.Path(runs[1], "metrics.json")
+    latest.write_text(json.dumps(json.loads(latest.read_text()) | {"records": "others"}))
+    compare_runs.compare_runs(*runs)
+    assert f"{runs[1]}: are evaluated on different records" in capsys.readouterr().out
     with pytest.raises(InputError, match="metrics-00000007.json: cannot be read"):
         compare_runs.compare_runs(f"{runs[0]}@7", runs[1])
 

@@ -23,7 +23,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.files import write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.model.postprocess import Panoptic
-from kmax_tf.run_folder import checkpoint, layout
+from kmax_tf.run_folder import checkpoint, layout, provenance
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -179,7 +179,7 @@ def test_corrupt_checkpoint_is_skipped_and_another_runs_is_not_kept(
     other = saver.write(str(tmp_path / "other-2"))
     capsys.readouterr()
     assert evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=other)["step"] == 2
-    assert f"{other}: not in {run_dir}/checkpoints, so nothing is kept" in capsys.readouterr().out
+    assert f"{other}: not in {run_dir}/checkpoints; so nothing is kept" in capsys.readouterr().out
     assert kept == {path: path.read_bytes() for path in tmp_path.glob("run/**/*") if path.is_file()}
 
 
@@ -197,7 +197,7 @@ def write_metrics(run_dir, step, of):
 
 def steps_left(run_dir):
     """The steps whose figures stay."""
-    evaluate._forget_other_training(run_dir)
+    evaluate._forget_other_training(run_dir, "records")
     return [int(path[-13:-5]) for path in layout.all_metrics(run_dir)]
 
 
@@ -245,7 +245,7 @@ def test_a_best_checkpoint_without_figures_is_no_rival(tmp_path):
     for step, stays in ((2, True), (7, False)):
         note = pathlib.Path(layout.best_note(layout.best(run_dir)))
         write_atomic(str(note), json.dumps({"step": step, "PQ": 99.0}))
-        evaluate._forget_other_training(run_dir)
+        evaluate._forget_other_training(run_dir, "records")
         assert note.exists() == stays
 
 
@@ -254,8 +254,9 @@ def test_the_best_checkpoint_stays_if_only_its_figures_are_missing(tmp_path):
     run_dir, note = str(tmp_path), pathlib.Path(layout.best_note(layout.best(tmp_path)))
     present = checkpoint.fingerprint(save(run_dir, 8, value=8))
     for step, of, stays in ((7, "a pruned one", True), (8, present, True), (8, "another", False)):
-        write_atomic(str(note), json.dumps({"step": step, "PQ": 70.0, "checkpoint": of}))
-        evaluate._forget_other_training(run_dir)
+        content = {"step": step, "PQ": 70.0, "checkpoint": of, "records": "records"}
+        write_atomic(str(note), json.dumps(content))
+        evaluate._forget_other_training(run_dir, "records")
         assert note.exists() == stays
 
 
@@ -276,7 +277,6 @@ def test_figures_of_other_settings_or_records_are_not_the_runs(tiny, tmp_path, c
     tiny(steps)
     write_atomic(layout.config(run_dir), config.resolved())
     save(run_dir, 2, value=1)
-    content = {"step": 1, "checkpoint": "a pruned one", "records": "others"}
 
     def refused(experiment, what):
         before = {path: path.read_bytes() for path in tmp_path.glob("run/**/*.*")}
@@ -287,12 +287,23 @@ def test_figures_of_other_settings_or_records_are_not_the_runs(tiny, tmp_path, c
         assert before == {path: path.read_bytes() for path in tmp_path.glob("run/**/*.*")}
 
     name = "postprocess.PostProcess.thing_threshold"
-    refused(tiny(steps, f"{name} = 0.1"), f"run: has another {name}")
-    write_atomic(layout.metrics(run_dir, 1), json.dumps(content))
-    refused(tiny(steps), r"run: has figures of other records \(1 steps\)")
+    refused(tiny(steps, f"{name} = 0.1"), f"run: binds {name} otherwise")
+    free = ("data_dir = 'elsewhere'", "evaluation_batch_size = 3", "steps = 9")
+    tiny(*(f"experiment.Experiment.{binding}" for binding in free))
+    assert provenance.other_settings(run_dir) == []
+    path, content = pathlib.Path(layout.metrics(run_dir, 1)), {"step": 1, "checkpoint": "pruned"}
+    note = layout.best_note(layout.best(run_dir))
+    for place in (str(path), note):
+        write_atomic(place, json.dumps(content | {"PQ": 50.0, "records": "others"}))
+        refused(tiny(steps), "run: has figures of other records; to replace them, move .*eval and")
+        tf.io.gfile.remove(place)
+    # Figures of older versions name none; the baseline of then does.
+    write_atomic(layout.baseline(run_dir), json.dumps({"dataset": {"fingerprint": "others"}}))
+    write_atomic(str(path), json.dumps(content))
+    refused(tiny(steps), "run: has figures of other records")
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch, capsys):
     model, found = tf.Module(), []
     model.weight = tf.Variable(0.0)
     path = tf.train.Checkpoint(model=model).write(str(tmp_path / "ckpt-1"))
@@ -308,8 +319,8 @@ def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypat
     monkeypatch.setattr(tf.train, "load_checkpoint", away_at_first)
     with pytest.raises(checkpoint.NotAtHand, match="ckpt-1: cannot be read now .no network"):
         evaluate._restore(model, path, None, seconds=0)
-    evaluate._restore(model, path, None, seconds=60)
-    assert len(found) == 3
+    assert evaluate._restore(model, path, None, seconds=60) == checkpoint.fingerprint(path)
+    assert len(found) == 3 and capsys.readouterr().out.count("cannot be read now (no network)") == 1
 
 
 @pytest.mark.slow
@@ -329,7 +340,7 @@ def test_a_training_begun_again_is_evaluated_again(tiny, tmp_path, monkeypatch):
         of = checkpoint.fingerprint(checkpoint.newest(run_dir))
         assert metrics["checkpoint"] == of
         best = json.loads((tmp_path / "run/best/export/best.json").read_text())
-        assert best == {"step": 2, "PQ": metrics["PQ"], "checkpoint": of}
+        assert best == {"step": 2} | {k: metrics[k] for k in ("PQ", "checkpoint", "records")}
         assert evaluate.evaluate_run(experiment, run_dir) is None
 
 

@@ -189,12 +189,26 @@ def test_an_export_checks_the_file_and_tells_how_to_run_it(
     assert ours.segment_class.max() < len(categories)
 
 
-@pytest.mark.parametrize("length", [20, 400])
-def test_the_card_of_a_model_with_tiles_scales_as_the_savedmodel(
-    exported, length, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "kind, length, expected",
+    [
+        ("tiles", 20, (40, 20)),
+        ("tiles", 400, (97, 48)),
+        ("not enlarged", 20, (20, 10)),
+        ("not enlarged", 400, (97, 48)),
+        ("fitted", 20, (97, 48)),
+    ],
+)
+def test_the_card_fits_an_image_as_the_savedmodel(
+    exported, kind, length, expected, tmp_path, monkeypatch
 ):
-    """A small image is not enlarged to the input, and a photo of a phone is turned upright."""
-    experiment = dataclasses.replace(exported.experiment, tiles=Tiles(scale=2.0))
+    """A small image may keep its scale, and a photo of a phone is turned upright."""
+    experiment = exported.experiment
+    if kind == "tiles":
+        experiment = dataclasses.replace(experiment, tiles=Tiles(scale=2.0))
+    if kind == "not enlarged":
+        training = dataclasses.replace(experiment.training_input, resize_to_crop=False)
+        experiment = dataclasses.replace(experiment, training_input=training)
     card = model_card.text(experiment, exported.model, [], {}, {}, [TFLITE])
     code, _ = re.findall(r"```python\n(.*?)```", card.split("## Other runtimes")[1], re.DOTALL)
     monkeypatch.chdir(tmp_path)
@@ -206,7 +220,7 @@ def test_the_card_of_a_model_with_tiles_scales_as_the_savedmodel(
     exec(code, place)
     fitted = export.ExportedModel(exported.model, experiment)._fit(tf.constant(pixels)).fitted_size
     assert place["photo"].size == tuple(fitted.numpy()[::-1])
-    assert tuple(fitted) == ((40, 20) if length == 20 else (97, 48))
+    assert tuple(fitted) == expected
 
 
 def test_an_export_without_records_is_checked_on_noise(exported, tmp_path):

@@ -105,8 +105,12 @@ def test_what_a_folder_does_not_give_is_counted(tmp_path, capsys):
 
 
 def test_pseudo_labels_are_of_files_that_records_hold(tmp_path):
-    good, bad = write(tmp_path / "a.png"), write(tmp_path / "b.bmp")
+    good = write(tmp_path / "a.png", encode(Image.fromarray(PIXELS), "PNG"))
+    bad = write(tmp_path / "b.bmp")
     image_sources.check_recordable(*image_sources.find([good]))
+    deep = write(tmp_path / "c.png", encode(Image.fromarray(np.zeros((2, 2), np.uint16)), "PNG"))
+    with pytest.raises(InputError, match="c.png: pseudo labels need images of 8 bits"):
+        image_sources.check_recordable(*image_sources.find([good, deep]))
     write_webm(tmp_path / "clip.webm")
     for path, name in ((bad, "b.bmp"), (str(tmp_path / "clip.webm"), "clip.webm/000001.png")):
         with pytest.raises(

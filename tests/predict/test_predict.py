@@ -117,8 +117,9 @@ def test_a_label_is_found_by_the_name_without_its_folder_if_it_is_the_only_one(t
     labels = Labels(str(tmp_path / "own.json"), str(tmp_path), categories)
     for name in images:
         write_atomic(str(tmp_path / name), visualize.png(np.zeros([2, 2, 3], np.uint8)))
-    found = {name: labels.of(name) for name in ("a.png", "b.png", "day2/b.png", "day3/c.png")}
-    assert [name for name, label in found.items() if label] == ["a.png", "day2/b.png"]
+    names = ("a.png", "b.png", "day2/b.png", "day3/c.png", "day3/a.png", "own/day1/a.png")
+    found = {name: labels.of(name) for name in names}
+    assert [n for n, label in found.items() if label] == ["a.png", "day2/b.png", "own/day1/a.png"]
 
     sources = image_sources.find([str(tmp_path / "day1")])[1]
     out = OutputFiles(

@@ -158,7 +158,7 @@ def test_a_file_of_another_checkpoint_is_noticed(state):
     two.write_bytes(one.read_bytes())
     assert state.resume() == 1
     one.write_bytes(one.read_bytes()[:-1])
-    with pytest.raises(InputError, match="no checkpoint can be read; delete the folder"):
+    with pytest.raises(InputError, match="no checkpoint can be read; to start from step 0, delete"):
         state.resume()
 
 

@@ -25,6 +25,7 @@ from kmax_tf.files import write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.model.layers.norms import BatchNorm
 from kmax_tf.model.layers.stateless_random import random_seed, random_uniform
+from kmax_tf.planning import timing
 from kmax_tf.run_folder import checkpoint, layout
 from kmax_tf.training import ema, memory, optimizer, preemption, train
 from kmax_tf.training.trainer import Trainer, make_trainer, train_step
@@ -579,6 +580,21 @@ def test_a_lack_of_memory_is_one_line_and_a_full_disk_is_another():
     line = raised(memory.DoesNotFit, "OOM when allocating tensor with shape[9]\nand so on")
     assert re.search(r"memory \(OOM when .*shape\[9\]\); give a smaller --batch_size[^\n]*$", line)
     raised(tf.errors.ResourceExhaustedError, "a/b.index; No space left on device")
+
+
+@pytest.mark.parametrize("when", ["train_loop_end", "prepare"])
+@pytest.mark.parametrize("program", ["training", "timing"])
+def test_a_step_that_does_not_fit_is_one_line(tiny, tmp_path, monkeypatch, when, program):
+    def lacks(trainer):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(Trainer, when, lacks)
+    experiment, cpu = toy.of(tiny()), runtime.strategy("cpu")
+    with pytest.raises(memory.DoesNotFit, match="OOM when allocating"):
+        if program == "training":
+            train.train(experiment, str(tmp_path / "run"), cpu)
+        else:
+            timing.time_steps(experiment, cpu)
 
 
 def test_unreadable_checkpoint(tiny, tmp_path):

@@ -63,15 +63,16 @@ def draw_params(seed: tf.Tensor, scales: Sequence[float]) -> AugmentParams:
     )
 
 
-def fit(shape: tf.Tensor, smallest: tuple[int, int], largest: tuple[int, int]) -> tf.Tensor:
+def fit(shape: tf.Tensor, smallest: tuple[int, int] | None, largest: tuple[int, int]) -> tf.Tensor:
     """Fits a size into bounds and keeps its proportions (the official resize_to_range).
 
-    Both sides grow to at least `smallest`, then shrink to at most `largest`. Float32 products are
-    rounded down, so that a side may end one pixel short; a side of a thin image keeps one pixel.
-    All are (height, width) in pixels, `shape` and the result int32 [2].
+    Both sides grow to at least `smallest`, if there is one, then shrink to at most `largest`.
+    Float32 products are rounded down, so that a side may end one pixel short; a side of a thin
+    image keeps one pixel. All are (height, width) in pixels, `shape` and the result int32 [2].
     """
     shape = tf.cast(shape, tf.float32)
-    shape = tf.floor(shape * tf.reduce_max(tf.constant(smallest, tf.float32) / shape))
+    if smallest:
+        shape = tf.floor(shape * tf.reduce_max(tf.constant(smallest, tf.float32) / shape))
     shrink = tf.reduce_min(tf.constant(largest, tf.float32) / shape)
     return tf.maximum(tf.cast(tf.floor(shape * tf.minimum(shrink, 1.0)), tf.int32), 1)
 

@@ -46,7 +46,7 @@ def make_example(
     if options.augment:
         sample = augment(sample, params[0], options)
     else:
-        sample = fit_and_pad(sample, options.size)
+        sample = fit_and_pad(sample, options.size, options.resize_to_crop)
     sample, segments = number(sample, classes)
     image, segment_map, classes = (*sample, segments.classes)
     if len(samples) > 1:
@@ -194,14 +194,17 @@ def pad(sample: Sample, corner: tf.Tensor, size: tuple[int, int]) -> Sample:
     return Sample(image, pixels.pad(sample.segment_map, corner, size, 0))
 
 
-def fitted_size(sample: Sample, size: tuple[int, int]) -> tf.Tensor:
-    """Computes the largest size of the sample's proportions within `size`: int32 [2], in pixels."""
-    return geometry.fit(tf.shape(sample.segment_map), size, size)
+def fitted_size(sample: Sample, size: tuple[int, int], enlarge: bool = True) -> tf.Tensor:
+    """Computes the largest size of the sample's proportions within `size`: int32 [2], in pixels.
+
+    Without `enlarge`, a smaller sample keeps its size.
+    """
+    return geometry.fit(tf.shape(sample.segment_map), size if enlarge else None, size)
 
 
-def fit_and_pad(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resizes a sample to fit `size` (height, width), and pads it at the bottom and the right."""
-    return pad(resize(sample, fitted_size(sample, size)), tf.constant([0, 0]), size)
+def fit_and_pad(sample: Sample, size: tuple[int, int], enlarge: bool = True) -> Sample:
+    """Resizes a sample to its `fitted_size`, and pads it at the bottom and the right."""
+    return pad(resize(sample, fitted_size(sample, size, enlarge)), tf.constant([0, 0]), size)
 
 
 def to_original_size(

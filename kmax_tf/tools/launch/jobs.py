@@ -132,7 +132,7 @@ class Job:
             self.workers,
         )
         if started:
-            self.dry_state = "finished"
+            self.state, self.seconds, self.dry_state = "running", 0, "finished"
         return started
 
     def follow(self) -> str:
