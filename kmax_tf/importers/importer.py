@@ -144,9 +144,10 @@ def _by_our_paths(weights, ours, kind, name_map, dataset, theirs):
 def _check_function(model, kind, name_map, gin_file):
     """Refuses a model of equal names and shapes that computes another function."""
     if differences := function.differences(model, name_map.function):
+        of_port = any(line.startswith(function.OF_THE_PORT) for line in differences)
         raise InputError(
             f"weights of kind {kind} compute another function: {', '.join(differences)};"
-            f" {names.remedy(name_map, gin_file)}"
+            f" {names.remedy(name_map, gin_file) if of_port else 'bind as there'}"
         )
 
 

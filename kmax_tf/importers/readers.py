@@ -97,7 +97,10 @@ def _read_tensorflow(prefix, wanted):
     try:
         with _literal(prefix) as path:
             reader = tf.train.load_checkpoint(path)
-            names = _chosen(prefix, reader.get_variable_to_shape_map(), wanted)
+            types = reader.get_variable_to_dtype_map()
+            # What this project's own checkpoints say of themselves is text.
+            numbers = [name for name, dtype in types.items() if dtype != tf.string]
+            names = _chosen(prefix, numbers, wanted)
             return {name: reader.get_tensor(name) for name in names}
     except InputError:
         raise

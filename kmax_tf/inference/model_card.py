@@ -67,7 +67,7 @@ FILES = """
 
 A file for another runtime takes images of {height} x {width} pixels, float32 in 0..255. They are
 {fitted}, and padded with {gray} at the bottom and the right. Pillow resizes a little
-differently from the SavedModel.
+differently from the SavedModel.{merging}
 
 ```python
 import numpy as np
@@ -86,6 +86,9 @@ image[0, : photo.height, : photo.width] = photo
 {outputs}
 """
 
+AT_THIS_SIZE = """
+
+Such a file merges masks at this size, and the SavedModel at the image's: segments can differ."""
 FIT = "photo = ImageOps.contain(photo, ({width}, {height}), Image.Resampling.BILINEAR)"
 SHRINK = "photo.thumbnail(({width}, {height}), Image.Resampling.BILINEAR)  # if it is larger"
 SCALE = """scale = min({scale:g}, {width} / photo.width, {height} / photo.height)
@@ -182,7 +185,10 @@ def _files(formats, experiment):
         fitted = f"scaled by {tiles.scale:g}, or less to fit"
         fit = SCALE.format(**place, scale=tiles.scale)
     uses, outputs = "".join(uses), _outputs(OUTPUTS)
-    return FILES.format(**place, fitted=fitted, fit=fit, uses=uses, outputs=outputs)
+    merging = AT_THIS_SIZE if experiment.postprocess.at_image_size else ""
+    return FILES.format(
+        **place, fitted=fitted, fit=fit, merging=merging, uses=uses, outputs=outputs
+    )
 
 
 def _outputs(described):

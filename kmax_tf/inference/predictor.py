@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from kmax_tf.model.postprocess import Panoptic
 from kmax_tf.predict import tiles
 
 MOST_PIXELS = 2**25  # of the images whose predictions wait, if there are several
+_MERGING = threading.Lock()  # at the size of an image, logits may have gigabytes
 
 
 class ImagePrediction(NamedTuple):
@@ -244,5 +246,6 @@ def _at_original_size(experiment, merged, fitted_size, original_size):
     prediction = tf.nest.map_structure(lambda value: value[None], merged)
     size, num_things = experiment.evaluation_size, experiment.dataset.num_things
     merge = experiment.postprocess.merge_image
-    panoptic, _ = merge(prediction, size, fitted_size, original_size, num_things)
+    with _MERGING:
+        panoptic, _ = merge(prediction, size, fitted_size, original_size, num_things)
     return tf.nest.map_structure(lambda value: value[0], panoptic)

@@ -5,18 +5,22 @@ from typing import Any
 
 import tf_keras
 
-NAMES = (
-    # The official code and the PyTorch port differ in these.
+# The official code and the PyTorch port differ in these.
+OF_THE_PORT = (
     "pixel_encoder.max_pool",
     "pixel_encoder.activate_endpoints",
     "pixel_decoder.dilation",
     "semantic_branch.activates_low_level",
+)
+NAMES = (
+    *OF_THE_PORT,
     # Experiments of one's own may differ in these, too.
     "pixel_encoder.activation_name",
     "pixel_decoder.activation_name",
     "pixel_decoder.endpoints",
     "cluster_path.activation_name",
     "cluster_path.cross_attention",
+    "cluster_path.source",
     "semantic_branch.activation_name",
 )
 

@@ -74,13 +74,19 @@ class KMaX(tf_keras.Model):
             height, width: size of the images in pixels.
 
         Raises:
-            InputError: the size does not fit the strides.
+            InputError: the size does not fit the strides, or semantic logits are finer than masks.
         """
         self.check_size(height, width)
         # Weights and strides do not depend on the size, and a small image is quicker.
         small = 2 * self.pixel_encoder.stride + 1
         outputs = self(tf.zeros([1, small, small, 3], tf.uint8))
-        self.output_stride = (small - 1) // (outputs.final.mask_logits.shape[1] - 1)
+        masks, semantic = outputs.final.mask_logits, outputs.semantic_logits
+        if semantic.shape[1] > masks.shape[1]:
+            raise InputError(
+                "semantic_branch.SemanticBranch.low_level ends at a finer stride than the masks;"
+                " bind fewer stages"
+            )
+        self.output_stride = (small - 1) // (masks.shape[1] - 1)
         self.num_predictions = 1 + len(outputs.auxiliary)
         for layer in self.submodules:
             if isinstance(layer, BatchNorm):

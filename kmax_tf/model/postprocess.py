@@ -42,7 +42,8 @@ class PostProcess:
     Args:
         thing_threshold, stuff_threshold: least class probability of a mask.
         overlap_threshold: share of a mask that better masks must leave uncovered.
-        thing_area, stuff_area: least area of a segment, in pixels of the evaluation size.
+        thing_area, stuff_area: least area of a segment, in pixels of the evaluation size; of the
+            image with `at_image_size`.
         pixel_threshold: least mask probability of a pixel.
         mask_exponent: exponent of the mean mask probability in the order of pasting.
         at_image_size: merge at the size of each image and score masks there, as the PyTorch port
@@ -85,9 +86,13 @@ class PostProcess:
             size: evaluation size, (height, width) in pixels.
             fitted_size, original_size: int32 [2], of the image within `size`, and in the file.
         """
-        canvas = resize_bilinear(prediction.mask_logits, size)
-        shown = canvas[:, : fitted_size[0], : fitted_size[1]]
-        logits = tf.compat.v1.image.resize_bilinear(shown, original_size, align_corners=True)
+        height, width = fitted_size[0], fitted_size[1]
+        # One expression: each of these tensors may have gigabytes, and goes once it is used.
+        logits = tf.compat.v1.image.resize_bilinear(
+            resize_bilinear(prediction.mask_logits, size)[:, :height, :width],
+            original_size,
+            align_corners=True,
+        )
         pasted = self.paste(prediction._replace(mask_logits=logits), None, num_things)
         return self.merge(pasted, num_things), pasted
 
@@ -190,9 +195,10 @@ class PostProcess:
     def _mask_score(self, mask_logits):
         """Averages each mask's probability over its pixels, at the output stride: [batch, n]."""
         mask = tf.nn.softmax(mask_logits)
-        inside = tf.cast(mask > self.pixel_threshold, tf.float32)
-        count = tf.reduce_sum(inside, axis=[1, 2])
-        return tf.math.divide_no_nan(tf.reduce_sum(mask * inside, axis=[1, 2]), count)
+        inside = mask > self.pixel_threshold
+        count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=[1, 2])
+        total = tf.reduce_sum(tf.where(inside, mask, 0.0), axis=[1, 2])
+        return tf.math.divide_no_nan(total, count)
 
     def _claims(self, probabilities, ranks):
         """Finds which of a pixel's two likeliest masks claim it, in the order of pasting.

@@ -110,6 +110,10 @@ def test_another_model_is_refused_with_the_file(build, tmp_path):
             "cluster_path.cross_attention is 'kmeans' here and 'spatial_softmax' there",
         ),
         ("semantic_branch.SemanticBranch.activation = 'relu'", "semantic_branch.activation_name"),
+        (
+            "kmax_decoder.ClusterPath.depths = (0, 1)",
+            "cluster_path.source is .0. here and",
+        ),
     ],
 )
 def test_weights_of_another_experiment_are_another_function(build, tmp_path, binding, there):

@@ -58,6 +58,27 @@ def test_the_model_of_the_port_refuses_official_weights(model):
         )
 
 
+@pytest.mark.parametrize("kind, gin_file", [("deeplab2", ""), ("pytorch", "port_")])
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "pixel_decoder.PixelDecoder.activation = 'silu'",
+        "kmax_decoder.ClusterPath.activation = 'relu'",
+        "kmax_decoder.ClusterPath.cross_attention = 'spatial_softmax'",
+        "semantic_branch.SemanticBranch.activation = 'relu'",
+    ],
+)
+def test_official_weights_are_those_of_the_official_activations(kind, gin_file, binding):
+    gin_file = f"gin/experiments/{gin_file}coco_resnet50.gin"
+    experiment = config.load(Experiment, gin_file, [binding])
+    unbuilt = experiment.model(experiment.dataset.num_classes)
+    value = binding.split("'")[1]
+    with pytest.raises(
+        InputError, match=f"compute another function: .* is '{value}' here.*; bind as there"
+    ):
+        importer.import_weights(unbuilt, kind, {}, experiment.dataset, gin_file=gin_file)
+
+
 def test_converted_weights_are_the_official_function():
     """The port's script changes their names and layouts, not what they compute."""
     gin_file = port.gin_file("coco_r50")

@@ -185,6 +185,12 @@ def test_parts_that_do_not_fit_each_other_are_one_line():
         decoder(finest)
 
 
+def test_semantic_logits_finer_than_the_masks_are_one_line(tiny):
+    """The loss would divide by a stride of 0."""
+    with pytest.raises(InputError, match="low_level ends at a finer stride than the masks; bind"):
+        tiny("semantic_branch.SemanticBranch.low_level = ((2, 8), (1, 8))").build_model()
+
+
 def test_more_positions_than_the_table_has_are_refused():
     """A GPU would take zeros for them, and XLA the table's last row."""
     attention = AxialAttention(8)
