@@ -157,7 +157,7 @@ def test_files_of_somebody_else_are_never_replaced(folders, name):
     (out / name).parent.mkdir(parents=True)
     (out / name).write_bytes(b"mine")
     with pytest.raises(
-        SystemExit, match=rf"{name.split('/')[0]}: would be replaced, and is not of"
+        SystemExit, match=rf"{name.split('/')[0]}: would be replaced, and no `kmax prepare`"
     ):
         run(folders)
     assert [p.read_bytes() for p in out.rglob("*") if p.is_file()] == [b"mine"]
