@@ -252,6 +252,7 @@ def test_own_dataset_from_labels_to_pictures_and_what_other_pages_do_with_it(wor
     steps = {path.name for path in (workspace / "runs/own/eval").glob("metrics-*.json")}
     assert steps == {f"metrics-{step:08}.json" for step in (1, 2, 3, 4)}
     assert (workspace / "comparison.html").exists()
+    places["runs/coco/export"] = "runs/own/export"
     run_page("export.md", places, r"serving|curl|quickstart|runs/coco/export$")
     places |= {"coco/unlabeled2017": "own/val"}
     run_page("predict.md", places, "photos|gs://|_val2017|quickstart|panoptic_digits|kmax serve")
