@@ -46,7 +46,9 @@ class Stub(tf.Module):
         logits = 20 * tf.one_hot(classes, self.num_classes + 1)
         batch = image.shape[0] or tf.shape(image)[0]  # an export takes any
         final = Prediction(
-            tf.tile(masks[None], [batch, 1, 1, 1]), tf.tile(logits[None], [batch, 1, 1]), None
+            tf.tile(masks[None], [batch, 1, 1, 1]),
+            tf.tile(logits[None], [batch, 1, 1]),
+            tf.zeros([batch, 9, 9, 1]),
         )
         return Outputs(final, (), None)
 
