@@ -100,15 +100,7 @@ def evaluate_run(
     """
     records = predictor.evaluation_records(experiment)  # an error here comes before the slow parts
     of_records = provenance.describe_records(experiment.dataset, records)
-
-    def reason():
-        """Returns why no figures are kept, "" if they are."""
-        others = _others(run_dir, of_records["fingerprint"])
-        if others and not once:
-            raise InputError(f"{others}; with --once, figures are printed and not kept")
-        return others
-
-    keeps = not reason()
+    keeps = not _others(run_dir, of_records["fingerprint"], once)
     model = experiment.build_evaluation_model()
     predict = predictor.build_predictor(model, experiment)
     if once:
@@ -133,7 +125,8 @@ def evaluate_run(
                 raise
             print(f"skipped: {error}", flush=True)
             continue
-        why = reason()  # training may have resumed with other settings
+        # Training may have resumed with other settings.
+        why = _others(run_dir, of_records["fingerprint"], once)
         if checkpoint_path and of != _own_fingerprint(run_dir, path):
             why = why or f"{path}: not in {layout.checkpoints(run_dir)}"
         if why:
@@ -148,10 +141,20 @@ def evaluate_run(
     return metrics
 
 
-def _others(run_dir, records):
-    """Says what differs from the run's settings, or from the records of its figures; "" if none."""
-    if names := provenance.other_settings(run_dir):
-        return f"{run_dir}: binds {', '.join(names)} otherwise"
+def _others(run_dir, records, once):
+    """Says what differs from the run's settings, or from the records of its figures; "" if none.
+
+    Raises InputError with that unless `once`: only then figures are printed and not kept.
+    """
+    names = provenance.other_settings(run_dir)
+    what = f"binds {', '.join(names)} otherwise" if names else _other_records(run_dir, records)
+    if what and not once:
+        raise InputError(f"{run_dir}: {what}; with --once, figures are printed and not kept")
+    return what and f"{run_dir}: {what}"
+
+
+def _other_records(run_dir, records):
+    """Says that the run has figures of other records; "" if it has none."""
     path = layout.baseline(run_dir)
     measured = read_json(path) if tf.io.gfile.exists(path) else {}
     # Figures of older versions do not name their records; the baseline does.
@@ -160,7 +163,7 @@ def _others(run_dir, records):
     if all(m.get("records", unnamed) == records for m in figures):
         return ""
     places = f"{layout.evaluation(run_dir)} and {layout.best(run_dir)}"
-    return f"{run_dir}: has figures of other records; to replace them, move {places} away"
+    return f"has figures of other records; to replace them, move {places} away"
 
 
 def _restore(model, path, dataset, seconds):
