@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from kmax_tf import config, predict
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, nearest
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import expanded, read_json
 from kmax_tf.predict import Segmenter
@@ -152,7 +152,7 @@ def _lines(bindings):
     lines = []
     for name, value in bindings.items():
         if "." not in name and name not in known:
-            raise InputError(f"train has no {name!r}{config.nearest(name, known)}")
+            raise InputError(f"train has no {name!r}{nearest(name, known)}")
         name = name if "." in name else f"experiment.Experiment.{name}"
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
         is_reference = isinstance(value, str) and value.startswith("@")

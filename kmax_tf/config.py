@@ -15,14 +15,13 @@ This module therefore parses and checks every statement first, with gin's own pa
 checked text afterwards.
 """
 
-import difflib
 import inspect
 import os
 import pkgutil
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -30,7 +29,7 @@ import tensorflow as tf
 from gin import config_parser as parser
 
 from kmax_tf import files
-from kmax_tf.errors import InputError, first_line
+from kmax_tf.errors import InputError, first_line, nearest
 
 _DYNAMIC = "from __gin__ import dynamic_registration"
 
@@ -296,15 +295,3 @@ def _build(target: Callable, path: str) -> Any:
         if not missing or f"In call to configurable '{name}'" not in str(error):
             raise
         raise InputError(f"{path}: {name} needs a value for {missing[2]}") from None
-
-
-def nearest(name: str, known: Iterable[str] | dict[str, str]) -> str:
-    """Returns a message's end with the nearest known name, or with all if there are few.
-
-    A dictionary maps each known name to the form shown.
-    """
-    known = known if isinstance(known, dict) else {other: other for other in known}
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {known[close[0]]!r}?"
-    return f"; there are: {', '.join(known.values())}" if 0 < len(known) <= 20 else ""

@@ -1,10 +1,11 @@
 """The error for wrong user input, and the reasons of a file system."""
 
+import difflib
 import errno
 import numbers
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _CODES = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 _CODES += [errno.ENAMETOOLONG, errno.EIO]
@@ -29,6 +30,18 @@ def check_size(name: str, size: Sequence[int]) -> None:
     is_pair = isinstance(size, Sequence) and len(size) == 2
     if not is_pair or not all(isinstance(s, numbers.Integral) and s > 0 for s in size):
         raise InputError(f"{name} {size!r} is no height and width; bind two, as (641, 641)")
+
+
+def nearest(name: str, known: Iterable[str] | dict[str, str]) -> str:
+    """Returns a message's end with the nearest known name, or with all if there are few.
+
+    A dictionary maps each known name to the form shown.
+    """
+    known = known if isinstance(known, dict) else {other: other for other in known}
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {known[close[0]]!r}?"
+    return f"; there are: {', '.join(known.values())}" if 0 < len(known) <= 20 else ""
 
 
 def first_line(error: object) -> str:

@@ -2,7 +2,6 @@
 
 import colorsys
 import dataclasses
-import difflib
 import functools
 import itertools
 import json
@@ -98,11 +97,8 @@ def load(source: str) -> Dataset:
     elif "/" in str(source):
         raise errors.InputError(f'dataset "{source}": no such folder; convert a dataset into it')
     else:
-        nearest = difflib.get_close_matches(source, packaged(), n=1, cutoff=0)[0]
-        raise errors.InputError(
-            f'dataset "{source}": neither a folder nor one of {", ".join(packaged())};'
-            f' did you mean "{nearest}"?'
-        )
+        near = errors.nearest(source, packaged())
+        raise errors.InputError(f"dataset {source!r} is neither a folder nor packaged{near}")
     content = files.read_json(path)
     name = files.field(content, "name", str, path)
     official = {

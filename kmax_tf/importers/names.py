@@ -18,7 +18,6 @@ and <1-2> the number in group 1 minus 2.
 """
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -85,10 +84,7 @@ def kinds() -> list[str]:
 def load(kind: str) -> NameMap:
     """Reads the map of a kind of source; InputError if the kind does not exist."""
     if kind not in kinds():
-        nearest = difflib.get_close_matches(kind, kinds(), n=1, cutoff=0)[0]
-        raise errors.InputError(
-            f"kind {kind!r} is none of {', '.join(kinds())}; did you mean {nearest!r}?"
-        )
+        raise errors.InputError(f"no kind {kind!r}{errors.nearest(kind, kinds())}")
     content = files.read_json(os.path.join(MAPS, f"{kind}.json"))
     if "include" in content:
         base = load(content.pop("include"))

