@@ -79,7 +79,7 @@ class Job(NamedTuple):
     seed: int
     gin_file: str
     bindings: tuple[str, ...]
-    interval: int  # steps between two evaluations
+    schedule: tuple[int, ...]  # the steps that are evaluated
     digest: str  # of all that is bound; studies share runs by it
 
 
@@ -89,8 +89,19 @@ def load(name: str) -> Study:
 
 
 def search(study: Study) -> list[Job]:
-    """The runs of the search: the first seed of every variant at every learning rate."""
-    return [_job(study, v, rate, 0) for v in study.variants for rate in study.learning_rates]
+    """The runs of the search: the first seed of every variant at every learning rate.
+
+    Raises InputError if two variants are the same experiment: they would share a run folder.
+    """
+    jobs = [_job(study, v, rate, 0) for v in study.variants for rate in study.learning_rates]
+    by_digest = {job.digest: job for job in jobs}
+    for job in jobs:
+        if job is not (other := by_digest[job.digest]):
+            raise InputError(
+                f"Study: {job.variant!r} at {job.learning_rate:g} and {other.variant!r} at"
+                f" {other.learning_rate:g} are the same experiment; remove one"
+            )
+    return jobs
 
 
 def other_seeds(study: Study, rates: dict[str, float], seeds: int) -> list[Job]:
@@ -132,8 +143,10 @@ def run(name: str, study: Study, out: str, seeds: int, jobs: int) -> dict:
         The content of study.json: name, question, paper, and "variants", a list of name, bindings
         and "runs". Each run has
           - learning_rate, seed, digest, and minutes (since its last start);
+          - origin: revision of the code, version of TensorFlow, digest of the encoder's weights;
           - lists with a value an evaluated step: steps, PQ, PQ_things, PQ_stuff (percent);
-          - the list decoders, see `clusters.summarize`; runs of older versions have none.
+          - the list decoders, see `clusters.summarize`.
+        Runs of older versions have no origin and no decoders.
 
     Raises:
         InputError: a run fails.
@@ -189,8 +202,8 @@ def _job(study, variant, rate, seed):
     bindings = (*study.variants[variant], f"{RATE} = {rate}", f"{SEED} = {seed}")
     # The encoder's digest, not its path: the same study in another folder is the same run.
     initial = _resolve(study.encoder)[0] if study.encoder else ""
-    digest, interval = _resolve(study.base, (*bindings, *_starting_from(initial)))
-    return Job(variant, rate, seed, study.base, bindings, interval, digest)
+    digest, schedule = _resolve(study.base, (*bindings, *_starting_from(initial)))
+    return Job(variant, rate, seed, study.base, bindings, schedule, digest)
 
 
 def _starting_from(initial):
@@ -200,18 +213,19 @@ def _starting_from(initial):
 
 @functools.cache
 def _resolve(gin_file, bindings=()):
-    """Returns the digest of all that is bound, and the steps between two checkpoints."""
-    interval = config.load(Experiment, gin_file, bindings).checkpoint_interval
+    """Returns the digest of all that is bound, and the steps that are evaluated."""
+    experiment = config.load(Experiment, gin_file, bindings)
+    schedule = (*range(0, experiment.steps, experiment.checkpoint_interval), experiment.steps)[1:]
     # Not of the text: a gin file may import one more module, and trains the same model.
     bound = sorted(config.bindings(config.resolved()).items())
     text = "\n".join(f"{name} = {value}" for name, value in bound)
-    return hashlib.sha256(text.encode()).hexdigest()[:12], interval
+    return hashlib.sha256(text.encode()).hexdigest()[:12], schedule
 
 
 def _stored(path, study):
     """Returns the [(job, run)] of a study.json that are of today's configuration.
 
-    It prints how many are not; these are left out, and trained again.
+    It prints how many are not; these are left out, trained again, and kept in a copy.
     """
     if not tf.io.gfile.exists(path):
         return []
@@ -219,11 +233,15 @@ def _stored(path, study):
     stored = [
         (_job(study, name, run["learning_rate"], run["seed"]), run)
         for name, run in runs
-        if name in study.variants
+        if name in study.variants and run["learning_rate"] in study.learning_rates
     ]
     stored = [(job, run) for job, run in stored if job.digest == run["digest"]]
     if others := len(runs) - len(stored):
-        print(f"{path}: {others} runs have another configuration; what is missing is trained again")
+        tf.io.gfile.copy(path, f"{path}.old", overwrite=True)
+        print(
+            f"{path}: {others} runs have another configuration, and stay in {STUDY}.old;"
+            " what is missing is trained again"
+        )
     return stored
 
 
@@ -263,20 +281,45 @@ def _run_one(job, initial, out, threads):
     run_dir = run_dir_of(out, job.digest)
     bindings = (*job.bindings, *_starting_from(initial), KEEP_ALL)
     begin = time.monotonic()
-    name = f"{job.variant}, seed {job.seed}"
+    name = f"{job.variant}, learning rate {job.learning_rate:g}, seed {job.seed}"
     _run_verb(name, _train_command(job.gin_file, bindings, run_dir), run_dir, threads)
     _run_verb(name, [*_evaluate_command(run_dir), "--wait=0"], run_dir, threads)
-    evaluations = report.read_evaluations(run_dir)
-    # An interruption saves a step of its own.
-    evaluations = [e for e in evaluations if e["step"] % job.interval == 0 or e is evaluations[-1]]
-    curves = {key: [e[key] or 0.0 for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
-    curves["decoders"] = [e.get("decoders", []) for e in evaluations]
-    minutes = round((time.monotonic() - begin) / 60, 2)
-    steps = [e["step"] for e in evaluations]
-    result = {"digest": job.digest, "minutes": minutes, "steps": steps, **curves}
+    evaluations = {e["step"]: e for e in report.read_evaluations(run_dir)}
+    if missing := [step for step in job.schedule if step not in evaluations]:
+        raise InputError(f"{name}: {run_dir} has no figures of the steps {missing}; start it again")
+    evaluations = [evaluations[step] for step in job.schedule]  # an interruption saves one more
+    curves = {key: [e[key] for e in evaluations] for key in ("PQ", "PQ_things", "PQ_stuff")}
+    result = {
+        "digest": job.digest,
+        "origin": _origin(run_dir, initial),
+        "minutes": round((time.monotonic() - begin) / 60, 2),
+        "steps": [*job.schedule],
+        **curves,
+        "decoders": [e.get("decoders", []) for e in evaluations],
+    }
     write_atomic(os.path.join(run_dir, RESULT), json.dumps(result))  # marks the run as finished
     tf.io.gfile.rmtree(layout.checkpoints(run_dir))
     return result
+
+
+def _origin(run_dir, initial):
+    """What runs of one configuration may still differ by, beside their luck."""
+    made = read_json(layout.provenance(run_dir))
+    return {
+        "revision": made["revision"],
+        "tensorflow": made["tensorflow"],
+        "encoder": _weights_digest(initial) if initial else None,
+    }
+
+
+@functools.cache
+def _weights_digest(path):
+    """A digest of the values in a checkpoint; its files also name objects, each time anew."""
+    reader, digest = tf.train.load_checkpoint(path), hashlib.sha256()
+    for name in sorted(reader.get_variable_to_shape_map()):
+        if name.endswith("VARIABLE_VALUE"):
+            digest.update(reader.get_tensor(name).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _trained_encoder(gin_file, out, stored):

@@ -1,6 +1,8 @@
 """The report of a study: a table, PQ over the steps with bands, and pictures of every variant."""
 
+import collections
 import html
+import itertools
 import os
 from typing import NamedTuple
 
@@ -103,10 +105,20 @@ def _compare(members, first, figure):
 def text(result: dict) -> str:
     """Returns the question and the tables, as Markdown; old runs have no table of the clusters."""
     runs = _chosen(result)
-    parts = [result["question"], _markdown(HEAD, map(_cells, rows(result)))]
+    parts = [result["question"], _markdown(HEAD, map(_cells, rows(result))), *_origins(runs)]
     tables = ((_step_head(runs), _step_lines(runs)), (CLUSTER_HEAD, _cluster_lines(runs)))
     parts += [_markdown(head, lines) for head, lines in tables if lines]
     return "\n\n".join(parts)
+
+
+def _origins(runs):
+    """One sentence if the runs differ in code, TensorFlow or encoder, else nothing."""
+    counts = collections.Counter()
+    for run in itertools.chain.from_iterable(runs.values()):
+        origin = run.get("origin", {"an older version": "of kmax_tf"})
+        counts[", ".join(f"{key} {value}" for key, value in origin.items())] += 1
+    parts = [f"{number} runs are of {origin}" for origin, number in counts.items()]
+    return [f"Not all runs have one origin: {'; '.join(parts)}."] if len(parts) > 1 else []
 
 
 def _markdown(head, lines):
@@ -162,7 +174,7 @@ def write(result: dict, out: str) -> str:
         '<p class="note">Mean ± standard deviation over the seeds. PQ over the schedule is the mean'
         " over the evaluated steps. Differences compare the same seeds, with their"
         f" {CONFIDENCE} % interval by Student's t.</p></div></header>",
-        report.section("Result", report.table(HEAD, cells, kind="")),
+        report.section("Result", report.table(HEAD, cells, kind="") + _origin_note(runs)),
         report.section("PQ over the steps", _step_table(runs)),
         report.section("Learning rate search", _search_table(result)),
         report.section("Training", _charts(runs)),
@@ -171,6 +183,10 @@ def write(result: dict, out: str) -> str:
     ]
     path = layout.report(os.path.join(out, result["name"]))
     return report.write_page(path, f"Study {result['name']}", sections)
+
+
+def _origin_note(runs):
+    return "".join(f'<p class="note">{html.escape(line)}</p>' for line in _origins(runs))
 
 
 def _step_table(runs):
@@ -200,7 +216,7 @@ def _charts(runs):
         curves, bands = {}, {}
         for name, members in runs.items():
             by_step = [dict(zip(run["steps"], run[key], strict=True)) for run in members]
-            values = [[b[step] for b in by_step if step in b] for step in steps]
+            values = [[b[s] for b in by_step if b.get(s) is not None] for s in steps]
             curves[name] = [np.mean(v) if v else None for v in values]
             bands[name] = [(min(v), max(v)) if v else None for v in values]
         charts += draw_chart(title, steps, curves, bands)

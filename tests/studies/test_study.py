@@ -206,17 +206,25 @@ def test_a_step_that_an_interruption_saved_is_not_of_the_schedule(
 
     def run_verb(name, command, run_dir, threads):
         words.extend(command)
-        for step in (100, 130, 200):
+        for step in (*evaluated, 130):
             metrics = dict(step=step, PQ=step / 10, PQ_things=None, PQ_stuff=1.0)
             write_atomic(layout.metrics(run_dir, step), json.dumps(metrics))
+        write_atomic(layout.provenance(run_dir), '{"revision": "abc", "tensorflow": "2.20.0"}')
         tf.io.gfile.makedirs(layout.checkpoints(run_dir))
 
     monkeypatch.setattr(study, "_run_verb", run_verb)
     job, *_ = study.search(two_variants)
+    evaluated = [100, 300, 400, 500, 600]
+    with pytest.raises(InputError, match=r"^a, learning rate 0.1, seed 0: .* steps \[200\]; st"):
+        study._run_one(job, "", str(tmp_path), 1)
+    assert not study.finished(str(tmp_path))
+    evaluated.append(200)
     entry = study._run_one(job, "", str(tmp_path), 1)
-    assert (entry["steps"], entry["PQ"], entry["PQ_things"]) == ([100, 200], [10, 20], [0, 0])
+    assert entry["steps"] == [100, 200, 300, 400, 500, 600]
+    assert (entry["PQ"], entry["PQ_things"]) == ([10, 20, 30, 40, 50, 60], [None] * 6)
+    assert entry["origin"] == {"revision": "abc", "tensorflow": "2.20.0", "encoder": None}
     # The interruption's checkpoint does not take the place of the first one.
-    (kept,) = (w for w in words if "checkpoints_kept" in w)
+    (kept,) = {w for w in words if "checkpoints_kept" in w}
     assert int(kept.split("=")[-1]) > config.load(Experiment, job.gin_file).checkpoints_kept
 
 
@@ -276,7 +284,57 @@ def test_runs_of_another_configuration_are_counted(two_variants, trained, tmp_pa
     study.run("s", two_variants, str(tmp_path), seeds=2, jobs=1)
     told = capsys.readouterr().out
     assert f"{tmp_path}/s/study.json: 3 runs have another configuration" in told
+    assert study.STUDY + ".old" in told and (tmp_path / "s/study.json.old").exists()
     assert trained == [("b", 0.1, 0), ("b", 0.2, 0), ("b", 0.1, 1)]
+
+
+def test_a_rate_that_is_no_longer_searched_is_not_chosen(
+    two_variants, trained, tmp_path, monkeypatch, capsys
+):
+    study.run("s", two_variants, str(tmp_path), seeds=2, jobs=1)
+    one_rate = dataclasses.replace(two_variants, learning_rates=(0.1,))
+    monkeypatch.setitem(PQ, ("a", 0.1), (20.0, 21.0))
+    result = study.run("s", one_rate, str(tmp_path), seeds=2, jobs=1)
+    assert "3 runs have another configuration" in capsys.readouterr().out
+    assert [row.learning_rate for row in study_report.rows(result)] == [0.1, 0.1]
+    kept = read_json(str(tmp_path / "s/study.json.old"))["variants"][0]["runs"]
+    assert [run["learning_rate"] for run in kept] == [0.1, 0.2, 0.2]
+
+
+def test_variants_that_are_one_experiment_are_refused(two_variants, trained, tmp_path):
+    """They would share a run folder: two trainings would write into it at once."""
+    two_variants.variants["c"] = two_variants.variants["a"]
+    with pytest.raises(InputError, match="^Study: 'a' at 0.1 and 'c' at 0.1 are the same experim"):
+        study.run("s", two_variants, str(tmp_path), seeds=1, jobs=2)
+    assert not trained
+
+
+def test_runs_of_several_origins_are_told(two_variants, trained, tmp_path, monkeypatch):
+    run_one = study._run_one
+    origin = {"revision": "new", "tensorflow": "2.20.0", "encoder": "0123"}
+
+    def run_with_origin(job, *others):
+        known = {"origin": origin} if job.seed == 2 else {}  # the others are older
+        return run_one(job, *others) | known
+
+    monkeypatch.setattr(study, "_run_one", run_with_origin)
+    alike = study.run("s", two_variants, str(tmp_path), seeds=2, jobs=1)
+    assert "origin" not in study_report.text(alike)
+    result = study.run("s", two_variants, str(tmp_path), seeds=3, jobs=1)
+    line = (
+        "Not all runs have one origin: 4 runs are of an older version of kmax_tf;"
+        " 2 runs are of revision new, tensorflow 2.20.0, encoder 0123."
+    )
+    assert line in study_report.text(result)
+    assert line in pathlib.Path(study_report.write(result, str(tmp_path))).read_text()
+
+
+def test_encoders_are_told_apart_by_their_weights_not_by_their_files(tmp_path):
+    def digest(name, *values):
+        parts = {f"part{i}": tf.Variable(value) for i, value in enumerate(values)}
+        return study._weights_digest(tf.train.Checkpoint(**parts).write(str(tmp_path / name)))
+
+    assert digest("a", 1.0, 2.0) == digest("b", 1.0, 2.0) != digest("c", 2.0, 1.0)
 
 
 def test_fewer_seeds_lose_no_stored_run(two_variants, trained, tmp_path):
@@ -315,7 +373,7 @@ def test_a_failed_run_is_one_line_that_names_its_log(two_variants, tiny, tmp_pat
     variants = {"a": ('experiment.Experiment.data_dir = "nowhere"',)}
     base = str(tmp_path / "tiny.gin")
     chosen = dataclasses.replace(two_variants, variants=variants, base=base, learning_rates=(0.1,))
-    with pytest.raises(InputError, match=r"^a, seed 0: .*nowhere.*; see .*log.txt$"):
+    with pytest.raises(InputError, match=r"^a, learning rate 0.1, seed 0: .*nowhere.*log.txt$"):
         study.run("s", chosen, str(tmp_path), seeds=1, jobs=1)
     [log] = tmp_path.glob("runs/*/log.txt")
     assert "nowhere" in log.read_text()
