@@ -91,7 +91,8 @@ def _headline(names, metrics, differences):
         f"<div>{report.table(head, rows, kind='')}"
         '<p class="note">The interval estimates how the change would vary with other images, from '
         "thousands of random draws of the same images for both runs. If the interval contains 0, "
-        "the change is within the noise.</p></div></header>"
+        "the change is within the noise of the images. Another seed of the same setting may change "
+        "more; <code>kmax study</code> measures that.</p></div></header>"
     )
 
 

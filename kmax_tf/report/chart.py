@@ -25,7 +25,7 @@ def draw_chart(
     Args:
         title: of the figure.
         steps: ascending.
-        curves: {name: values}, one for each step; a curve has gaps at non-finite values.
+        curves: {name: values}, one for each step; a curve goes straight on over non-finite values.
         bands: {name: (low, high) for each step}, drawn behind the curve of that name.
 
     Returns:

@@ -179,8 +179,8 @@ def _headline(name, metrics, baseline):
         f"<p>{others}</p>{baseline}"
         f"<p>step {metrics['step']:,} · {metrics['num_images']:,} images</p></div>"
         f"<div>{table(('percent', *keys), rows, kind='')}"
-        '<p class="note">Panoptic quality PQ = SQ × RQ, by the official COCO metric: how well '
-        "found segments fit, times how many are found. Recall: the share of all segments that are "
+        '<p class="note">Panoptic quality of a class PQ = SQ × RQ, by the official COCO metric: how '
+        "well found segments fit, times how many are found. Figures are means over classes. Recall: the share of all segments that are "
         "found. AP: masks of things. mIoU: pixels.</p>"
         "</div></header>"
     )
