@@ -196,8 +196,10 @@ class PostProcess:
         """Averages each mask's probability over its pixels, at the output stride: [batch, n]."""
         mask = tf.nn.softmax(mask_logits)
         inside = mask > self.pixel_threshold
-        count = tf.reduce_sum(tf.cast(inside, tf.float32), axis=[1, 2])
-        total = tf.reduce_sum(tf.where(inside, mask, 0.0), axis=[1, 2])
+        count, total = (
+            tf.reduce_sum(tf.reduce_sum(v, axis=2), axis=1)  # over rows, as in `_sum`
+            for v in (tf.cast(inside, tf.float32), tf.where(inside, mask, 0.0))
+        )
         return tf.math.divide_no_nan(total, count)
 
     def _claims(self, probabilities, ranks):
@@ -300,24 +302,32 @@ def _larger(value, number, other, other_number):
 def _sum(values, ids, n):
     """Sums the values of the pixels of each id from 1 to n: [batch, height, width] to [batch, n].
 
-    Counts up to 2^24 pixels are exact in float32.
+    Each row is summed on its own first: one float32 sum of millions of values drifts by percents.
     """
     if compiled_by_xla():
         inside = tf.one_hot(ids - 1, n, True, False)  # a TPU would round a product to bfloat16
         return tf.reduce_sum(tf.where(inside, values[..., None], 0.0), axis=[1, 2])
-    batch = tf.shape(ids)[0]
-    shifted = ids + tf.range(batch)[:, None, None] * (n + 1)
+    shape = tf.shape(ids)
+    rows = (tf.reshape(x, [-1, shape[2]]) for x in (values, ids))
+    return tf.reduce_sum(tf.reshape(_sum_groups(*rows, n), [shape[0], shape[1], n]), axis=1)
+
+
+def _sum_groups(values, ids, n):
+    """Sums the values of each id from 1 to n in each group: [groups, pixels] to [groups, n]."""
+    groups = tf.shape(ids)[0]
+    shifted = ids + tf.range(groups)[:, None] * (n + 1)
     flat = (tf.reshape(x, [-1]) for x in (values, shifted))
-    sums = tf.math.unsorted_segment_sum(*flat, batch * (n + 1))
-    return tf.reshape(sums, [batch, n + 1])[:, 1:]
+    sums = tf.math.unsorted_segment_sum(*flat, groups * (n + 1))
+    return tf.reshape(sums, [groups, n + 1])[:, 1:]
 
 
 def _overlaps(first, second, n):
-    """Counts the pixels of each pair of ids from 1 to n: [batch, n, n]."""
+    """Counts the pixels of each pair of ids from 1 to n: [batch, n, n]; exact up to 2^24."""
     if compiled_by_xla():  # a matrix product is fast, and exact for zeros and ones
         return tf.einsum("bhwi,bhwj->bij", *(tf.one_hot(ids - 1, n) for ids in (first, second)))
     pair = tf.where(second > 0, (first - 1) * n + second, 0)
-    return tf.reshape(_sum(tf.ones(tf.shape(pair)), pair, n * n), [-1, n, n])
+    pair = tf.reshape(pair, [tf.shape(pair)[0], -1])
+    return tf.reshape(_sum_groups(tf.ones(tf.shape(pair)), pair, n * n), [-1, n, n])
 
 
 def _leaders(classes, is_thing, present):

@@ -133,6 +133,23 @@ def test_scores_and_semantic_map(prediction):
     assert shared  # some stuff is of several masks
 
 
+def test_scores_of_a_whole_photo_are_means_of_all_its_pixels():
+    """One float32 sum of its 6 million values would be 4 % too high, and the order another one."""
+    height, width, split = 2000, 3000, 600
+    noise = np.random.default_rng(0).uniform(2.4, 5.0, (1, height, width)).astype(np.float32)
+    small = np.arange(width) < split
+    noise[..., small] += 0.1  # the small mask is the better one
+    logits = tf.stack([tf.where(small, 0.0, noise), tf.where(small, noise, 0.0)], axis=-1)
+    classes = tf.constant([[[9.0, 0, 0, 0, 0, 0], [0, 9.0, 0, 0, 0, 0]]])
+    pasted = SETTINGS.paste(Prediction(logits, classes, None), None, THINGS)
+    assert pasted.mask_class.numpy().tolist() == [[1, 0]]
+    panoptic = SETTINGS.merge(pasted, THINGS)
+    probability = 1 / (1 + np.exp(-noise[0].astype(np.float64)))
+    expected = [probability[:, small].mean(), probability[:, ~small].mean()]
+    confidence = softmax(classes.numpy().astype(np.float64)).max()
+    np.testing.assert_allclose(panoptic.segment_score[0], confidence * np.array(expected), 1e-5)
+
+
 @pytest.mark.xla
 @pytest.mark.parametrize("ties", [False, True])
 def test_compiled_by_xla_it_is_the_same(prediction, ties):
