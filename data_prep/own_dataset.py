@@ -7,8 +7,7 @@ A form reads its folders into a `RawDataset`. This file writes, in worker proces
     OUT/validation/train/ OUT/validation/val/     what `kmax validate` writes
     OUT/records/                                  TFRecord and dataset.json
 
-Errors of the validation stop before the records are written. With --plan, the training is planned
-at the end.
+Errors of the validation stop before the records are written.
 """
 
 import os
@@ -20,14 +19,13 @@ import tensorflow as tf
 from data_prep import coco_format, convert, label_writer, random_split, raw_dataset, validate
 from kmax_tf import errors, files
 from kmax_tf.data import datasets
-from kmax_tf.planning import planner
 
 SPLITS = "train", "val"
 MARK = "made_by_kmax_prepare.txt"  # in a folder whose files may be replaced
 
 
 def run(options: Any, inputs: Sequence[str], read: Callable[[Any], raw_dataset.RawDataset]) -> None:
-    """Makes the records of a dataset and, with --plan, plans its training.
+    """Makes the records of a dataset.
 
     Args:
         options: flags of kmax_tf/commands/prepare/_own_dataset.py and of the form.
@@ -36,12 +34,7 @@ def run(options: Any, inputs: Sequence[str], read: Callable[[Any], raw_dataset.R
     """
     _check_outputs(options, inputs)
     random_split.check(options.val_share, options.seed)
-    if options.plan:
-        planner.check_name(options.plan)
     make(read(options), options.out, options.val_share, options.seed, options.workers)
-    if options.plan:
-        records = os.path.join(options.out, "records")
-        planner.run(records, options.plan, "auto", options.minutes, "")
 
 
 def make(

@@ -42,6 +42,13 @@ def test_imports_go_down():
     assert not [entry for entry in found if floor[entry[1]] >= floor[entry[0]]]
 
 
+def test_preparing_data_needs_only_the_rooms_of_the_page():
+    (line,) = re.findall(r"\* `data_prep/` .*", PAGE)
+    allowed = set(re.findall(r"`(\w+)`", line))
+    used = {room for p in (ROOT / "data_prep").rglob("*.py") for room in rooms_imported(p)}
+    assert used == allowed
+
+
 def test_prediction_needs_no_code_of_the_model():
     assert "model" not in {other for room, other, _ in imports() if room == "predict"}
 

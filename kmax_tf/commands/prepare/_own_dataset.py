@@ -1,4 +1,6 @@
-"""The flags that all forms of labels of an own dataset share."""
+"""What all forms of labels of an own dataset share: flags, and the plan of a training."""
+
+import os
 
 from kmax_tf import command_line
 
@@ -6,7 +8,7 @@ FOLDERS = "images", "labels", "val_images", "val_labels"
 
 
 def parser(documentation: str, has_background: bool = True) -> command_line.Parser:
-    """Returns a parser of the flags that `data_prep.own_dataset.run` needs."""
+    """Returns a parser of the flags that `run` needs."""
     made = command_line.Parser(documentation, optional=["workers"])
     made.add_argument("--out", required=True, help="folder for all that is made")
     made.add_argument(
@@ -36,3 +38,23 @@ def add_folders(made: command_line.Parser) -> None:
     made.add_argument("--labels", required=True, help="folder of the labels, PNG or TIFF")
     made.add_argument("--val_images", help="folder of the images of the validation")
     made.add_argument("--val_labels", help="folder of the labels of the validation")
+
+
+def run(options, inputs, read):
+    """Makes the records of a dataset and, with --plan, plans its training.
+
+    Args:
+        options: the flags.
+        inputs: names of the flags that are folders or files to read.
+        read: flags -> `RawDataset`, what the form lists.
+    """
+    from data_prep import own_dataset
+
+    if not options.plan:
+        own_dataset.run(options, inputs, read)
+        return
+    from kmax_tf.planning import planner
+
+    planner.check_name(options.plan)
+    own_dataset.run(options, inputs, read)
+    planner.run(os.path.join(options.out, "records"), options.plan, "auto", options.minutes, "")

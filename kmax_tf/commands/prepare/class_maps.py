@@ -27,6 +27,6 @@ def parse():
 
 
 def main(options):
-    from data_prep import class_maps, own_dataset
+    from data_prep import class_maps
 
-    own_dataset.run(options, (*_own_dataset.FOLDERS, "classes"), class_maps.read)
+    _own_dataset.run(options, (*_own_dataset.FOLDERS, "classes"), class_maps.read)

@@ -27,7 +27,7 @@ def parse():
 
 
 def main(options):
-    from data_prep import coco_instances, own_dataset
+    from data_prep import coco_instances
 
     inputs = "images", "json", "val_images", "val_json"
-    own_dataset.run(options, inputs, coco_instances.read)
+    _own_dataset.run(options, inputs, coco_instances.read)

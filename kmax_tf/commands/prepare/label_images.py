@@ -24,6 +24,6 @@ def parse():
 
 
 def main(options):
-    from data_prep import label_images, own_dataset
+    from data_prep import label_images
 
-    own_dataset.run(options, _own_dataset.FOLDERS, label_images.read)
+    _own_dataset.run(options, _own_dataset.FOLDERS, label_images.read)

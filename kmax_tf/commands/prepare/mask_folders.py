@@ -25,6 +25,6 @@ def parse():
 
 
 def main(options):
-    from data_prep import mask_folders, own_dataset
+    from data_prep import mask_folders
 
-    own_dataset.run(options, ("source", "val_source"), mask_folders.read)
+    _own_dataset.run(options, ("source", "val_source"), mask_folders.read)
