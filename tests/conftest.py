@@ -38,9 +38,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, or one process would end long after the other."""
-    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """Long files come first, or one process would end long after the other: training, then slow."""
+    slow = collections.Counter(
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") and not item.get_closest_marker("long")
+    )
+    items.sort(key=lambda item: ("training" not in item.path.parts, -slow[item.path]))
 
 
 def pytest_collection_finish():
