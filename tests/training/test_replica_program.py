@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+import toy
 
 from kmax_tf.errors import InputError
 from kmax_tf.training import replica_program
@@ -45,16 +46,20 @@ def test_what_a_tpu_refuses_is_named_with_its_line(function, reason):
 
 def test_the_batch_must_be_a_multiple_of_the_cores(tiny):
     with pytest.raises(InputError, match="cannot be divided among 32 replicas"):
-        replica_program.training_step(make_trainer(tiny(), ReplicaStrategy(32)))
+        replica_program.training_step(make_trainer(toy.of(tiny()), ReplicaStrategy(32)))
 
 
 @pytest.mark.xla
-@pytest.mark.slow
 @pytest.mark.parametrize("cores", [1, 4])
-def test_the_cores_sum_gradients_and_statistics(tiny, cores):
-    experiment = tiny("experiment.Experiment.batch_size=4")
-    step, specs = replica_program.training_step(make_trainer(experiment, ReplicaStrategy(cores)))
+def test_the_cores_sum_gradients_statistics_and_loss(tiny, cores):
+    trainer = make_trainer(
+        toy.of(tiny("experiment.Experiment.batch_size=4")), ReplicaStrategy(cores)
+    )
+    step, specs = replica_program.training_step(trainer)
     text = step.experimental_get_compiler_ir(*specs)(stage="hlo")
-    groups = re.findall(r"all-reduce.*replica_groups=(\{[{}\d,]*\})", text)
-    assert set(groups) == ({"{{0,1,2,3}}"} if cores == 4 else set())
+    summed = re.findall(r"f32\[([\d,]*)\]\S* all-reduce\(.*replica_groups=(\{[{}\d,]*\})", text)
+    gradients = [",".join(map(str, v.shape)) for v in trainer.model.trainable_variables]
+    statistics = ["2,8", "2,8"]  # mean and square of the norm's 8 channels, and their gradients
+    expected = [*gradients, *statistics, ""] if cores == 4 else []
+    assert sorted(summed) == sorted((shape, "{{0,1,2,3}}") for shape in expected)
     assert specs[0].shape[0] == 4 // cores
