@@ -1,10 +1,12 @@
 """The calls of Python: train, evaluate, load. Each runs what the command `kmax` runs."""
 
+import ast
 import inspect
 import logging
 import os
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kmax_tf import config, predict
@@ -59,7 +61,7 @@ def train(
             class or function.
 
     Raises:
-        InputError: a file, folder, name or value is missing or wrong. For a misspelt name, the
+        InputError: a file, folder, name or value is missing or wrong. For a misspelled name, the
             message has the nearest valid one.
         SystemExit: after SIGTERM or Ctrl-C, once the step that was reached is saved.
     """
@@ -97,8 +99,9 @@ def evaluate(run_dir: Path) -> dict[str, Any]:
         run_dir: folder of the run.
 
     Returns:
-        The metrics, as in `run_dir/metrics.json`: PQ, PQ_things, PQ_stuff, AP, mIoU (0 to 100, or
-        None where the split has no such class), step, num_images, and those of each class.
+        The metrics, as in `run_dir/metrics.json`: PQ, PQ_things, PQ_stuff, AP, mIoU, step,
+        num_images, and those of each class. Scores are 0 to 100, or None where the split has no
+        such class.
 
     Raises:
         InputError: the run has no checkpoint, or its records are missing or corrupt.
@@ -147,17 +150,31 @@ def load(path: Path) -> Segmenter:
 
 
 def _lines(bindings):
-    """Returns the lines of gin; short names are checked here, before a plan takes its time."""
+    """Returns the lines of gin; they are checked here, before a plan takes its time."""
     known = [*inspect.signature(Experiment).parameters, *inspect.signature(train).parameters]
     lines = []
     for name, value in bindings.items():
         if "." not in name and name not in known:
             raise InputError(f"train has no {name!r}{nearest(name, known)}")
         name = name if "." in name else f"experiment.Experiment.{name}"
-        value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        is_reference = isinstance(value, str) and value.startswith("@")
-        lines.append(f"{name} = {value if is_reference else repr(value)}")
+        lines.append(f"{name} = {_literal(value, name)}")
     return lines
+
+
+def _literal(value, name):
+    """Returns a value as gin reads it; InputError if gin cannot."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and value.startswith("@"):
+        return value
+    try:
+        ast.literal_eval(repr(value))
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{name}: cannot read {value!r:.80}; give a finite number or a text of Python, or a"
+            " tuple, list or dictionary of them"
+        ) from error
+    return repr(value)
 
 
 def _plan(data, run_dir, device, minutes):

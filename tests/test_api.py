@@ -1,6 +1,7 @@
 """The calls of Python do what the commands do, from records to the same files."""
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -104,12 +105,33 @@ def test_a_path_pathlib_pillow_and_numpy_give_one_map(exported, tmp_path):
         ({"minute": 2}, "train has no 'minute'; did you mean 'minutes'?"),
         ({**DEMO, "criterion.Criterion.pq_weigth": 2.0}, "did you mean 'pq_weight'?"),
         ({**DEMO, "seed": ...}, "cannot read Ellipsis"),
+        ({"seed": math.inf}, "experiment.Experiment.seed: cannot read inf; give a finite number"),
+        ({"a.B.c": np.zeros(2)}, "a.B.c: cannot read array([0., 0.]); give a finite number"),
     ],
 )
 def test_a_mistake_names_the_nearest_name_and_leaves_nothing(words, message, records, tmp_path):
     with pytest.raises(InputError) as refused:
         kmax_tf.train(records, tmp_path / "run", **words)
     assert message in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_are_settings_as_those_of_python(
+    records, tiny_text, tmp_path, monkeypatch
+):
+    (tmp_path / "tiny.gin").write_text(tiny_text.format(records=records))
+    trained = []
+    monkeypatch.setattr(train, "train", lambda experiment, *_, **__: trained.append(experiment))
+    settings = {
+        "seed": np.int64(7),
+        "ema_decay": np.float64(0.5),
+        "postprocess.PostProcess.thing_threshold": np.float32(0.25),
+        "postprocess.PostProcess.at_image_size": np.bool_(True),
+    }
+    kmax_tf.train(records, tmp_path / "run", gin_file=tmp_path / "tiny.gin", **settings)
+    [experiment] = trained
+    merging = experiment.postprocess
+    assert (experiment.seed, experiment.ema_decay) == (7, 0.5)
+    assert (merging.thing_threshold, merging.at_image_size) == (0.25, True)
 
 
 @pytest.mark.slow

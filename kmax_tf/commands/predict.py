@@ -10,7 +10,9 @@ from kmax_tf import command_line
 
 def parse():
     parser = command_line.Parser(__doc__)
-    parser.add_argument("words", nargs="*", metavar="EXPORT IMAGES", help="as the flags below")
+    parser.add_argument(
+        "words", nargs="*", metavar="EXPORT IMAGES", help="same as --export and --images"
+    )
     parser.add_argument("--export", help="folder of the export")
     parser.add_argument(
         "--images", action="append", default=[], help="image, video, folder or glob; repeatable"
@@ -41,7 +43,9 @@ def parse():
         options.export = options.words.pop(0)
     options.images += options.words
     if options.gt_json and not options.cluster_assignments:
-        parser.error("--gt_json is drawn beside the clusters: add --cluster_assignments")
+        parser.error("--gt_json needs --cluster_assignments")
+    if options.gt_folder and not options.gt_json:
+        parser.error("--gt_folder has the PNG files of --gt_json: add that, too")
     if options.pseudo_labels is not None and not 0 <= options.pseudo_labels <= 1:
         parser.error("--pseudo_labels must be 0 to 1")
     if not (options.export and options.images):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import flat_name, make_folder, write_atomic
+from kmax_tf.files import flat_name, names, write_atomic
 from kmax_tf.inference import predictor
 
 LABELS = "_gtFine_instanceIds.png"  # how Cityscapes' names of them end
@@ -30,17 +30,20 @@ def write_coco(experiment: Experiment, predict: Callable, path: str) -> None:
         path: of the zip. The server asks for names like panoptic_test-dev2017_kmax_results.zip.
 
     Raises:
-        InputError: the path does not end in .zip.
+        InputError: the path does not end in .zip, or cannot be written. It is tried first, as
+            predictions may take hours.
     """
     name, ending = os.path.splitext(os.path.basename(path))
     if ending != ".zip":
         raise InputError(f"{path}: the submission is a zip file; give a name that ends in .zip")
-    with tempfile.TemporaryDirectory() as scratch:
+    write_atomic(f"{path}.tmp", "")
+    tf.io.gfile.remove(f"{path}.tmp")
+    beside = None if "://" in path else os.path.dirname(path) or "."  # where the zip has room, too
+    with tempfile.TemporaryDirectory(dir=beside) as scratch:
         content = os.path.join(scratch, "content")
         target = os.path.join(content, name)
         _write_panoptic(experiment, predict, target, experiment.dataset.categories)
         packed = shutil.make_archive(os.path.join(scratch, "packed"), "zip", content)
-        make_folder(os.path.dirname(path) or ".")
         tf.io.gfile.copy(packed, f"{path}.tmp", overwrite=True)
         tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
 
@@ -52,8 +55,14 @@ def write_cityscapes(experiment: Experiment, predict: Callable, folder: str) -> 
     - semantic/ has a PNG of label ids for each image.
     - instance/ has a text for each image. A line names a mask, a label id and a score.
 
-    Raises InputError if the extra `cityscapes` is not installed.
+    Raises InputError if the extra `cityscapes` is not installed, or the folder has a submission.
     """
+    for kind in ("panoptic", "semantic", "instance"):
+        if count := len(names(os.path.join(folder, kind), required=False)):
+            raise InputError(
+                f"{folder}: {kind}/ has {count} files, maybe of another split or checkpoint; delete"
+                " it, or choose another --out"
+            )
     labels = _cityscapes("helpers.labels").name2label
     ids = [labels[category.name].id for category in experiment.dataset.categories]
 
@@ -84,7 +93,7 @@ def _write_panoptic(experiment, predict, target, categories, write_image=lambda 
         write_image(image)
         return image
 
-    images, names = predictor.predict_split(experiment, predict, work), set()
+    images, taken = predictor.predict_split(experiment, predict, work), set()
     total = predictor.evaluation_records(experiment).num_examples
     bar = dict(desc="predicting", unit="image", leave=False, disable=None)
     for image in tqdm(images, total=total, **bar):
@@ -93,9 +102,9 @@ def _write_panoptic(experiment, predict, target, categories, write_image=lambda 
             for k in np.unique(image.segment_map[image.segment_map > 0]).tolist()
         ]
         name = f"{os.path.splitext(os.path.basename(image.name))[0]}.png"
-        if name in names:  # images of one name in several folders
+        if name in taken:  # images of one name in several folders
             name = f"{flat_name(image.image_id)}.png"
-        names.add(name)
+        taken.add(name)
         writer.add(image.image_id, image.name, image.segment_map, segments, name)
     writer.finish()
 
@@ -117,7 +126,7 @@ def find_labels(folder: str, out: str) -> list[str]:
         InputError: there are none; or one of both places is remote.
     """
     if "://" in folder + out:
-        raise InputError("--labels: the official script reads local files only, so --out is local")
+        raise InputError("--labels: the official script reads local files only; use local paths")
     below = ((place, name) for place, _, names in tf.io.gfile.walk(folder) for name in names)
     found = sorted(os.path.join(*path) for path in below if path[1].endswith(LABELS))
     if not found:

@@ -4,7 +4,7 @@ The SavedModel decodes, resizes, pads and normalizes images, merges masks, and r
 the image. It cuts no tiles: with `Experiment.tiles`, `kmax_tf.predict` does. Its four signatures
 take a batch of images. Their outputs are `SEGMENTS`, and with details also `DETAILS`:
 
-    serving_default, serving_details   string [batch]: JPEG, PNG, GIF or BMP files
+    serving_default, serving_details   string [batch]: JPEG, PNG, GIF, or BMP without a palette
     uint8, uint8_details               uint8 [batch, height, width, 3]
 """
 
@@ -188,6 +188,7 @@ class ExportedModel(tf.Module):
         segment_map, confidence, classes, scores = tf.map_fn(
             merge,
             (final.mask_logits, final.class_logits, *canvases[1:]),
+            parallel_iterations=1,  # the masks of one image may have gigabytes
             fn_output_signature=tuple(tf.TensorSpec(shape, dtype) for dtype, shape in types),
         )
         restored = dict(segment_map=segment_map, segment_class=classes, segment_score=scores)
@@ -270,12 +271,13 @@ def export(
 
     Each file is compared with the SavedModel on one image, and a line tells what differs. The
     description is:
-      - categories.json: names and colors of the classes, the fingerprint of the checkpoint, and
-        the tiles, if there are any;
+      - categories.json: names and colors of the classes, the fingerprint of the checkpoint, the
+        tiles if there are any, and the number of clusters that are merged at the image's size;
       - config.gin: the configuration loaded last;
       - model_card.md.
     An existing export is replaced once the new one is complete, and a line names each file of
-    another format that the new one lacks. Any other folder is refused.
+    another format that the new one lacks. Any other folder is refused. A
+    link stays, and its target is replaced.
 
     Args:
         facts: (name, value) pairs about the weights, for the model card.
@@ -284,20 +286,15 @@ def export(
 
     Raises:
         InputError: a converter refuses the model, or its file segments too differently. Or
-            `export_dir` holds something else than an export.
+            `export_dir` holds something else than an export, or is a mount point.
     """
     check_literal(export_dir)
+    export_dir = export_dir if "://" in export_dir else os.path.realpath(export_dir)
     _check_replaceable(export_dir)
     segmenter = ExportedModel(model, experiment)
-    description: dict = {"categories": [c._asdict() for c in experiment.dataset.categories]}
-    if experiment.tiles:
-        size = list(experiment.evaluation_size)
-        description["tiles"] = {"size": size, **dataclasses.asdict(experiment.tiles)}
-    if fingerprint:
-        description["checkpoint"] = fingerprint
     contents = {kind: file_format.convert(kind, segmenter) for kind in formats}
     texts: dict[str, str | bytes] = {
-        CATEGORIES: json.dumps(description),
+        CATEGORIES: _description(experiment, model, fingerprint),
         "config.gin": config.resolved(),
         "model_card.md": model_card.text(experiment, model, facts, SEGMENTS, DETAILS, formats),
     }
@@ -315,19 +312,43 @@ def export(
         raise
     for name in sorted(CONVERTED.intersection(names(export_dir, required=False)) - texts.keys()):
         flag = name.replace("model.", "--")
-        print(f"{export_dir}: {name} was of the earlier export, and is removed; {flag} writes it")
-    _remove(export_dir)
-    tf.io.gfile.rename(temporary, export_dir)
+        print(f"{export_dir}: removed {name} of the earlier export; {flag} writes it anew")
+    _replace(export_dir, temporary)
+
+
+def _description(experiment, model, fingerprint):
+    """Returns the content of categories.json."""
+    content = {"categories": [c._asdict() for c in experiment.dataset.categories]}
+    if experiment.tiles:
+        size = list(experiment.evaluation_size)
+        content["tiles"] = {"size": size, **dataclasses.asdict(experiment.tiles)}
+    if experiment.postprocess.at_image_size:
+        content["merged_clusters"] = model.cluster_path.num_clusters
+    if fingerprint:
+        content["checkpoint"] = fingerprint
+    return json.dumps(content)
+
+
+def _replace(folder, new):
+    """Puts a new folder in the place of one that may exist, which is deleted at the very end."""
+    old = f"{new}.old"
+    _remove(old)
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rename(folder, old)
+    tf.io.gfile.rename(new, folder)
+    _remove(old)
 
 
 def _check_replaceable(folder):
     """Raises InputError if a folder holds anything else than an export, or what is left of one."""
     if tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder):
         raise InputError(f"{folder}: is a file, and would be replaced; choose another --out")
+    if os.path.ismount(folder):
+        raise InputError(f"{folder}: is a mount point, and cannot be replaced; name a folder in it")
     others = sorted(set(names(folder, required=False)) - PARTS)
     if others := [name for name in others if not is_unfinished(name)]:
         raise InputError(
-            f"{folder}: has {others[0]}, which is no part of an export, and would be replaced;"
+            f"{folder}: has {others[0]}, which is not part of an export, and would be replaced;"
             " move it away, or choose another --out"
         )
 

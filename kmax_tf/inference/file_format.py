@@ -62,20 +62,20 @@ def convert(kind: FileFormat, segmenter: Any) -> bytes:
         # Each operation has a long line, and the reasons repeat.
         reasons = dict.fromkeys(re.findall(r"error: (.*)", str(error))) or [first_line(error)]
         raise InputError(
-            f"the converter to {kind.name} refuses the model: {'; '.join(reasons):.400};"
+            f"the {kind.name} converter rejects the model: {', '.join(reasons):.400};"
             f" export it in float32, or without {kind.name}"
         ) from error
     return content
 
 
 def example_image(experiment: Experiment) -> tuple[tf.Tensor, str]:
-    """Returns an image for `check`, and its description: of the records, or noise without them."""
+    """Returns an image for `check`, and its description: of the records, or noise and why."""
     size = experiment.evaluation_size
     try:
         records = predictor.evaluation_records(experiment)
-    except InputError:
+    except InputError as error:
         noise = np.random.default_rng(0).uniform(0, 255, (1, *size, 3))
-        return tf.constant(noise, tf.float32), "noise, for there are no records"
+        return tf.constant(noise, tf.float32), f"noise, because no records can be used ({error})"
     [batch] = evaluation_input(records, size, 1, experiment.enlarges).take(1)
     return batch.image, f"an image of {experiment.evaluation_split}"
 
@@ -89,7 +89,8 @@ def check(kind: FileFormat, content: bytes, expected: Panoptic, image: tf.Tensor
         image: float32 [1, height, width, 3] in 0..255.
 
     Returns:
-        The number of segments, and the share of the pixels that differ, as text.
+        The number of segments, and the share of the pixels that differ, as text; or that there is
+        no segment to compare.
 
     Raises:
         InputError: more of them differ than the format allows.
@@ -99,6 +100,8 @@ def check(kind: FileFormat, content: bytes, expected: Panoptic, image: tf.Tensor
     segments = f"the same {len(theirs)} segments"
     if ours != theirs:
         segments = f"{len(ours)} segments, where the SavedModel has {len(theirs)}"
+    if not ours + theirs:
+        return "nothing was compared, because there is no segment"
     share = differing(panoptic, expected)
     found = f"{segments}, {100 * share:.3f} % of the pixels differ"
     if share > kind.largest_difference:

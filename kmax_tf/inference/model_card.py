@@ -40,7 +40,7 @@ result = model.signatures["serving_default"](images=tf.constant([open("photo.jpg
 
 | signature | images |
 |---|---|
-| `serving_default`, `serving_details` | string [batch]: JPEG, PNG, GIF or BMP files, as stored |
+| `serving_default`, `serving_details` | string [batch]: JPEG, PNG, GIF, or BMP without a palette |
 | `uint8`, `uint8_details` | uint8 [batch, height, width, 3], of any size |
 
 Files are decoded as stored, without EXIF rotation. `kmax_tf.predict` applies it.

@@ -1,5 +1,6 @@
 """Finds and reads the images that a user names: files, folders, globs, videos, also on gs://."""
 
+import collections
 import glob
 import io
 import itertools
@@ -13,9 +14,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
+from kmax_tf import visualize
 from kmax_tf.data import orientation, pillow
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, first_line
 from kmax_tf.files import expanded, read_bytes
+from kmax_tf.predict import result_names
 
 RECORDED = (".jpg", ".jpeg", ".png")  # what records hold
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
@@ -37,10 +40,10 @@ class Source(NamedTuple):
 def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Source]]:
     """Finds the images that `paths` name, each once: files, videos, globs, folders of images.
 
-    For a folder without images it takes all images in the folders below. The frames of a video are
-    consecutive; read them in that order. A video that cannot be decoded is a source that cannot be
-    read. A line is printed for one whose end is missing, and for each folder with videos, which it
-    does not give.
+    For a folder without images it takes all images in the folders below, but no pictures of other
+    predictions. The frames of a video are consecutive; read them in that order. A video that cannot
+    be decoded is a source that cannot be read. A line is printed for one whose end is missing. For
+    each folder, one counts what is in it and below and is left out, such as videos.
 
     Args:
         paths: what the user names.
@@ -70,7 +73,7 @@ def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Sourc
 def check_recordable(root: str, sources: Sequence[Source]) -> None:
     """Raises InputError if records cannot hold what `find` found, such as a video's frame."""
     if not root:
-        raise InputError("pseudo labels of local and remote images: predict them one after another")
+        raise InputError("pseudo labels: predict local and remote images separately")
     for name in (source.name for source in sources):
         path = os.path.join(root, name)
         if os.path.dirname(name).lower().endswith(VIDEOS) or not name.lower().endswith(RECORDED):
@@ -93,15 +96,27 @@ def read_image(path: str, largest: int = LARGEST) -> np.ndarray:
     """Reads an image file of at most `largest` pixels as uint8 [height, width, 3], upright.
 
     It drops alpha, turns CMYK and palettes into RGB, and takes the first frame of an animation. Of
-    16 bits it takes the upper 8, and says so. Raises InputError if the file cannot be decoded, is
-    too large, or is a TIFF of several pages or of other numbers.
+    12 or 16 bits it takes the upper 8, and says so. Raises InputError if the file cannot be
+    decoded, is too large, or is a TIFF of several pages or of other numbers.
     """
     _check_name(path)
-    return decode_image(read_bytes(path), path, largest)
+    image, lost = decode_image(read_bytes(path), path, largest)
+    if lost:
+        _say(f"{path}: {lost}")
+    return image
 
 
-def decode_image(content: bytes, name: str, largest: int) -> np.ndarray:
-    """Decodes the content of an image file as `read_image` does; `name` is for its messages."""
+def decode_image(content: bytes, name: str, largest: int) -> tuple[np.ndarray, str]:
+    """Decodes the content of an image file as `read_image` does.
+
+    Args:
+        content: of the file.
+        name: of the file, for the errors.
+        largest: pixels.
+
+    Returns:
+        The image, and what of its bits is lost, as text; "" if nothing is.
+    """
     pixels, bits = _look(content)
     if pixels > largest:
         raise InputError(f"{name}: more than {largest // 10**6} million pixels; scale it down")
@@ -110,15 +125,23 @@ def decode_image(content: bytes, name: str, largest: int) -> np.ndarray:
         if content.startswith(BY_PILLOW):
             picture = Image.open(io.BytesIO(content))
             pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
-            image, turn = to_pixels(picture), orientation.UPRIGHT
+            image, turn = to_pixels(_from_pillow(picture)), orientation.UPRIGHT
         else:  # the decoder of the training records, for equal bits
             image = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
             turn = orientation.read(content)
     if pages > 1:
         raise InputError(f"{name}: has {pages} pages; save each as a file of its own")
-    if bits > 8:
-        print(f"{name}: has {bits} bits, of which the upper 8 are read", flush=True)
-    return image if turn == orientation.UPRIGHT else orientation.turn_upright(image, turn).numpy()
+    if turn != orientation.UPRIGHT:
+        image = orientation.turn_upright(image, turn).numpy()
+    return image, _lost(bits) if bits > 8 else ""
+
+
+def _lost(bits):
+    return f"has {bits} bits, of which the upper 8 are read"
+
+
+def _say(line):
+    print(visualize.printable(line), flush=True)
 
 
 def _look(content):
@@ -148,6 +171,8 @@ def to_pixels(image: Any) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         return read_image(expanded(image))
     if isinstance(image, Image.Image):
+        if image.mode.startswith("I;16"):
+            _say(f"image: {_lost(_gray_bits(image))}")
         image = _from_pillow(image)
     array = np.asarray(image)
     if array.dtype != np.uint8:
@@ -169,13 +194,19 @@ def to_pixels(image: Any) -> np.ndarray:
 
 def _from_pillow(picture):
     """Turns an image of Pillow into an array: uint8 as `read_image` does, else as it is."""
+    bits = _gray_bits(picture)
     try:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):
-            return (np.asarray(picture) >> 8).astype(np.uint8)
+            return (np.asarray(picture) >> bits - 8).astype(np.uint8)
         return np.asarray(picture if picture.mode in ("I", "F") else picture.convert("RGB"))
     except (OSError, SyntaxError) as error:  # it is decoded only now
         raise InputError(f"image: cannot be decoded ({error}); save it again") from error
+
+
+def _gray_bits(picture):
+    """Returns the bits of a picture of Pillow whose mode is I;16: a TIFF may have 12."""
+    return pillow.bits(picture, b"") if picture.format == "TIFF" else 16
 
 
 def _check_name(path):
@@ -193,39 +224,71 @@ def _place(path):
 
 def _files(path, without):
     """Returns the files that one path names; a folder gives none of `without`."""
-    # TensorFlow lists no folder in which one name is not UTF-8.
     remote = "://" in path
+    # TensorFlow takes no name that is not UTF-8.
     isdir = tf.io.gfile.isdir if remote else os.path.isdir
     if isdir(path):
-        listdir, walk = (tf.io.gfile.listdir, tf.io.gfile.walk) if remote else (os.listdir, _walk)
-        for names in (listdir(path), _below(path, walk)):
-            names = sorted(names)
-            found = [n for n in names if n.lower().endswith(pillow.EXTENSIONS)]
-            found = [os.path.join(path, name) for name in found]
-            if found := [file for file in found if _place(file) not in without]:
-                if videos := sum(name.lower().endswith(VIDEOS) for name in names):
-                    print(f"{path}: {videos} videos are left out; name them, or give a glob")
-                return found
-        known = ", ".join(pillow.EXTENSIONS)
-        raise InputError(f"{path}: has no {known} file; give a glob for other names")
+        return _images_in(path, without)
     if tf.io.gfile.exists(path):
         return [path]
     found = sorted(tf.io.gfile.glob(path) if remote else _glob(path))
     if not found:
         raise InputError(f"{path}: no such image")
     # As a shell's, which gives each match as a path of its own.
-    parts = (_files(match, without) if isdir(match) else [match] for match in found)
+    parts = (_images_in(match, without) if isdir(match) else [match] for match in found)
     return list(itertools.chain.from_iterable(parts))
 
 
-def _walk(folder):
-    return os.walk(folder, followlinks=True)
+def _images_in(folder, without):
+    """Returns the images directly in a folder, or those below; a line counts what is left out."""
+    own, below, left = [], [], collections.Counter()
+    for place, name in _walk(folder, left, set()):
+        path = os.path.join(place, name)
+        if name.lower().endswith(VIDEOS):
+            left["videos"] += 1
+        elif not name.lower().endswith(pillow.EXTENSIONS):
+            left["other files"] += 1
+        elif _place(path) not in without:
+            (own if place == folder else below).append(path)
+    if own:
+        left["images in folders below"] = len(below)
+    if counts := ", ".join(f"{count} {what}" for what, count in left.items() if count):
+        _say(f"{folder}: {counts} are left out; name them, or give a glob")
+    if not own + below:
+        known = ", ".join(pillow.EXTENSIONS)
+        raise InputError(f"{folder}: has no {known} file; give a glob for other names")
+    return sorted(own or below)
 
 
-def _below(folder, walk):
-    """Yields the files in all folders below a folder, named from there."""
-    for inner, _, names in walk(folder):
-        yield from (os.path.relpath(os.path.join(inner, name), folder) for name in names)
+def _walk(folder, left, seen):
+    """Yields (folder, name) of each file in a folder and below, but of no other prediction.
+
+    `left` counts the results of predictions. `seen` holds the folders that are done, for a link
+    may lead back to one.
+    """
+    seen.add(_place(folder))
+    try:
+        # TensorFlow lists no folder in which one name is not UTF-8.
+        names = sorted((tf.io.gfile.listdir if "://" in folder else os.listdir)(folder))
+    except (OSError, tf.errors.OpError) as error:
+        _say(f"{folder}: cannot be listed, and is left out ({first_line(error)})")
+        return
+    results = result_names.among({name.rstrip("/") for name in names})
+    left["results of other predictions"] += len(results)
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.rstrip("/") in results:
+            continue
+        if not _is_folder(path):
+            yield folder, name
+        elif _place(path) not in seen:
+            yield from _walk(path, left, seen)
+
+
+def _is_folder(path):
+    if path.startswith("gs://"):  # where a folder's name is listed with "/"; each question is slow
+        return path.endswith("/")
+    return tf.io.gfile.isdir(path) if "://" in path else os.path.isdir(path)
 
 
 def _glob(path):
@@ -249,8 +312,10 @@ def _shared(files):
 
 
 def _unique(values, otherwise):
-    """Returns the values if they are unique, otherwise the other list."""
-    return values if len(set(values)) == len(values) else otherwise
+    """Returns the values, but the other list's where two meet, or everywhere if these meet too."""
+    counts = collections.Counter(values)
+    chosen = [v if counts[v] == 1 else other for v, other in zip(values, otherwise, strict=True)]
+    return chosen if len(set(chosen)) == len(chosen) else otherwise
 
 
 def _frames(path, name):
@@ -283,7 +348,7 @@ def _frames(path, name):
         return {name: refuse}
     given = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     if given > count:
-        print(f"{path}: has {count} of the {given:.0f} frames that its header gives", flush=True)
+        _say(f"{path}: has {count} of the {given:.0f} frames in its header")
     capture.release()
     decoded = decode()
     return {f"{name}/{k:06}.png": read for k in range(1, count + 1)}

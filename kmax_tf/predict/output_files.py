@@ -16,17 +16,15 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from kmax_tf import visualize
+from kmax_tf import files, visualize
 from kmax_tf.data import coco_panoptic, label_png
 from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.data.datasets import Category
 from kmax_tf.errors import InputError
-from kmax_tf.files import read_bytes, read_json, write_atomic
 from kmax_tf.predict.image_sources import Source
+from kmax_tf.predict.result_names import FILES, KINDS, LIST_NAME, SHEET_NAME, UNFINISHED
 from kmax_tf.predict.segmentation import Segmentation, measure, named
 
-KINDS = ("predictions", "overlays", "cluster_assignments", "pseudo_labels")  # folders
-LIST_NAME, SHEET_NAME, UNFINISHED = "predictions.json", "contact_sheet.png", "unfinished.json"
 SHEET, COLUMNS, THUMBNAIL = 24, 4, 384  # contact sheet: images, columns, pixels a side
 
 
@@ -59,7 +57,7 @@ class Labels:
         if annotation is None or not _is_part(annotation.image_name, name):
             return None
         path = os.path.join(self._folder, annotation.png_name)
-        return label_png.decode_ids(read_bytes(path), path), annotation.segments
+        return label_png.decode_ids(files.read_bytes(path), path), annotation.segments
 
 
 def _is_part(first: str, second: str) -> bool:
@@ -70,8 +68,8 @@ def _is_part(first: str, second: str) -> bool:
 class OutputFiles:
     """Writes the files of each image, and at the end those of all images.
 
-    The folder is that of one run: files of an earlier run, also of one that was interrupted, are
-    removed first, and counted in a line.
+    The folder holds one run. Files of an earlier run, even an interrupted one, are removed first
+    and counted in a line.
 
     Args:
         folder: output folder.
@@ -96,7 +94,7 @@ class OutputFiles:
         # A name that is not UTF-8 gets no file.
         stems = [source.stem.encode(errors="replace").decode() for source in sources]
         names = json.dumps([f"{stem}.png" for stem in stems])
-        write_atomic(os.path.join(folder, UNFINISHED), names)
+        files.write_atomic(os.path.join(folder, UNFINISHED), names)
         self._folder = folder
         self._categories = categories
         self._predictions = self._writer("predictions", categories)
@@ -105,7 +103,7 @@ class OutputFiles:
             self._pseudo_labels = self._writer("pseudo_labels", categories)
         self._confidence = confidence
         self._cluster_assignments = cluster_assignments
-        self._labels, self._unlabelled = labels, 0
+        self._labels, self._unlabelled = labels, collections.Counter()  # what is wrong -> images
         self._order = {source.name: number for number, source in enumerate(sources)}
         self._thumbnails, self._lock = {}, threading.Lock()  # place in the order -> (name, picture)
 
@@ -131,16 +129,16 @@ class OutputFiles:
         _add(self._predictions, source, result.panoptic_map, result.segments)
 
     def finish(self) -> None:
-        """Writes the JSON files and the contact sheet, and says how many images have no label."""
-        if self._unlabelled:
-            count = f"{self._unlabelled} of {len(self._order)} images"
-            print(f"{count} have no label in {self._labels.path}", flush=True)
+        """Writes the JSON files and the contact sheet, and counts the images without a label."""
+        for what, count in self._unlabelled.items():
+            line = f"{count} of {len(self._order)} images have {what} in {self._labels.path}"
+            print(line, flush=True)
         self._predictions.finish()
         if self._pseudo_labels:
             self._pseudo_labels.finish()
         if self._thumbnails:
             sheet = _sheet(sorted(self._thumbnails.values()), COLUMNS)
-            write_atomic(os.path.join(self._folder, SHEET_NAME), visualize.png(sheet))
+            files.write_atomic(os.path.join(self._folder, SHEET_NAME), visualize.png(sheet))
         tf.io.gfile.remove(os.path.join(self._folder, UNFINISHED))
 
     def _keep_thumbnail(self, name, overlay):
@@ -155,7 +153,7 @@ class OutputFiles:
 
     def _write_picture(self, kind, source, picture):
         path = os.path.join(self._folder, kind, f"{source.stem}.png")
-        write_atomic(path, visualize.png(picture))
+        files.write_atomic(path, visualize.png(picture))
 
     def _assignments(self, source, result, overlay):
         """Draws image, each decoder's clusters, prediction and label (paper, figures 4 to 9)."""
@@ -164,15 +162,20 @@ class OutputFiles:
             picture = visualize.assignment_picture(assignment, result.image)
             pictures.append((f"clusters of decoder {number}", picture))
         pictures.append(("prediction", overlay))
-        label = self._labels and self._labels.of(source.name)
-        if self._labels and not label:
-            with self._lock:
-                self._unlabelled += 1
-        if label:
-            panoptic_map, segments = label
-            shown = named(segments, self._categories)
-            pictures.append(("label", visualize.overlay(result.image, panoptic_map, shown)))
+        if self._labels:
+            pictures += self._label(source.name, result.image)
         return _sheet(pictures, 3)
+
+    def _label(self, name, image):
+        """Returns a list of the label's title and picture; counts an image that has none."""
+        panoptic_map, segments = self._labels.of(name) or (None, [])
+        if panoptic_map is None or panoptic_map.shape != image.shape[:2]:
+            what = "no label" if panoptic_map is None else "a label of another size, not drawn,"
+            with self._lock:
+                self._unlabelled[what] += 1
+            return []
+        shown = named(segments, self._categories)
+        return [("label", visualize.overlay(image, panoptic_map, shown))]
 
 
 def _remove_earlier(folder):
@@ -186,24 +189,33 @@ def _remove_earlier(folder):
 
 def earlier(folder: str) -> list[str]:
     """Returns the paths of the files that an earlier run wrote into a folder."""
-    names = sorted({*_finished(folder), *_unfinished(folder)})
+    finished, unfinished = _finished(folder), _unfinished(folder)
+    present = _present(folder, {*finished, *unfinished})
+    # Every run draws overlays; a list without them is not from here.
+    finished = [n for n in finished if os.path.join(folder, "overlays", n) in present]
+    names = sorted({*finished, *unfinished})
     if not names:
         return []
     paths = [os.path.join(folder, kind, name) for kind in KINDS for name in names]
-    paths += [os.path.join(folder, n) for n in (LIST_NAME, "pseudo_labels.json", SHEET_NAME)]
-    return [path for path in paths if tf.io.gfile.exists(path)]
+    single = [os.path.join(folder, name) for name in FILES]
+    return [p for p in paths if p in present] + [p for p in single if tf.io.gfile.exists(p)]
+
+
+def _present(folder, names):
+    """Returns the paths in the folders of results that hold these names; lists each folder once."""
+    below = {os.path.dirname(name) for name in names}
+    places = [os.path.join(folder, kind, inner) for kind in KINDS for inner in below]
+    return {os.path.join(p, name) for p in places for name in files.names(p, required=False)}
 
 
 def _finished(folder):
-    """Returns the names of the PNG files of a run that wrote all of its files."""
+    """Returns the names of the PNG files that the list of a run has."""
     listed = os.path.join(folder, LIST_NAME)
     try:
         found = coco_panoptic.read_panoptic(listed, report=lambda problem: None).annotations
     except InputError:
         return []
-    names = [a.png_name for a in found if _is_below(a.png_name)]
-    # Every run draws overlays; a list without them is not from here.
-    return [n for n in names if tf.io.gfile.exists(os.path.join(folder, "overlays", n))]
+    return [a.png_name for a in found if _is_below(a.png_name)]
 
 
 def _unfinished(folder):
@@ -211,7 +223,7 @@ def _unfinished(folder):
     path = os.path.join(folder, UNFINISHED)
     if not tf.io.gfile.exists(path):
         return []
-    names = read_json(path)
+    names = files.read_json(path)
     is_ours = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not is_ours or not all(map(_is_below, names)):
         raise InputError(f"{path}: lists no PNG files of a run; delete it, or choose another --out")

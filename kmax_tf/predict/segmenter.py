@@ -2,11 +2,14 @@
 
 import collections
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
 
 import numpy as np
+import psutil
 import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
@@ -22,6 +25,7 @@ CATEGORIES = "categories.json"  # in an export, next to the SavedModel
 AHEAD = 8  # images read ahead, and batches whose files are being written
 TILES = 8  # of a batch; one at a time takes several times as long
 MOST_PIXELS = 2**25  # of the images that wait, if there are several
+MERGING = 13  # bytes of a pixel and a mask at the peak of merging, measured: 3.3 float32 tensors
 AnImage = str | os.PathLike | Image.Image | np.ndarray  # as `image_sources.to_pixels` takes it
 
 
@@ -37,6 +41,7 @@ class Segmenter:
         model: Any,
         categories: Sequence[Category],
         cut: tuple[Sequence[int], tiles.Tiles] | None = None,
+        merged_clusters: int = 0,
     ):
         """Wraps a loaded SavedModel.
 
@@ -44,8 +49,10 @@ class Segmenter:
             model: the SavedModel.
             categories: its classes.
             cut: the size of its input (height, width) and the `Tiles` of larger images, or None.
+            merged_clusters: how many it merges at the size of the image, 0 if at another.
         """
-        self._model, self._cut = model, cut
+        self._model, self._cut, self._merged_clusters = model, cut, merged_clusters
+        self._most = sys.maxsize  # images or tiles that fit into memory together
         self.categories = categories
 
     @overload
@@ -71,7 +78,8 @@ class Segmenter:
             A `Segmentation`, or a list of them in the order of `images`.
 
         Raises:
-            InputError: a file cannot be decoded, or an image has another form.
+            InputError: a file cannot be decoded, an image has another form, or its masks would
+                not fit into memory.
         """
         if not isinstance(images, (list, tuple, Iterator)):
             return self.batch([image_sources.to_pixels(images)], details)[0]
@@ -115,9 +123,29 @@ class Segmenter:
     def batch(
         self, images: Sequence[np.ndarray], details: bool = False, tile_batch: int = TILES
     ) -> list[Segmentation]:
-        """Predicts uint8 images of one size [height, width, 3]; `tile_batch` tiles make a batch."""
-        if self.in_tiles(images[0]):
-            return self._predict_tiles(images, details, tile_batch)
+        """Predicts uint8 images of one size [height, width, 3]; `tile_batch` tiles make a batch.
+
+        What does not fit into memory together is predicted in halves, now and later.
+        """
+        in_tiles = self.in_tiles(images[0])
+        together = min(self._most, tile_batch if in_tiles else len(images))
+        try:
+            if in_tiles:
+                return self._predict_tiles(images, details, together)
+            parts = [images[i : i + together] for i in range(0, len(images), together)]
+            return [result for part in parts for result in self._predict_whole(part, details)]
+        except tf.errors.ResourceExhaustedError as error:
+            if together == 1:
+                raise
+            self._most = together // 2
+            what = f"{together} {'tiles' if in_tiles else 'images'} at once do not fit into memory"
+            remedy = f"{self._most} at once from now on; --batch_size={self._most} begins so"
+            tqdm.write(f"{what} ({reason(error)}): {remedy}")
+        return self.batch(images, details, tile_batch)
+
+    def _predict_whole(self, images, details):
+        """Returns the `Segmentation` of each image, in one batch."""
+        self._check_memory(images[0])
         signature = self._model.signatures["uint8_details" if details else "uint8"]
         output = signature(images=tf.constant(np.stack(images)))
         result = {name: value.numpy() for name, value in output.items()}
@@ -130,6 +158,16 @@ class Segmenter:
                 result["panoptic_map"], segments, images, *more
             )
         ]
+
+    def _check_memory(self, image):
+        """Raises InputError if the system would end this process for the memory of an image."""
+        height, width, _ = image.shape
+        needed, free = height * width * self._merged_clusters * MERGING, psutil.virtual_memory()
+        if needed > free.available and not tf.config.list_physical_devices("GPU"):
+            raise InputError(
+                f"{width} x {height} pixels with {self._merged_clusters} masks need"
+                f" {needed / 1e9:.1f} GB, and {free.available / 1e9:.1f} GB are free; scale it down"
+            )
 
     def _predict_tiles(self, images, details, batch_size):
         """Returns the `Segmentation` of each image, in batches of tiles."""
@@ -165,6 +203,13 @@ def _default_batch():
     return 8 if tf.config.list_physical_devices("GPU") else 1
 
 
+def reason(error: Exception) -> str:
+    """Returns the line of an error that says what failed; TensorFlow may put a trace before it."""
+    trace = r"Graph execution error:|Detected at node |<stack traces|  File |    |\d+ root error|$"
+    lines = str(error).split("\n")
+    return next((line.strip() for line in lines if not re.match(trace, line)), lines[0])
+
+
 def load(export_dir: str) -> Segmenter:
     """Loads an export; raises InputError if it is missing, corrupt or of an older version."""
     check_literal(export_dir)
@@ -178,7 +223,8 @@ def load(export_dir: str) -> Segmenter:
         raise InputError(f"{export_dir}: cannot be read ({reason}); export it again") from error
     if "uint8_details" not in model.signatures:
         raise InputError(f"{export_dir}: is from an older version; export it again")
-    return Segmenter(model, categories, cut)
+    merged_clusters = field({"merged_clusters": 0} | content, "merged_clusters", int, path)
+    return Segmenter(model, categories, cut, merged_clusters)
 
 
 def _parse_tiles(content, path):
@@ -275,9 +321,9 @@ def _predict_batch(segmenter, batch, details, tile_batch, skip):
     sources, images = zip(*batch)
     try:
         results = segmenter.batch(images, details, tile_batch)
-    except tf.errors.OpError as error:  # for example out of memory
+    except (InputError, tf.errors.OpError) as error:  # for example out of memory
         for source in sources:
-            skip(source, InputError(f"{source.name}: {first_line(error)}"))
+            skip(source, InputError(f"{source.name}: {reason(error)}"))
         return []
     return list(zip(sources, results, strict=True))
 
@@ -287,10 +333,8 @@ def _read_ahead(reader, sources, skip):
     reading = collections.deque()
     remaining, ahead = iter(sources), 1  # until the size of an image is known
     while True:
-        for source in remaining:
+        while len(reading) <= ahead and (source := next(remaining, None)):
             reading.append((source, reader.submit(source.read)))
-            if len(reading) > ahead:
-                break
         if not reading:
             return
         source, image = reading.popleft()

@@ -44,7 +44,7 @@ class Tiles:
             raise InputError(f"Tiles.scale {self.scale} is not above 0; bind it to 1.0 or 2.0")
         if not (isinstance(self.overlap, int) and self.overlap >= 1):
             raise InputError(
-                f"Tiles.overlap {self.overlap} is not an integer from 1 on; bind it to 32"
+                f"Tiles.overlap {self.overlap} is not a positive integer; bind it to 32"
             )
 
     def check(self, size: Sequence[int]) -> None:
@@ -90,7 +90,7 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 class Stitcher:
     """Stitches the tiles of one image: first to rows, then the rows to the image.
 
-    Its memory is that of the maps of the scaled image and of a row; a tile adds a few numbers for
+    Its memory is that of the maps of the scaled image and of a row. A tile adds a few numbers for
     each of its segments. A single tile stays as it is.
 
     Args:

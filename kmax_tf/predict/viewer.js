@@ -123,7 +123,7 @@ function say(text, className) {
 
 async function look(file) {
   newest = file;
-  say(`${file.name}: is being segmented …`, "");
+  say(`${file.name}: segmenting …`, "");
   let answer;
   try {
     const sent = await fetch(`look?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });

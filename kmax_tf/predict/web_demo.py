@@ -19,11 +19,11 @@ import tensorflow as tf
 from PIL import Image
 
 from kmax_tf import visualize
-from kmax_tf.errors import InputError, first_line
+from kmax_tf.errors import InputError
 from kmax_tf.files import read_bytes
 from kmax_tf.predict import image_sources
 from kmax_tf.predict.segmentation import named
-from kmax_tf.predict.segmenter import Segmenter
+from kmax_tf.predict.segmenter import Segmenter, reason
 
 LARGEST_FILE = 64 * 2**20  # bytes
 LARGEST_IMAGE = 25_000_000  # pixels; the details of a larger image take many gigabytes
@@ -44,19 +44,21 @@ def views_of(segmenter: Segmenter, name: str, content: bytes) -> dict[str, Any]:
             0..255.
     """
     try:
-        image = image_sources.decode_image(content, name, LARGEST_IMAGE)
-        result = segmenter(image, details=True)
+        image, lost = image_sources.decode_image(content, name, LARGEST_IMAGE)
     except InputError as error:
         return {"refusal": str(error)}
-    except tf.errors.OpError as error:  # such as of memory
-        return {"refusal": f"{name}: {first_line(error)}"}
+    try:
+        result = segmenter(image, details=True)
+    except (InputError, tf.errors.OpError) as error:  # such as of memory
+        return {"refusal": f"{name}: {reason(error)}"}
     shown = _resize(image, Image.Resampling.BICUBIC)
     views = [_view("image", shown, np.zeros(shown.shape[:2], np.int32), {})]
     for number, assignment in enumerate(result.assignments, 1):
         views.append(_cluster_view(f"decoder {number}", shown, assignment))
     views.append(_segment_view(shown, result))
     (height, width), size = shown.shape[:2], f"{image.shape[1]} x {image.shape[0]} pixels"
-    return {"caption": f"{name}, {size}", "width": width, "height": height, "views": views}
+    caption = ", ".join(filter(None, (name, size, lost)))
+    return {"caption": caption, "width": width, "height": height, "views": views}
 
 
 def _resize(picture, resampling):

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
+import tempfile
 import zipfile
 
 import numpy as np
@@ -168,6 +170,39 @@ def test_cityscapes_submission_scores_as_the_evaluator_says(cityscapes, tmp_path
     for name, entry in by_name.items():
         expected = official["classScores"][name]
         assert np.isnan(expected) or entry["IoU"] == pytest.approx(100 * expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["panoptic", "semantic", "instance"])
+def test_a_submission_is_not_mixed_with_another(kind, cityscapes, tmp_path):
+    experiment, labels = cityscapes
+    (tmp_path / "out" / kind).mkdir(parents=True)
+    (tmp_path / "out" / kind / "berlin_000000.png").write_bytes(b"of the test split")
+    predict = noisy_predictor(labels)
+    with pytest.raises(InputError, match=f"out: {kind}/ has 1 files, maybe of another split"):
+        submission.write_cityscapes(experiment, predict, str(tmp_path / "out"))
+    assert predict.done == 0
+    assert len(list((tmp_path / "out").rglob("*.*"))) == 1
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_predictions(cityscapes, tmp_path):
+    experiment, labels = cityscapes
+    predict = noisy_predictor(labels)
+    (tmp_path / "file").write_text("no folder")
+    for place in (f"{tmp_path}/file/a.zip", "/proc/kmax/a.zip"):
+        with pytest.raises(InputError, match=f"^{os.path.dirname(place)}: cannot be "):
+            submission.write_coco(experiment, predict, place)
+    assert predict.done == 0
+
+
+def test_the_zip_is_made_where_it_has_room(cityscapes, tmp_path, monkeypatch):
+    """Not in /tmp, which may be small; and nothing else stays there."""
+    experiment, labels = cityscapes
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.chdir(tmp_path)
+    for path in ("a.zip", f"{tmp_path}/zips/b.zip"):
+        submission.write_coco(experiment, noisy_predictor(labels), path)
+    assert {"a.zip", "zips"} < {*os.listdir(tmp_path)} <= {"a.zip", "zips", "records", "tiny.gin"}
+    assert os.listdir(tmp_path / "zips") == ["b.zip"]
 
 
 def test_cityscapes_average_precision(cityscapes, tmp_path, monkeypatch):

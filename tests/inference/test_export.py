@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 import zipfile
 
 import numpy as np
@@ -157,6 +158,80 @@ def test_merging_at_the_size_of_the_image(exported, images):
         check(signatures[name](images=tf.constant(images)), evaluated)
 
 
+def stub_of_saving(monkeypatch):
+    """Lets `export` write a file instead of a SavedModel, which takes its time."""
+
+    def save(module, folder, signatures):
+        files.write_atomic(f"{folder}/saved_model.pb", "the new one")
+
+    monkeypatch.setattr(tf.saved_model, "save", save)
+
+
+@pytest.mark.parametrize("merges_there", [True, False])
+def test_the_number_of_masks_at_the_size_of_the_image_is_told(
+    exported, merges_there, tmp_path, monkeypatch
+):
+    """Prediction needs it to know what an image takes of the memory."""
+    stub_of_saving(monkeypatch)
+    merging = dataclasses.replace(exported.experiment.postprocess, at_image_size=merges_there)
+    experiment = dataclasses.replace(exported.experiment, postprocess=merging)
+    export.export(experiment, exported.model, str(tmp_path / "export"))
+    described = json.loads((tmp_path / "export/categories.json").read_text())
+    clusters = exported.model(tf.zeros([1, 97, 97, 3])).final.class_logits.shape[1]
+    assert described.get("merged_clusters") == (clusters if merges_there else None)
+    monkeypatch.setattr(tf.saved_model, "load", lambda folder: exported_signatures())
+    assert predict.load(str(tmp_path / "export"))._merged_clusters == merges_there * clusters
+
+
+def exported_signatures():
+    return types.SimpleNamespace(signatures={"uint8_details": None})
+
+
+def test_masks_at_the_size_of_the_image_are_of_one_image_at_a_time(exported):
+    """Those of a batch of photos would take ten times the memory."""
+    together = {}
+    for merges_there in (False, True):
+        merging = dataclasses.replace(exported.experiment.postprocess, at_image_size=merges_there)
+        experiment = dataclasses.replace(exported.experiment, postprocess=merging)
+        run = export.ExportedModel(exported.model, experiment).signatures()["uint8"]
+        operations = run.get_concrete_function().graph.get_operations()
+        loops = [operation for operation in operations if "While" in operation.type]
+        together[merges_there] = sorted(loop.get_attr("parallel_iterations") for loop in loops)
+    # The first loop fits the images, the other one restores small maps, or merges large masks.
+    assert together == {False: [10, 10], True: [1, 10]}
+
+
+def test_a_link_stays_and_its_target_is_replaced(exported, tmp_path, monkeypatch):
+    stub_of_saving(monkeypatch)
+    (tmp_path / "disk/old").mkdir(parents=True)
+    (tmp_path / "disk/old/saved_model.pb").write_text("the old one")
+    (tmp_path / "export").symlink_to("disk/old")
+    export.export(exported.experiment, exported.model, f"{tmp_path}/export/")
+    assert (tmp_path / "export").is_symlink()
+    assert (tmp_path / "export/saved_model.pb").read_text() == "the new one"
+    assert os.listdir(tmp_path / "disk") == ["old"]
+    assert sorted(os.listdir(tmp_path)) == ["disk", "export"]
+
+
+def test_an_export_that_cannot_be_replaced_stays(exported, tmp_path, monkeypatch):
+    stub_of_saving(monkeypatch)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/saved_model.pb").write_text("the old one")
+    rename = tf.io.gfile.rename
+
+    def refuse(source, target, overwrite=False):
+        if source == f"{tmp_path}/export":
+            raise tf.errors.FailedPreconditionError(None, None, "Device or resource busy")
+        rename(source, target, overwrite)
+
+    monkeypatch.setattr(tf.io.gfile, "rename", refuse)
+    with pytest.raises(tf.errors.FailedPreconditionError):
+        export.export(exported.experiment, exported.model, f"{tmp_path}/export")
+    assert (tmp_path / "export/saved_model.pb").read_text() == "the old one"
+    with pytest.raises(InputError, match="^/proc: is a mount point, and cannot be replaced; name"):
+        export.export(exported.experiment, exported.model, "/proc")
+
+
 @pytest.mark.slow
 def test_measured_and_submitted_by_command(exported, tmp_path, capsys):
     gin_file = pathlib.Path(exported.folder).with_name("tiny.gin")
@@ -196,9 +271,9 @@ def test_only_an_export_is_replaced(exported, tmp_path, capsys):
     (tmp_path / "more/predictions").mkdir()  # by kmax predict --out
     before = sorted(tmp_path.rglob("*"))
     for name, what in (
-        ("run", "has checkpoints, which is no part of an export"),
-        ("exports", "has one, which is no part of an export"),
-        ("more", "has predictions, which is no part of an export"),
+        ("run", "has checkpoints, which is not part of an export"),
+        ("exports", "has one, which is not part of an export"),
+        ("more", "has predictions, which is not part of an export"),
         ("file", "is a file"),
     ):
         with pytest.raises(InputError, match=f"{name}: {what}, and would be replaced"):
@@ -213,7 +288,7 @@ def test_only_an_export_is_replaced(exported, tmp_path, capsys):
     assert (tmp_path / "half/saved_model.pb").exists()
     assert not (tmp_path / "half/model.onnx").exists()
     assert not (tmp_path / "half/0a1b2c3d.tmp").exists()
-    assert "half: model.onnx was of the earlier export, and is removed; --onnx" in (
+    assert "half: removed model.onnx of the earlier export; --onnx writes it anew" in (
         capsys.readouterr().out
     )
 
@@ -225,5 +300,6 @@ def test_describes_itself(exported):
     card = files.read_bytes(os.path.join(exported.folder, "model_card.md")).decode()
     for category in experiment.dataset.categories:
         assert category.name in card
+    assert "`serving_details` | string [batch]: JPEG, PNG, GIF, or BMP without a palette |" in card
     for name in ("| weights | none |", *export.SEGMENTS, *export.DETAILS):
         assert name in card

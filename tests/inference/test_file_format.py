@@ -20,6 +20,7 @@ import tensorflow as tf
 from PIL import ExifTags, Image
 
 from kmax_tf import config, runtime
+from kmax_tf.data import datasets
 from kmax_tf.data.evaluation_input import evaluation_input
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
@@ -158,7 +159,9 @@ def test_a_refusal_of_the_converter(exported):
         raise RuntimeError("somewhere: error: no Fancy\nsomewhere else: error: no Fancy\n")
 
     segmenter = export.ExportedModel(exported.model, exported.experiment)
-    with pytest.raises(InputError, match="Lite refuses the model: no Fancy; export it in float32"):
+    with pytest.raises(
+        InputError, match="Lite converter rejects the model: no Fancy; export it in float32"
+    ):
         file_format.convert(TFLITE._replace(convert=refuse), segmenter)
 
 
@@ -229,8 +232,27 @@ def test_an_export_without_records_is_checked_on_noise(exported, tmp_path):
     assert what == "an image of val"
     elsewhere = type(experiment)(**vars(experiment) | {"data_dir": str(tmp_path)})
     image, what = file_format.example_image(elsewhere)
-    assert what.startswith("noise")
+    assert what.startswith(f"noise, because no records can be used ({tmp_path}")
     assert image.shape == [1, *experiment.evaluation_size, 3]
+
+
+def test_records_of_other_classes_are_not_said_to_be_missing(exported):
+    experiment, others = exported.experiment, datasets.load("cityscapes")
+    _, what = file_format.example_image(dataclasses.replace(experiment, dataset=others))
+    with pytest.raises(InputError) as refused:
+        predictor.evaluation_records(dataclasses.replace(experiment, dataset=others))
+    assert what == f"noise, because no records can be used ({refused.value})"
+
+
+def test_without_a_segment_nothing_is_said_to_be_the_same():
+    def found(ours, expected):
+        kind = TFLITE._replace(load_predictor=lambda content: lambda image: (ours, []))
+        return file_format.check(kind, b"", expected, None)
+
+    nothing, one = panoptic([[0, 0]], -1, -1), panoptic([[1, 0]], 5, -1)
+    assert found(nothing, nothing) == "nothing was compared, because there is no segment"
+    assert found(nothing, one).startswith("0 segments, where the SavedModel has 1, 50.000 %")
+    assert found(one, one) == "the same 1 segments, 0.000 % of the pixels differ"
 
 
 @pytest.mark.slow

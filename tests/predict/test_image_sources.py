@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import struct
 import zlib
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_local_and_remote_images_keep_their_results_below_the_output_folder(tmp_
         file.write(tf.io.encode_png(PIXELS).numpy())
     for paths in ([local, remote], [remote, local]):
         root, sources = image_sources.find(paths)
-        with pytest.raises(InputError, match="^pseudo labels of local and remote images"):
+        with pytest.raises(InputError, match="^pseudo labels: predict local and remote images"):
             image_sources.check_recordable(root, sources)
         stems = {source.stem for source in sources}
         assert stems == {f"{tmp_path}/b"[1:], "ram/bucket/folder/b"}
@@ -83,6 +84,24 @@ def test_images_of_one_name_do_not_collide(tmp_path):
             assert len(set(map(str, names))) == len(chosen), names
 
 
+def test_only_names_that_meet_get_their_extension(tmp_path):
+    for name in ("1.jpg", "2.jpg", "x.jpg", "x.png", "deep/2.png"):
+        write(tmp_path / name)
+    _, sources = image_sources.find([str(tmp_path / "*.*"), str(tmp_path / "deep")])
+    stems = {source.name: source.stem for source in sources}
+    assert stems == {
+        "1.jpg": "1",
+        "2.jpg": "2",
+        "x.jpg": "x.jpg",
+        "x.png": "x.png",
+        "deep/2.png": "deep/2",
+    }
+    assert {source.name: source.image_id for source in sources} == stems
+    write(tmp_path / "x.jpg.png")  # whose own stem is another's name
+    _, sources = image_sources.find([str(tmp_path / "x*")])
+    assert len({source.stem for source in sources}) == 3
+
+
 def test_a_folder_of_folders_stands_for_the_images_below_it(tmp_path):
     paths = [write(tmp_path / name) for name in ("day1/a.jpg", "day2/b/c.png")]
     write(tmp_path / "day2/notes.txt")
@@ -100,8 +119,69 @@ def test_what_a_folder_does_not_give_is_counted(tmp_path, capsys):
         write(tmp_path / name)
     found = [s.name for s in image_sources.find([str(tmp_path)])[1]]
     assert found == ["a.png", "b.BMP", "c.tif"]
-    line = f"{tmp_path}: 1 videos are left out; name them, or give a glob"
-    assert capsys.readouterr().out.startswith(line)
+    counts = "1 videos, 1 other files, 1 images in folders below"
+    line = f"{tmp_path}: {counts} are left out; name them, or give a glob\n"
+    assert sorted(capsys.readouterr().out.split(", ")) == sorted(line.split(", "))
+
+
+def test_a_folder_on_a_storage_is_counted_as_a_local_one(tmp_path, capsys):
+    lines = []
+    for place in (str(tmp_path), "ram://counted"):
+        for name in ("a.png", "b.heic", "c.jp2", "below/d.png", "below/e/f.png"):
+            tf.io.gfile.makedirs(os.path.dirname(f"{place}/{name}"))
+            tf.io.write_file(f"{place}/{name}", tf.io.encode_png(PIXELS))
+        assert [s.name for s in image_sources.find([place])[1]] == ["a.png"]
+        lines.append(capsys.readouterr().out.removeprefix(place))
+    assert lines[0] == lines[1]
+    assert "2 other files" in lines[0] and "2 images in folders below" in lines[0]
+
+
+def test_results_of_other_predictions_are_no_photos(tmp_path, capsys):
+    photos = [write(tmp_path / f"day{k}/a.png") for k in (1, 2)]
+    for out, mark in (("out1", "predictions.json"), ("day2", "unfinished.json")):
+        (tmp_path / out).mkdir(exist_ok=True)
+        (tmp_path / out / mark).write_text("{}")
+        for name in ("contact_sheet.png", "overlays/a.png", "predictions/a.png"):
+            write(tmp_path / out / name)
+    _, sources = image_sources.find([str(tmp_path)])
+    assert [source.name for source in sources] == ["day1/a.png", "day2/a.png"]
+    assert f"{tmp_path}: 8 results of other predictions are left out" in capsys.readouterr().out
+    assert len(image_sources.find([str(tmp_path / "out1/overlays")])[1]) == 1  # it is named
+    write(tmp_path / "own/overlays/b.png")  # no prediction's
+    assert len(image_sources.find([str(tmp_path)])[1]) == len(photos) + 1
+
+
+def test_a_link_back_up_gives_each_image_once(tmp_path):
+    write(tmp_path / "x/a/1.png"), write(tmp_path / "x/b/2.png")
+    (tmp_path / "x/a/up").symlink_to("..")
+    (tmp_path / "x/b/round").symlink_to("../../x")
+    (tmp_path / "x/elsewhere").symlink_to(tmp_path / "y")
+    write(tmp_path / "y/3.png")
+    _, sources = image_sources.find([str(tmp_path / "x")])
+    assert sorted(os.path.basename(source.name) for source in sources) == [
+        "1.png",
+        "2.png",
+        "3.png",
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "good/a.png"), write(tmp_path / "locked/b.png")
+    locked = str(tmp_path / "locked")
+
+    def refuse(function):
+        def listed(path="."):  # rights do not stop root, who may run the tests
+            if path == locked:
+                raise PermissionError(13, "Permission denied", path)
+            return function(path)
+
+        return listed
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+    _, sources = image_sources.find([str(tmp_path)])
+    assert [source.name for source in sources] == ["a.png"]
+    assert f"{locked}: cannot be listed, and is left out" in capsys.readouterr().out
 
 
 def test_pseudo_labels_are_of_files_that_records_hold(tmp_path):
@@ -166,6 +246,39 @@ def test_sixteen_bits_are_told(kind, tmp_path, capsys):
     path = write(tmp_path / f"deep.{kind}", encode(Image.fromarray(deep), kind.upper()))
     np.testing.assert_array_equal(image_sources.read_image(path)[..., 1], deep >> 8)
     assert f"{path}: has 16 bits, of which the upper 8 are read" in capsys.readouterr().out
+
+
+def twelve_bit_tiff(values):
+    """A gray TIFF of 12 bits, two pixels in three bytes, which Pillow reads but does not write."""
+    height, width = values.shape
+    left, right = values[:, ::2], values[:, 1::2]
+    packed = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], axis=-1)
+    data = packed.astype(np.uint8).tobytes()
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 277: 1, 278: height, 279: len(data)}
+    tags[273] = 8 + 2 + 12 * (len(tags) + 1) + 4  # where the pixels begin
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_twelve_bits_are_not_almost_black(tmp_path, capsys):
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30) * 6
+    path = write(tmp_path / "deep.tif", twelve_bit_tiff(values))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), values)
+    np.testing.assert_array_equal(image_sources.read_image(path)[..., 1], values // 16)
+    assert f"{path}: has 12 bits, of which the upper 8 are read" in capsys.readouterr().out
+    pixels = image_sources.to_pixels(Image.open(path))
+    np.testing.assert_array_equal(pixels[..., 1], values // 16)
+    assert capsys.readouterr().out == "image: has 12 bits, of which the upper 8 are read\n"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_of_pillow_are_told_once(kind, tmp_path, capsys):
+    path = write(tmp_path / "deep", encode(Image.fromarray(DEEP), kind))
+    np.testing.assert_array_equal(image_sources.to_pixels(Image.open(path))[..., 1], DEEP >> 8)
+    assert capsys.readouterr().out == "image: has 16 bits, of which the upper 8 are read\n"
+    image_sources.to_pixels(as_pillow("L"))
+    image_sources.read_image(path)
+    assert capsys.readouterr().out == f"{path}: has 16 bits, of which the upper 8 are read\n"
 
 
 def test_one_pixel(tmp_path):
@@ -258,7 +371,7 @@ def test_video_without_its_end_gives_the_frames_before_and_a_line(tmp_path, caps
     _, sources = image_sources.find([str(tmp_path / "clip.webm")])
     assert 5 < len(sources) == readable(sources) < 20
     [line] = capsys.readouterr().out.splitlines()
-    assert f"clip.webm: has {len(sources)} of the 20 frames that its header gives" in line
+    assert f"clip.webm: has {len(sources)} of the 20 frames in its header" in line
 
 
 def test_broken_video_does_not_stop_the_others(tmp_path):

@@ -1,5 +1,6 @@
 """What scripts/predict.py leaves is what the evaluator sees; nothing that it is given ends it."""
 
+import collections
 import io
 import json
 import pathlib
@@ -7,8 +8,10 @@ import random
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -131,6 +134,32 @@ def test_a_label_is_found_by_the_name_without_its_folder_if_it_is_the_only_one(t
         out.add(source, result)
     out.finish()
     assert "1 of 2 images have no label in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (4, 2)])
+def test_a_label_of_another_size_is_counted_and_not_drawn(shape, tmp_path, capsys):
+    """The photo would be stretched under it, as one that EXIF turns and its label is not."""
+    photo, content = tmp_path / "photos/a.png", {"categories": [], "annotations": []}
+    write_atomic(str(photo), visualize.png(np.zeros([2, 4, 3], np.uint8)))
+    write_atomic(str(tmp_path / "own/a.png"), visualize.png(np.zeros([*shape, 3], np.uint8)))
+    content["categories"] += [{"id": 1, "name": "digit 0", "isthing": 1}]
+    content["annotations"] += [{"image_id": 1, "file_name": "a.png", "segments_info": []}]
+    content["images"] = [{"id": 1, "file_name": "a.png"}]
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    categories = datasets.load("panoptic_digits").categories
+    labels = Labels(str(tmp_path / "own.json"), str(tmp_path / "own"), categories)
+    [source], sheets = image_sources.find([str(photo)])[1], []
+    result = predict.Segmentation(
+        np.zeros((2, 4), np.int32), [], source.read(), categories, assignments=[]
+    )
+    for shown in (labels, None):
+        options = dict(cluster_assignments=True, labels=shown)
+        written = OutputFiles(str(tmp_path / "out"), categories, [source], **options)
+        written.add(source, result)
+        written.finish()
+        sheets.append((tmp_path / "out/cluster_assignments/a.png").read_bytes())
+    assert sheets[0] == sheets[1]
+    assert "1 of 1 images have a label of another size, not drawn, in " in capsys.readouterr().out
 
 
 def test_what_is_not_sure_is_void():
@@ -295,6 +324,161 @@ def test_images_of_many_sizes_wait_in_bounded_memory(monkeypatch):
     assert max(waiting[:-1]) <= 1000 + 2000 and not given
 
 
+def reading(pixels, asked):
+    """A source of an image of so many pixels, which notes that it is asked for."""
+
+    def read():
+        asked.append(pixels)
+        return np.zeros((1, pixels, 3), np.uint8)
+
+    return image_sources.Source("a.png", "a", "a", read)
+
+
+def test_reading_ahead_shrinks_when_images_grow(monkeypatch):
+    monkeypatch.setattr(segmenter_module, "MOST_PIXELS", 1000)
+    asked, given = [], 0
+    sources = [reading(pixels, asked) for pixels in [1] * 12 + [1000] * 12]
+
+    class AtOnce:
+        def submit(self, read):
+            image = read()
+            return types.SimpleNamespace(result=lambda: image)
+
+    for _ in segmenter_module._read_ahead(AtOnce(), sources, None):
+        given += 1
+        waiting = asked[given:]
+        assert len(waiting) <= segmenter_module.AHEAD
+        if given > 12 + segmenter_module.AHEAD:
+            assert len(waiting) <= 1
+    assert given == len(asked) == 24
+
+
+class Small:
+    """A SavedModel that runs out of memory as TensorFlow's do, above so many images at once."""
+
+    def __init__(self, fits):
+        self.fits, self.tried = fits, []
+        self.signatures = {"uint8": self.run}
+
+    def run(self, images):
+        self.tried.append(len(images))
+        if len(images) > self.fits:
+            self.allocate(tf.constant(10**14, tf.int64))
+        maps = tf.cast(images[..., 0], tf.int32)
+        nothing = np.zeros((len(images), 0))
+        names = ("segment_id", *predict.Segment._fields[1:])
+        return {"panoptic_map": maps} | {name: tf.constant(nothing) for name in names}
+
+    @tf.function(autograph=False)
+    def allocate(self, count):
+        return tf.reduce_sum(tf.random.stateless_uniform([count], [0, 0]))
+
+
+def brightness(count):
+    """Sources of small images with the pixels 1, 2, 3 ..."""
+    return [
+        image_sources.Source(
+            f"{k}.png", str(k), str(k), lambda k=k: np.full((4, 5, 3), k, np.uint8)
+        )
+        for k in range(1, count + 1)
+    ]
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(capsys):
+    model, seen = Small(fits=2), {}
+    segmenter = predict.Segmenter(model, ())
+    keep = lambda source, result: seen.update({source.name: result.panoptic_map.max()})  # noqa: E731
+    assert predict.predict_sources(segmenter, brightness(20), keep, batch_size=8) == []
+    assert seen == {f"{k}.png": k for k in range(1, 21)}
+    assert model.tried == [8, 4] + [2] * 10  # and is not tried again as a whole
+    lines = [line for line in capsys.readouterr().out.splitlines() if "fit into memory" in line]
+    assert len(lines) == 2 and "--batch_size=2 " in lines[1]
+    assert all("memory (OOM when allocating tensor with shape[1000" in line for line in lines)
+    results = predict.Segmenter(Small(fits=1), ()).predict([s.read() for s in brightness(3)])
+    assert [result.panoptic_map.max() for result in results] == [1, 2, 3]
+
+
+def test_an_image_that_does_not_fit_into_memory_is_skipped_with_the_reason():
+    segmenter = predict.Segmenter(Small(fits=0), ())
+    skipped = predict.predict_sources(segmenter, brightness(2), None, batch_size=2)
+    for source, error in skipped:
+        assert str(error).startswith(f"{source.name}: OOM when allocating tensor with shape[1000")
+    assert len(skipped) == 2
+
+
+def test_tiles_that_do_not_fit_into_memory_are_fewer(exported, tmp_path, capsys):
+    size, tried = exported.experiment.evaluation_size, []
+    shutil.copytree(exported.folder, tmp_path / "tiled")
+    described = json.loads((tmp_path / "tiled/categories.json").read_text())
+    described["tiles"] = {"size": size, "scale": 1.0, "overlap": 16}
+    (tmp_path / "tiled/categories.json").write_text(json.dumps(described))
+    photo = np.random.default_rng(0).integers(0, 256, (150, 230, 3), np.uint8)
+    expected = predict.load(str(tmp_path / "tiled")).predict(photo)
+    segmenter = predict.load(str(tmp_path / "tiled"))
+    whole = segmenter._model.predict
+
+    def small(canvases):
+        tried.append(len(canvases))
+        if len(canvases) > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+        return whole(canvases)
+
+    segmenter._model.predict = small
+    np.testing.assert_array_equal(segmenter.predict(photo).panoptic_map, expected.panoptic_map)
+    assert tried == [8, 4, 2, 2, 2]  # 2 x 3 tiles
+    assert "8 tiles at once do not fit into memory (OOM" in capsys.readouterr().out
+
+
+def test_images_whose_masks_exceed_the_memory_are_skipped(monkeypatch):
+    """The kernel would end the process without a line: 1 GB is free, one image takes 1.3."""
+    free = types.SimpleNamespace(available=10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    model = Small(fits=8)
+    sources = [
+        image_sources.Source(name, name, name, lambda w=width: np.zeros((1000, w, 3), np.uint8))
+        for name, width in (("small.png", 700), ("large.png", 1000))
+    ]
+    segmenter = predict.Segmenter(model, (), merged_clusters=100)
+    [(source, error)] = predict.predict_sources(segmenter, sources, lambda *_: None)
+    assert source.name == "large.png" and model.tried == [1]
+    assert str(error) == (
+        "large.png: 1000 x 1000 pixels with 100 masks need 1.3 GB, and 1.0 GB are free;"
+        " scale it down"
+    )
+    assert predict.predict_sources(predict.Segmenter(model, ()), sources, lambda *_: None) == []
+
+
+def test_files_of_an_earlier_run_are_found_by_few_requests(
+    segmenter, photos, tmp_path, monkeypatch
+):
+    """On gs:// each takes its time, and a run may have written 100,000 images."""
+    requests, counts = collections.Counter(), []
+    run(segmenter, [photos], tmp_path / "out")
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    for name in ("exists", "isdir", "stat", "listdir", "glob"):
+        asked = getattr(tf.io.gfile, name)
+
+        def count(*words, name=name, asked=asked):
+            requests[name] += 1
+            return asked(*words)
+
+        monkeypatch.setattr(tf.io.gfile, name, count)
+    for more in range(3, 43, 20):
+        for k in range(more):
+            name = f"{k}.png"
+            content["images"].append({"id": f"{more}-{k}", "file_name": f"{more}-{name}"})
+            entry = {"image_id": f"{more}-{k}", "file_name": name, "segments_info": []}
+            content["annotations"].append(entry)
+            (tmp_path / "out/overlays" / name).write_bytes(b"")
+        (tmp_path / "out/predictions.json").write_text(json.dumps(content))
+        requests.clear()
+        found = output_files.earlier(str(tmp_path / "out"))
+        counts.append((len(found), requests.total()))
+    (few, asked), (many, asked_again) = counts
+    assert many > few + 10 and asked == asked_again < 30
+
+
 def test_files_of_an_interrupted_run_are_removed(segmenter, photos, tmp_path, capsys):
     paths = [f"{photos}/{source.name}" for source in image_sources.find([photos])[1]]
     out, sources = tmp_path / "out", image_sources.find([photos])[1]
@@ -415,6 +599,12 @@ def test_missing_and_older_exports_are_named(exported, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path))
     with pytest.raises(InputError, match="older version; export it again"):
         predict.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("words", [[], ["--cluster_assignments"]])
+def test_the_folder_of_labels_needs_their_list(words):
+    with pytest.raises(SystemExit, match="--gt_folder has the PNG files of --gt_json: add that"):
+        commands.main(["predict", "export", "photos", "--gt_folder=labels", *words])
 
 
 @pytest.mark.parametrize("positional", [True, False])

@@ -335,7 +335,7 @@ def test_gin_binds_tiles(with_tiles):
     "binding, message",
     [
         ("tiles.Tiles.scale = 0.0", "Tiles.scale 0.0 is not above 0; bind it to 1.0 or 2.0"),
-        ("tiles.Tiles.overlap = 0", "Tiles.overlap 0 is not an integer from 1 on; bind it to 32"),
+        ("tiles.Tiles.overlap = 0", "Tiles.overlap 0 is not a positive integer; bind it to 32"),
         ("tiles.Tiles.overlap = 97", "Tiles.overlap 97 is not smaller than the tile, 97 x 97 pix"),
         (
             "postprocess.PostProcess.at_image_size = True",

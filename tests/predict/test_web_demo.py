@@ -138,6 +138,19 @@ def test_listed_colors_are_those_of_the_picture(segmenter, tmp_path):
         assert checked > 1, view["title"]
 
 
+@pytest.mark.parametrize("name, told", [("16 bit.png", True), ("rgb.png", False)])
+def test_the_page_tells_which_bits_are_lost(segmenter, name, told, tmp_path):
+    ODD[name](tmp_path / name)
+    caption = views_of(segmenter, tmp_path / name)["caption"]
+    assert ("has 16 bits, of which the upper 8 are read" in caption) == told
+    assert caption.startswith(f"{name}, 640 x 512 pixels")
+
+
+def test_the_page_names_the_formats_that_are_read():
+    for kind in ("JPEG", "PNG", "TIFF", "WebP", "GIF", "BMP"):
+        assert kind in web_demo._page("model").split("<small>")[1].split("</small>")[0]
+
+
 @pytest.mark.parametrize(
     "size, shown", [((1, 1), (512, 512)), ((3000, 1500), (2048, 1024)), ((2000, 1), (2000, 1))]
 )
@@ -376,7 +389,7 @@ def color(browser, x, y):
 
 
 def inside(ids, i):
-    """A pixel (x, y) whose neighbours, too, are of the item."""
+    """A pixel (x, y) whose neighbors, too, are of the item."""
     mask = Image.fromarray(np.uint8(255) * (ids == i)).filter(ImageFilter.MinFilter(9))
     places = np.argwhere(np.asarray(mask))
     y, x = places[len(places) // 2]
