@@ -1,7 +1,7 @@
 """The command line of every program: flags, error messages, exit status.
 
 This module does not import TensorFlow. The scripts import it inside `main`, because that takes
-seconds: `--help` and a misspelt flag are answered at once.
+seconds: `--help` and a misspelled flag are answered at once.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COMMON: dict[str, dict[str, Any]] = {
         "action": "append",
         "default": [],
         "metavar": "BINDING",
-        "help": "a binding that overrides the file's, as MODULE.CLASS.PARAMETER=VALUE; repeatable",
+        "help": "override a binding: MODULE.CLASS.PARAMETER=VALUE; repeatable",
     },
     "run_dir": {"help": "folder of the run"},
     "checkpoint": {"help": "path of a checkpoint; default: the newest"},
@@ -96,11 +96,15 @@ class Parser(argparse.ArgumentParser):
         self.words = sys.argv[1:] if args is None else args
         options, others = super().parse_known_args(args, namespace)
         for name, value in vars(options).items():
+            values = value if isinstance(value, list) else [value]
+            if "" in values and self.get_default(name) != "":  # as of --run_dir=$UNSET
+                flag = f"--{name}" if name in self.flags else name
+                raise InputError(f"argument {flag}: is empty; give a value, or leave it out")
             setattr(options, name, _expanded(value))
         return options, others
 
     def error(self, message: str) -> None:
-        """Raises an InputError; a misspelt flag comes first, for it may be the required one."""
+        """Raises an InputError; a misspelled flag comes first: it may be the required one."""
         for name in (word[2:].split("=")[0] for word in self.words if word.startswith("--")):
             near = difflib.get_close_matches(name, self.flags, n=1)
             if near and near != [name]:
@@ -133,7 +137,7 @@ def run(main: Callable[[Any], None], parse: Callable[[], Any]) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command starts again")
+        sys.exit("interrupted; rerun the command to retry")
     except Exception as error:
         reason = file_system_reason(error)
         if not reason:

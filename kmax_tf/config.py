@@ -15,14 +15,16 @@ This module therefore parses and checks every statement first, with gin's own pa
 checked text afterwards.
 """
 
+import difflib
 import inspect
+import itertools
 import os
 import pkgutil
 import re
 import sys
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 import tensorflow as tf
@@ -43,22 +45,27 @@ def load(target: Callable, gin_file: str, bindings: Sequence[str] = ()) -> Any:
             directory or to the repository's root. An include is relative to its file's folder or
             to the root. A file that is included twice is read once.
         bindings: Lines such as `experiment.Experiment.steps = 5`, applied after the file. They may
-            use every name that a loaded file imports.
+            use every name that a loaded file imports. Each has to reach a part of `target`; files
+            may bind more.
 
     Returns:
         The result of `target()` under gin.
 
     Raises:
-        InputError: A file, name, parameter or value is missing or wrong. The message is one line
-            with the place and the nearest valid name.
+        InputError: A file, name, scope, parameter or value is missing or wrong. The message is one
+            line with the place and the nearest valid name.
     """
     path = _find(gin_file, ["", files.GIN_ROOT], where="")
     sources = _read(path, parents=(), done=set())
+    is_alone = len(sources) == 1
     imports = [s.format() for source in sources for s in source.of_kind(parser.ImportStatement)]
     imports = list(dict.fromkeys([_DYNAMIC, *imports]))
     sources += [_read_binding(binding, imports) for binding in bindings]
-    if target not in _check(sources):
+    bound = _check(sources)
+    if target not in [b.configurable for b in bound]:
         raise InputError(f"{path}: binds no parameter of {target.__name__}")
+    _check_scopes(bound, is_alone)
+    _check_used(bound, target)
 
     gin.clear_config()
     for source in sources:
@@ -135,6 +142,18 @@ class _Source:
         return f"{self.name}:{line}" if self.is_file else self.name
 
 
+class _Bound(NamedTuple):
+    """A binding whose names are resolved."""
+
+    at: str
+    is_file: bool
+    scope: str
+    selector: str
+    configurable: Callable
+    parameter: str
+    references: list[tuple[str, Callable]]  # scope and configurable
+
+
 def _find(name: str, folders: Sequence[str], where: str) -> str:
     """Returns the first of folder/name that is a file."""
     paths = [_join(folder, name) for folder in ([""] if "://" in name else folders)]
@@ -192,9 +211,9 @@ def _read_binding(binding: str, imports: list[str]) -> _Source:
     return source
 
 
-def _check(sources: list[_Source]) -> set[Callable]:
-    """Checks every name of the sources; returns the configurables whose parameters they bind."""
-    bound = set()
+def _check(sources: list[_Source]) -> list[_Bound]:
+    """Checks every name of the sources; returns their bindings."""
+    bound = []
     for source in sources:
         imports = {s.format(): s for s in source.of_kind(parser.ImportStatement)}
         dynamic = imports.pop(_DYNAMIC, None)
@@ -205,24 +224,89 @@ def _check(sources: list[_Source]) -> set[Callable]:
                     f"{source.at(statement)}: put `{_DYNAMIC}` and imports of the names below on "
                     "the first lines of the file"
                 )
-            bound.add(_check_binding(statement, modules, source.at(statement)))
+            bound.append(_check_binding(statement, modules, source))
     return bound
 
 
-def _check_binding(binding: Any, modules: dict[str, Any], at: str) -> Callable:
-    """Checks the names of one binding; returns the configurable whose parameter it binds."""
-    references = list(_references(binding.value))
-    if not binding.arg_name or any(reference.startswith("%") for reference in references):
-        raise InputError(f"{at}: macros are not used here; bind the parameter")
-    for reference in references:
-        _resolve(reference[1:].split("/")[-1], modules, at)
+def _check_binding(binding: Any, modules: dict[str, Any], source: _Source) -> _Bound:
+    """Checks the names of one binding, and resolves them."""
+    at, names, references = source.at(binding), list(_references(binding.value)), []
+    if not binding.arg_name or any(name.startswith("%") for name in names):
+        raise InputError(f"{at}: macros are unsupported; bind the parameter")
+    for name in names:
+        scope, _, selector = name[1:].rpartition("/")
+        references.append((scope, _resolve(selector, modules, at)))
     configurable = _resolve(binding.selector, modules, at)
     parameters = inspect.signature(configurable).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if binding.arg_name not in parameters and not takes_any:
         near = nearest(binding.arg_name, parameters)
         raise InputError(f"{at}: {binding.selector} has no {binding.arg_name!r}{near}")
-    return configurable
+    return _Bound(
+        at,
+        source.is_file,
+        binding.scope,
+        binding.selector,
+        configurable,
+        binding.arg_name,
+        references,
+    )
+
+
+def _check_scopes(bound: list[_Bound], is_alone: bool) -> None:
+    """Checks that references have scopes of bindings, and bindings those of references.
+
+    A file may have others, unless one that is right is near.
+    """
+    given = {b.scope for b in bound} - {""}
+    named = {s for b in bound for scope, _ in b.references for s in _outer(scope)} - {""}
+    for b in bound:
+        for scope, _ in b.references:
+            _check_scope(b, _outer(scope), given, "nothing is bound in the scope")
+        if not (b.is_file and is_alone):  # config.gin keeps scopes of references that were replaced
+            _check_scope(b, [b.scope], named, "no reference has the scope")
+
+
+def _check_scope(b: _Bound, scopes: list[str], known: set[str], what: str) -> None:
+    """Refuses the last of `scopes` if none is known; in a file, if also a known one is near."""
+    scope = scopes[-1]
+    is_wrong = scope and known.isdisjoint(scopes)
+    if is_wrong and (not b.is_file or difflib.get_close_matches(scope, known)):
+        raise InputError(f"{b.at}: {what} {scope!r}{nearest(scope, sorted(known))}")
+
+
+def _outer(scope: str) -> list[str]:
+    """Returns a scope and those around it, whose bindings it takes: "a/b" -> ["a", "a/b"]."""
+    return list(itertools.accumulate(scope.split("/"), "{}/{}".format))
+
+
+def _check_used(bound: list[_Bound], target: Callable) -> None:
+    """Checks that each binding outside the files reaches `target` or a part of it."""
+    reached = _reached(bound, target)
+    for b in bound:
+        scopes = {s for scope in reached.get(b.configurable, ()) for s in ("", *_outer(scope))}
+        if not b.is_file and b.scope not in scopes:
+            name = "/".join(filter(None, (b.scope, b.selector)))
+            raise InputError(
+                f"{b.at}: nothing refers to {name}; bind a parameter to @{name}(), or leave this"
+                " out"
+            )
+
+
+def _reached(bound: list[_Bound], target: Callable) -> dict[Callable, set[str]]:
+    """Returns `target` and the parts that it refers to, each with the scopes of its calls."""
+    final = {(b.configurable, b.scope, b.parameter): b.references for b in bound}
+    reached: dict[Callable, set[str]] = {}
+    waiting = [("", target)]
+    while waiting:
+        scope, part = waiting.pop()
+        if scope in reached.setdefault(part, set()):
+            continue
+        reached[part].add(scope)
+        for (owner, outer, _), references in final.items():
+            if owner == part and outer in ("", *_outer(scope)):
+                waiting += [(own or scope, other) for own, other in references]
+    return reached
 
 
 def _import(statement: Any, at: str) -> Any:
@@ -252,7 +336,7 @@ def _resolve(selector: str, modules: dict[str, Any], at: str) -> Callable:
         known = {name: name for name in modules}
         for name, module in modules.items():
             known |= {other: f"{name}.{other}" for other in _configurables(module)}
-        raise InputError(f"{at}: nothing imported is named {first!r}{nearest(first, known)}")
+        raise InputError(f"{at}: no import is named {first!r}{nearest(first, known)}")
     found, path = modules[first], first
     for name in rest:
         if not hasattr(found, name):

@@ -5,6 +5,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable
+from typing import Any
 
 import tf_keras
 
@@ -17,6 +18,14 @@ from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.postprocess import Panoptic, PostProcess
 from kmax_tf.predict.tiles import Tiles
 
+# What makes each part. A criterion of one's own has no common class.
+PARTS: dict[str, tuple[Any, str]] = {
+    "dataset": (Dataset, "@datasets.load()"),
+    "training_input": (TrainingInput, "@training_input.TrainingInput()"),
+    "criterion": (object, "@criterion.Criterion()"),
+    "postprocess": (PostProcess, "@postprocess.PostProcess()"),
+    "tiles": (Tiles | None, "@tiles.Tiles()"),
+}
 # Each counts something.
 POSITIVE = ("accumulation", "batch_size", "checkpoint_interval", "checkpoints_kept")
 POSITIVE += ("evaluation_batch_size", "steps", "steps_per_loop")
@@ -53,6 +62,10 @@ class Experiment:
     def __post_init__(self):
         for name in ("data_dir", "initial_checkpoint"):  # as the command line does
             object.__setattr__(self, name, os.path.expanduser(getattr(self, name) or ""))
+        for name, (kind, call) in PARTS.items():
+            part = getattr(self, name)
+            if isinstance(part, type) or not isinstance(part, kind):
+                raise InputError(f"Experiment.{name} is not made by a call; write it as {call}")
         for name in POSITIVE:
             if (value := _whole(name, getattr(self, name))) < 1:
                 raise InputError(f"Experiment.{name} {value} is below 1; bind it to 1 or more")
@@ -126,7 +139,7 @@ class Experiment:
 def _whole(name, value):
     """Returns a setting that has to be a whole number; InputError if it is not."""
     if not isinstance(value, numbers.Integral):
-        raise InputError(f"Experiment.{name} {value!r} is not a whole number; bind one, as 100")
+        raise InputError(f"Experiment.{name} {value!r} is not a whole number; bind e.g. 100")
     return value
 
 

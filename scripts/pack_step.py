@@ -10,7 +10,9 @@ from kmax_tf import command_line
 def parse():
     parser = command_line.Parser(__doc__, ["gin_file"], ["gin"])
     parser.add_argument("--out", required=True, metavar="FILE", help="the archive, *.npz")
-    parser.add_argument("--batches", type=int, default=100, help="batches that are packed")
+    parser.add_argument(
+        "--batches", type=command_line.positive, default=100, help="batches that are packed"
+    )
     parser.add_argument(
         "--batch_size", type=int, help="images a step, with the schedule scaled as in train.py"
     )

@@ -63,4 +63,6 @@ if __name__ == "__main__":
     parser.add_argument("file", help="archive of scripts/pack_step.py")
     parser.add_argument("--steps", type=int, default=100, help="steps to train; default: 100")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"argument --steps: {options.steps} is less than 1")
     main(options.file, options.steps)

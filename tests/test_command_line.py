@@ -59,6 +59,24 @@ def test_mistakes(words, message):
         parse(*words)
 
 
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        (["--gin_file="], "--gin_file"),
+        (["--gin_file", ""], "--gin_file"),
+        (["--gin_file=a.gin", "--gin="], "--gin"),
+        (["--gin_file=a.gin", "b", ""], "images"),
+    ],
+)
+def test_a_variable_that_the_shell_does_not_know(words, name):
+    """Else --run_dir=$UNSET would train in the working directory."""
+    with pytest.raises(InputError, match=f"^argument {name}: is empty; give a value, or leave it"):
+        parse(*words)
+    parser = command_line.Parser("Does it.")
+    parser.add_argument("--address", default="", help="of a service")
+    assert parser.parse_args(["--address="]).address == ""
+
+
 def test_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = parse("--gin_file=~/a.gin", "--gin=x.y = '~/z'", "~/b", "~", "c/~/d", "./~", "e~")

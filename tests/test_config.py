@@ -110,7 +110,7 @@ def test_load_forgets_the_last_file(toy, write):
         ("toy.Experiment.qqq = 1\n", "has no 'qqq'; there are: run_dir, model, steps, rates"),
         ("toy.Experimnt.steps = 1\n", "run.gin:3: toy has no 'Experimnt'; did you mean 'Experime"),
         ("Experiment.steps = 1\n", "named 'Experiment'; did you mean 'toy.Experiment'?"),
-        ("toi.Experiment.steps = 1\n", "nothing imported is named 'toi'; did you mean 'toy'?"),
+        ("toi.Experiment.steps = 1\n", "no import is named 'toi'; did you mean 'toy'?"),
         ("toy.Experiment.model = @toy.Modell()\n", "toy has no 'Modell'; did you mean 'Model'?"),
         ("toy.steps = 1\n", "run.gin:3: toy is neither a class nor a function"),
         ("toy.Experiment.model = @toy.LIMIT\n", "toy.LIMIT is neither a class nor a function"),
@@ -123,10 +123,10 @@ def test_load_forgets_the_last_file(toy, write):
             "run.gin: steps must be at least 1, got 0",
         ),
         ("toy.Model.width = 5\n", "run.gin: binds no parameter of Experiment"),
-        ("toy.Experiment.steps = 2\nSTEPS = 3\n", "run.gin:4: macros are not used here; bind the"),
-        ("toy.Experiment.rates = [%STEPS]\n", "run.gin:3: macros are not used here; bind the par"),
-        ("toy.Experiment.run_dir = %gin.REQUIRED\n", "run.gin:3: macros are not used here; bind"),
-        ("toy.Experiment.model = @gin.singleton()\n", "nothing imported is named 'gin'"),
+        ("toy.Experiment.steps = 2\nSTEPS = 3\n", "run.gin:4: macros are unsupported; bind the"),
+        ("toy.Experiment.rates = [%STEPS]\n", "run.gin:3: macros are unsupported; bind the par"),
+        ("toy.Experiment.run_dir = %gin.REQUIRED\n", "run.gin:3: macros are unsupported; bind"),
+        ("toy.Experiment.model = @gin.singleton()\n", "no import is named 'gin'"),
         ("import tensorflw\n", "run.gin:3: no module 'tensorflw'; did you mean 'tensorflow'?"),
         ('include "modls/base.gin"\n', "run.gin:3: no gin file 'modls/base.gin'"),
         ('include "bsse.gin"\n', "no gin file 'bsse.gin'; did you mean 'base.gin'?"),
@@ -220,13 +220,66 @@ def test_bindings_win_and_reach_every_import_of_a_file(toy, write):
         ("toy.Experiment.run_dir", "Couldn't parse statement"),
         ("import toy", "write module.Name.parameter = value"),
         ("", "write module.Name.parameter = value"),
-        ("STEPS = 1", "macros are not used here; bind the parameter"),
+        ("STEPS = 1", "macros are unsupported; bind the parameter"),
     ],
 )
 def test_mistakes_in_bindings(toy, write, binding, message):
     path = write('toy.Experiment.run_dir = "a"\n')
     assert _error(toy.Experiment, path, [binding]).startswith(f"binding {binding!r}: ")
     assert message in _error(toy.Experiment, path, [binding])
+
+
+SCOPED = """
+toy.Experiment.run_dir = "a"
+toy.Experiment.model = @big/toy.Model()
+big/toy.Model.width = 64
+toy.relu.slope = 0.5
+"""
+
+
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        ("bog/toy.Model.width = 2", "no reference has the scope 'bog'; did you mean 'big'?"),
+        ("toy.Experiment.rates = @bog/toy.Model()", "in the scope 'bog'; did you mean 'big'?"),
+        ("big/toy.Experiment.steps = 2", "nothing refers to big/toy.Experiment; bind a parameter"),
+        ("toy.relu.slope = 0.1", "nothing refers to toy.relu; bind a parameter to @toy.relu(), or"),
+    ],
+)
+def test_bindings_that_would_change_nothing(toy, write, binding, message):
+    path = write(SCOPED)
+    assert config.load(toy.Experiment, path).model.width == 64  # a file may bind what is not used
+    assert message in (error := _error(toy.Experiment, path, [binding]))
+    assert error.startswith(f"binding {binding!r}: ")
+
+
+def test_bindings_of_a_part_that_bindings_add(toy, write):
+    path = write(SCOPED)
+    relu = ["toy.Model.act = @big/toy.relu", "big/toy.relu.slope = 0.25"]
+    assert config.load(toy.Experiment, path, relu).model.act(-2) == -0.5
+    within = ["toy.Model.act = @toy.Experiment()", "big/toy.Experiment.model = None"]
+    inner = config.load(toy.Experiment, path, [*within, "big/toy.Experiment.steps = 9"]).model.act
+    assert inner.steps == 9  # a part takes the scope of the part that it belongs to
+    error = _error(toy.Experiment, path, [*relu, "toy.Experiment.model = None"])
+    assert "nothing refers to toy.Model" in error
+
+
+def test_scopes_that_a_file_misspells(toy, write):
+    write(SCOPED, name="base.gin")
+    path = write('include "base.gin"\n\nbog/toy.Model.width = 2\n')
+    assert "run.gin:5: no reference has the scope 'bog'; did you" in _error(toy.Experiment, path)
+    path = write('include "base.gin"\ntoy.Experiment.rates = [@bog/toy.Model()]\n')
+    assert "run.gin:4: nothing is bound in the scope 'bog'" in _error(toy.Experiment, path)
+    path = write('include "base.gin"\nother/toy.Model.width = 2\n')
+    assert config.load(toy.Experiment, path).model.width == 64  # for another experiment
+
+
+def test_a_scope_whose_reference_is_replaced(toy, write, tmp_path):
+    bindings = ["toy.Experiment.model = @bigger/toy.Model()", "bigger/toy.Model.width = 128"]
+    loaded = config.load(toy.Experiment, write(SCOPED), bindings)
+    (tmp_path / "config.gin").write_text(config.resolved())  # as the evaluator reads it
+    assert config.load(toy.Experiment, str(tmp_path / "config.gin")) == loaded
+    assert loaded.model.width == 128
 
 
 def test_resolved_text_alone_gives_the_same(toy, write, tmp_path):

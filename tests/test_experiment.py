@@ -40,8 +40,8 @@ def test_a_size_that_only_the_evaluator_would_refuse(tiny):
         ("clip_norm = 0", "clip_norm 0 is not positive; leave it out for no limit"),
         ("clip_norm = None", "clip_norm None is not a number; leave it out, or bind one"),
         ("ema_decay = None", "ema_decay None is not a number"),
-        ("evaluation_size = 129", r"evaluation_size 129 is no height and width; bind two, as"),
-        ("evaluation_size = (129, 129.5)", r"evaluation_size \(129, 129.5\) is no height"),
+        ("evaluation_size = 129", r"evaluation_size 129 is not \(height, width\); bind e.g. "),
+        ("evaluation_size = (129, 129.5)", r"evaluation_size \(129, 129.5\) is not \(height"),
         ("seed = -1", "seed -1 is not 0 to 2147483647"),
         ("seed = 4294967295", "seed 4294967295 is not 0 to 2147483647"),
     ],
@@ -51,9 +51,26 @@ def test_numbers_that_would_fail_later_or_never(tiny, binding, message):
         tiny(f"experiment.Experiment.{binding}")
 
 
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("dataset", "@datasets.load"),
+        ("training_input", "@training_input.TrainingInput"),
+        ("criterion", "@criterion.Criterion"),
+        ("postprocess", "@postprocess.PostProcess"),
+        ("tiles", "@tiles.Tiles"),
+    ],
+)
+def test_parts_without_their_parentheses(tiny, name, part):
+    """Of the merging, an evaluation would say it: after the training."""
+    with pytest.raises(InputError, match=rf"Experiment.{name} is not .*; write it as {part}\(\)$"):
+        tiny(f"experiment.Experiment.{name} = {part}")
+    assert getattr(tiny(f"experiment.Experiment.{name} = {part}()"), name)
+
+
 @pytest.mark.parametrize("name", ["size", "decoded_size"])
 def test_a_size_is_a_height_and_a_width(tiny, name):
-    with pytest.raises(InputError, match=f"TrainingInput.{name} 97 is no height and width"):
+    with pytest.raises(InputError, match=rf"TrainingInput.{name} 97 is not \(height, width\)"):
         tiny(f"training_input.TrainingInput.{name} = 97")
 
 

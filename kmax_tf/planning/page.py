@@ -28,10 +28,10 @@ def write(
         f"<p>{fingerprint.num_images:,} images, {len(fingerprint.size):,} of them read ·"
         f" {len(fingerprint.area):,} segments</p></div></header>",
         report.section("Numbers", _numbers(fingerprint, plan)),
-        report.section("Rarity of classes", _classes(fingerprint, experiment)),
+        report.section("Class statistics", _classes(fingerprint, experiment)),
         report.section("Images with their labels", _figure(_images(experiment, records))),
         report.section("What the model sees in training", _figure(_crops(experiment, records))),
-        report.section("What follows", _settings(plan)),
+        report.section("Settings", _settings(plan)),
     ]
     report.write_page(path, f"Plan for {experiment.dataset.name}", sections)
 
@@ -86,7 +86,7 @@ def _images(experiment, records):
 
 
 def _crops(experiment, records):
-    """Training crops with the segments that are learnt, at the stride of the mask grid."""
+    """Training crops with the segments that are learned, at the stride of the mask grid."""
     options, dataset = experiment.training_input, experiment.dataset
     examples = training_input.training_input(
         records, dataset, options, stride=STRIDE, batch_size=1, seed=experiment.seed

@@ -1,5 +1,6 @@
 """Makes a plan from a folder of records: fingerprint, settings, weights, timed steps, page."""
 
+import math
 import os
 import tempfile
 
@@ -26,12 +27,12 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
         weights: run folder or checkpoint of the official ResNet-50 model, "" for none.
 
     Raises:
-        InputError: `out` is no .gin file, `minutes` is not positive, the records or weights cannot
-            be used, or not even one image for each replica fits in memory.
+        InputError: `out` is no .gin file, or `minutes` is not above 0 and finite. The records or
+            weights cannot be used. Or not even one image for each replica fits in memory.
     """
     check_name(out)
-    if minutes <= 0:
-        raise InputError(f"minutes {minutes:g}: must be more than 0")
+    if not 0 < minutes < math.inf:
+        raise InputError(f"minutes must be above 0 and finite, not {minutes:g}")
     # Before the records are read, or a GPU stays visible.
     strategy = runtime.strategy(device, trains=True)
     stem = os.path.splitext(out)[0]

@@ -85,15 +85,13 @@ def view_settings(fingerprint: Fingerprint, view: View) -> list[Setting]:
     base = 1.0
     if view.scale is not None:
         base = view.scale
-        scale = (
-            f"so that 95 % of the things cover {GRID_PIXELS} pixels of the mask grid, if 2 will do"
-        )
+        scale = f"so that 95 % of things cover {GRID_PIXELS} mask-grid pixels; at most 2"
         sizes += [
             Setting("experiment.Experiment.tiles", "@tiles.Tiles()", "things are small in images"),
             Setting("tiles.Tiles.scale", round(base, 4), scale),
             Setting("tiles.Tiles.overlap", view.crop // 4, "a quarter of a tile"),
             Setting(
-                "training_input.TrainingInput.resize_to_crop", False, "crops too keep the scale"
+                "training_input.TrainingInput.resize_to_crop", False, "crops keep the scale too"
             ),
         ]
     buffer = int(np.clip(BUFFER // max(fingerprint.record_bytes, 1), 16, 1000))

@@ -1,5 +1,6 @@
 """How long a training takes: times a few steps on this machine, and chooses their number."""
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,8 +44,8 @@ def load(
         InputError: the file, a binding, a number or the records are wrong.
     """
     given = [value for value in (steps, epochs, minutes) if value is not None]
-    if len(given) > 1 or any(value <= 0 for value in given):
-        raise InputError("steps, epochs, minutes: give one of them, above 0")
+    if len(given) > 1 or not all(0 < value < math.inf for value in given):
+        raise InputError("give one of steps, epochs or minutes, above 0 and finite")
     experiment = scaling.load(gin_file, bindings, batch_size=batch_size)
     if epochs is not None:
         images = train.training_records(experiment).num_examples
@@ -52,7 +53,7 @@ def load(
     if minutes is not None:
         steps = provenance.steps(run_dir)
         if steps is not None:
-            print(f"{run_dir}: began with {steps} steps, which stay; minutes are for new runs")
+            print(f"{run_dir}: keeps its {steps} steps; minutes apply to new runs only")
         else:
             print(f"timing the steps, to fit {minutes:g} minutes", flush=True)
             steps = steps_within(minutes, experiment, strategy)
@@ -104,9 +105,9 @@ def steps_within(minutes: float, experiment: Experiment, strategy: tf.distribute
     steps = int((60 * minutes * one - start) / each)
     start, each = start / one, each / one
     if steps < 1:
-        raise InputError(f"{minutes:g} minutes: timing and the start take {start:.0f} s; give more")
+        raise InputError(f"{minutes:g} minutes: timing and startup take {start:.0f} s; give more")
     print(
-        f"{minutes:g} minutes: {duration(start)} for timing and the start, then {steps} steps of"
+        f"{minutes:g} minutes: {duration(start)} for timing and startup, then {steps} steps of"
         f" {each:.2f} s",
         flush=True,
     )

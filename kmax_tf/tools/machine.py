@@ -2,9 +2,11 @@
 
 import argparse
 import collections
+import dataclasses
 import glob
 import itertools
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +18,11 @@ from kmax_tf.data import datasets, segment_counts
 from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.experiment import Experiment
+from kmax_tf.importers import own_checkpoint
+from kmax_tf.run_folder import checkpoint
 from kmax_tf.tools.packages import Problem
+
+JAX_PLUGIN = re.compile(r"jax-cuda\d+-plugin")  # by which JAX sees NVIDIA GPUs
 
 
 def check_devices(
@@ -41,6 +47,9 @@ def check_devices(
     if wanted.startswith("pjrt"):
         if "jax" not in versions:
             problems.append(Problem(f"--device={wanted} needs JAX", "pip install 'kmax_tf[pjrt]'"))
+        elif nvidia and wanted == "pjrt" and not any(map(JAX_PLUGIN.fullmatch, versions)):
+            remedy = 'pip install "jax[cuda12]", or train with --device=gpu'
+            problems.append(Problem("JAX does not see the NVIDIA GPU", remedy))
     elif nvidia and not seen.get("GPU") and wanted in ("auto", "gpu"):
         remedy = f'pip install "tensorflow[and-cuda]=={versions.get("tensorflow")}"'
         if tpu_wheel:
@@ -78,6 +87,10 @@ def check_run_dir(path: str) -> tuple[str, list[Problem]]:
     Returns:
         The result to show, and the problem.
     """
+    try:
+        files.check_literal(path)
+    except InputError as error:
+        return "cannot hold checkpoints", [_problem(error)]
     folder = os.path.abspath(path) if "://" not in path else path
     while folder.startswith("/") and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -110,19 +123,27 @@ def check_records(data_dir: str, dataset: Any, splits: Sequence[str]) -> tuple[s
 
 
 def check_segments(experiment: Experiment, data_dir: str) -> tuple[list[str], list[Problem]]:
-    """Builds the model of an experiment, and counts the segments that it loses of the records.
+    """Starts the model of an experiment, and counts the segments that it loses of the records.
 
     Returns:
         The lines of `segment_counts.describe`, and the problem.
     """
     try:
         model = experiment.build_model()
+        if experiment.initial_checkpoint:
+            start = own_checkpoint.find(experiment.initial_checkpoint)
+            build = experiment.build_weights
+            own_checkpoint.start_from(model, start, experiment.dataset, build)
         records = reader.find(data_dir, experiment.train_split, experiment.dataset)
         counts = segment_counts.of_experiment(records, experiment, model)
     except InputError as error:
-        remedy = first_line(error).rpartition("; ")[2]
-        return [], [Problem(_without_remedy(error), remedy)]
+        return [], [_problem(error)]
     return segment_counts.describe(counts), []
+
+
+def _problem(error):
+    """Returns the problem of an InputError, with its own remedy."""
+    return Problem(_without_remedy(error), first_line(error).rpartition("; ")[2])
 
 
 def _without_remedy(error):
@@ -156,16 +177,20 @@ def examine_folders(
         Rows of folder and result, and the problems.
     """
     rows, problems = [], check_paths(options.device, {"run_dir": options.run_dir})
+    has_begun = False
     if options.run_dir:
         shown, found = check_run_dir(options.run_dir)
         rows.append((options.run_dir, shown))
         problems += found
+        has_begun = not found and bool(checkpoint.completed(options.run_dir))
     if not (options.gin_file or options.data_dir):
         return rows, problems
     data_dir, initial, experiment = options.data_dir, "", None
     try:
         if options.gin_file:
             experiment = config.load(Experiment, options.gin_file, options.gin)
+            if has_begun:  # it goes on from its own checkpoint
+                experiment = dataclasses.replace(experiment, initial_checkpoint="")
             data_dir, initial = data_dir or experiment.data_dir, experiment.initial_checkpoint
             dataset = experiment.dataset
             splits = dict.fromkeys([experiment.train_split, experiment.evaluation_split])

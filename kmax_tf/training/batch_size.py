@@ -21,10 +21,13 @@ def load(
     Raises InputError as `config.load`, `linear_scaling` and `length` do.
     """
     experiment = config.load(Experiment, gin_file, bindings)
-    for scaled, number in ((linear_scaling, batch_size), (length, steps)):
-        if number is not None:
-            bindings = [*bindings, *scaled(experiment, number)]
-            experiment = config.load(Experiment, gin_file, bindings)
+    if batch_size is not None:
+        bindings = [*bindings, *linear_scaling(experiment, batch_size)]
+        experiment = config.load(Experiment, gin_file, bindings)
+        steps = experiment.steps if steps is None else steps  # `length` has the last word on saves
+    if steps is not None:
+        bindings = [*bindings, *length(experiment, steps)]
+        experiment = config.load(Experiment, gin_file, bindings)
     return experiment
 
 
@@ -59,7 +62,7 @@ def length(experiment: Experiment, steps: int) -> list[str]:
     Raises InputError if `steps` is not positive.
     """
     if steps < 1:
-        raise InputError(f"{steps} steps are no training; give 1 or more")
+        raise InputError(f"{steps} steps: too few; give 1 or more")
     interval = min(experiment.checkpoint_interval, max(1, steps // SAVES))
     loop = min(experiment.steps_per_loop, interval)
     return [
@@ -88,8 +91,8 @@ def per_replica_batch_size(experiment: Experiment, replicas: int) -> int:
         fitting = max(parts, experiment.batch_size // parts * parts)
         raise InputError(
             f"Experiment.batch_size {experiment.batch_size} cannot be divided among {replicas}"
-            f" replicas in {experiment.accumulation} micro-batches each; give a multiple of"
-            f" {parts}, such as --batch_size={fitting}, which also scales the schedule"
+            f" replicas x {experiment.accumulation} micro-batches; give a multiple of {parts}, such"
+            f" as --batch_size={fitting}, which also scales the schedule"
         )
     return experiment.batch_size // parts
 

@@ -1,5 +1,6 @@
 """The whole plan of a folder of records, and its timed steps."""
 
+import math
 import pathlib
 import tempfile
 import types
@@ -28,6 +29,12 @@ def test_plan_and_page(records, tmp_path, monkeypatch, capsys):
     page = (tmp_path / "own.html").read_text()
     for text in ("What the model sees in training", "data:image/webp", "num_clusters", "6 images"):
         assert text in page
+
+
+@pytest.mark.parametrize("minutes", [0, math.nan, math.inf])
+def test_minutes_of_no_training(tmp_path, minutes):
+    with pytest.raises(InputError, match="^minutes must be above 0 and finite, not"):
+        planner.run("none", str(tmp_path / "own.gin"), "cpu", minutes, "")
 
 
 @pytest.mark.parametrize("replicas, batches", [(1, [16, 8, 4]), (3, [18, 9, 3])])

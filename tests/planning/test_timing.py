@@ -1,5 +1,7 @@
 """The length of a training, by steps, passes over the images or minutes."""
 
+import math
+
 import pytest
 import tensorflow as tf
 
@@ -48,14 +50,14 @@ def test_minutes_of_a_new_run_are_timed_and_those_of_an_old_one_are_not(
 ):
     monkeypatch.setattr(timing, "time_steps", lambda *_: (30.0, 0.5))
     assert steps(gin_file, tmp_path, minutes=2) in (179, 180)
-    assert "2 minutes: 30 s for timing and the start, then " in capsys.readouterr().out
-    with pytest.raises(InputError, match="0.5 minutes: timing and the start take 30 s"):
+    assert "2 minutes: 30 s for timing and startup, then " in capsys.readouterr().out
+    with pytest.raises(InputError, match="0.5 minutes: timing and startup take 30 s"):
         steps(gin_file, tmp_path, minutes=0.5)
     provenance.write(str(tmp_path), {})
     assert steps(gin_file, tmp_path, minutes=2) > 100  # it has no checkpoint yet
     checkpoint.save(tf.train.Checkpoint(step=tf.Variable(1)), str(tmp_path), 1, keep=1)
     assert steps(gin_file, tmp_path, minutes=2) == 4
-    assert "began with 4 steps, which stay" in capsys.readouterr().out
+    assert "keeps its 4 steps" in capsys.readouterr().out
 
 
 def test_a_batch_that_the_replicas_do_not_divide_is_refused_before_anything_is_made(
@@ -65,7 +67,12 @@ def test_a_batch_that_the_replicas_do_not_divide_is_refused_before_anything_is_m
         timing.time_steps(tiny("experiment.Experiment.batch_size = 3"), two_replicas)
 
 
-@pytest.mark.parametrize("given", [{"steps": 3, "minutes": 5}, {"epochs": -1}, {"steps": 0}])
+NOT_FINITE = [{"minutes": math.nan}, {"minutes": math.inf}, {"epochs": math.inf}]
+
+
+@pytest.mark.parametrize(
+    "given", [{"steps": 3, "minutes": 5}, {"epochs": -1}, {"steps": 0}, *NOT_FINITE]
+)
 def test_one_positive_length(gin_file, tmp_path, given):
-    with pytest.raises(InputError, match="steps, epochs, minutes: give one of them, above 0"):
+    with pytest.raises(InputError, match="give one of steps, epochs or minutes, above 0"):
         steps(gin_file, tmp_path, **given)

@@ -1,11 +1,14 @@
 """The doctor, on tables of versions of machines that are not here, and on this one."""
 
+import argparse
 import importlib.metadata
 import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
+from kmax_tf.run_folder import checkpoint
 from kmax_tf.tools import machine, packages
 
 GOOD = {
@@ -109,8 +112,13 @@ def test_devices():
     (problem,) = devices({"CPU": 1}, nvidia=True, hidden=True)
     assert "CUDA_VISIBLE_DEVICES" in problem.remedy
     assert not devices({"CPU": 1}, "cpu", nvidia=True)  # is what the user wants
-    assert not devices({"CPU": 1}, "pjrt", GOOD | {"jax": "0.10.2"}, nvidia=True)
     assert "needs JAX" in devices({"CPU": 1}, "pjrt", nvidia=True)[0].what
+    jax = GOOD | {"jax": "0.10.2"}
+    (problem,) = devices({"CPU": 1}, "pjrt", jax, nvidia=True)
+    assert 'pip install "jax[cuda12]"' in problem.remedy
+    assert not devices({"CPU": 1}, "pjrt", jax | {"jax-cuda12-plugin": "0.10.2"}, nvidia=True)
+    assert not devices({"CPU": 1}, "pjrt", jax)
+    assert not devices({"CPU": 1}, "pjrt:cpu:2", jax, nvidia=True)
     for wanted in ("tpu:coco", "local"):
         assert not devices({"CPU": 1}, wanted, SLICE)
         assert "needs tensorflow-tpu" in devices({"CPU": 1}, wanted)[0].what
@@ -147,6 +155,9 @@ def test_run_dir(tmp_path):
     (tmp_path / "file").write_text("")
     shown, problems = machine.check_run_dir("/proc/kmax")
     assert shown == "cannot be written" and len(whats(problems)) == 1
+    shown, (problem,) = machine.check_run_dir(str(tmp_path / "a[1]"))
+    assert "a[1]: TensorFlow cannot read checkpoints" in problem.what
+    assert problem.remedy == "choose a name without them"
 
 
 def test_lost_segments(tiny, records):
@@ -156,6 +167,29 @@ def test_lost_segments(tiny, records):
     lines, problems = machine.check_segments(tiny(rows), records)
     assert not lines
     assert whats(problems) == [f"{rows.replace(' =', '')} exceeds the 16 clusters of training"]
+
+
+def test_weights_to_start_from(tiny, tmp_path):
+    """Training would refuse them at once, unless the run has a checkpoint of its own."""
+    tiny()
+    missing = str(tmp_path / "weights-0")
+    options = argparse.Namespace(
+        gin_file=str(tmp_path / "tiny.gin"),
+        gin=[f"experiment.Experiment.initial_checkpoint = {missing!r}"],
+        data_dir=None,
+        run_dir=str(tmp_path / "run"),
+        device="auto",
+    )
+    _, problems = machine.examine_folders(options)
+    (what,) = whats(problems)
+    assert what.startswith(f"{missing}: cannot be read")
+    weights = tf.train.Checkpoint(model=tiny().build_model())
+    checkpoint.save(weights, options.run_dir, 1, keep=1)
+    rows, problems = machine.examine_folders(options)
+    assert not problems and any("6 images" in row[1] for row in rows)
+    options.gin = [f"experiment.Experiment.initial_checkpoint = {options.run_dir!r}"]
+    options.run_dir = str(tmp_path / "other")
+    assert not machine.examine_folders(options)[1]
 
 
 def run(*words):

@@ -597,7 +597,7 @@ def test_an_interruption_deletes_or_names_what_runs(cloud, moment, kind):
     if keeps:
         assert "continues without this program" in output
         # The evaluator is looked at while the slice is there, and after.
-        assert ("the same command follows it again" in output) == ("slice" in cloud.machines())
+        assert ("rerun the command to follow it" in output) == ("slice" in cloud.machines())
         assert cloud.machines()
     else:
         assert not cloud.machines(), output
@@ -657,7 +657,7 @@ def test_the_evaluator_alone_is_left_to_itself(cloud):
     output = process.communicate(timeout=600)[0]
     assert cloud.machines() == {"evaluator"}
     assert "training is done, and the evaluator continues without this program" in output
-    assert "same command" not in output
+    assert "rerun the command" not in output
     assert_nothing_hidden(cloud, output)
 
 
@@ -670,7 +670,7 @@ def test_the_same_command_follows_a_training_that_was_left(cloud, evaluator, end
     assert status == ends_with, output
     assert len(cloud.read("trainings")) == 1
     assert "train: trained" in output and not cloud.machines()
-    assert ("not committed and would not be sent" in output) == ends_with
+    assert ("the files above are not committed" in output) == ends_with
 
 
 def test_a_training_of_another_run_is_neither_followed_nor_deleted(cloud):
@@ -681,7 +681,7 @@ def test_a_training_of_another_run_is_neither_followed_nor_deleted(cloud):
     other = [*RUN, "--run_dir=gs://bucket/runs/new", "--evaluator=none"]
     status, output = cloud.launch("run", *other)
     assert status != 0, output
-    assert "coco: its job train is of gs://bucket/runs/coco, and runs; give another" in output
+    assert "coco: runs the job train of gs://bucket/runs/coco; choose another" in output
     assert "slice" in cloud.machines() and len(cloud.read("trainings")) == 1
     # Once it has ended, the slice takes the other one.
     os.killpg(int((cloud.path / "slice/0/train.pid").read_text()), signal.SIGKILL)
@@ -808,5 +808,5 @@ def test_what_is_not_committed_is_not_trained(cloud):
     write(cloud.clone / GIN, "changed")
     status, output = cloud.launch("run", *RUN)
     assert status == 1
-    assert GIN in output and "commit it" in output
+    assert GIN in output and "commit them first" in output
     assert not cloud.machines() and not any("create" in call for call in cloud.calls())

@@ -47,6 +47,18 @@ def test_the_loss_is_that_of_tensorflow(tiny, tmp_path):
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "command", ["pack_step.py --gin_file=x.gin --out=x.npz --batches", "run_step.py x.npz --steps"]
+)
+def test_no_batches_and_no_steps_are_refused(command):
+    if command.startswith("run_step.py"):
+        pytest.importorskip("jax")
+    name, *words = command.split()
+    script = pathlib.Path(__file__).parents[2] / "scripts" / name
+    done = subprocess.run([sys.executable, script, *words, "0"], capture_output=True, text=True)
+    assert f"error: argument {words[-1]}: 0 is less than 1" in done.stderr and done.returncode
+
+
 def test_an_initial_checkpoint_is_refused(tiny, tmp_path):
     experiment = tiny("experiment.Experiment.initial_checkpoint='x'")
     with pytest.raises(InputError, match="random weights; bind"):

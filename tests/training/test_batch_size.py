@@ -57,6 +57,23 @@ def test_another_number_of_steps_keeps_the_share_of_the_warm_up(
     assert (made.batch_size, schedule.base) == (64, 5e-4)
 
 
+@pytest.mark.parametrize(
+    "size, given, steps, interval",
+    [
+        (160, None, 200, 33),  # with the demo's interval it would save at the end alone
+        (8, None, 4000, 500),
+        (160, 2000, 2000, 300),  # not the interval of 200 steps
+    ],
+)
+def test_another_batch_size_saves_often_enough(tiny, tmp_path, size, given, steps, interval):
+    numbers = {"batch_size": 16, "steps": 2000, "checkpoint_interval": 500, "steps_per_loop": 100}
+    bindings = [f"experiment.Experiment.{name} = {value}" for name, value in numbers.items()]
+    tiny()
+    path = str(tmp_path / "tiny.gin")
+    made = batch_size.load(path, bindings, batch_size=size, steps=given)
+    assert (made.batch_size, made.steps, made.checkpoint_interval) == (size, steps, interval)
+
+
 def test_a_batch_that_the_replicas_do_not_divide(tiny):
     experiment = tiny("experiment.Experiment.batch_size = 64")
     assert batch_size.per_replica_batch_size(experiment, 32) == 2
@@ -66,7 +83,7 @@ def test_a_batch_that_the_replicas_do_not_divide(tiny):
         batch_size.per_replica_batch_size(experiment, 12)
     experiment = tiny("experiment.Experiment.accumulation = 4", *RECIPE)
     assert batch_size.per_replica_batch_size(experiment, 8) == 2
-    with pytest.raises(InputError, match=r"among 32 replicas in 4 micro-batches.*--batch_size=128"):
+    with pytest.raises(InputError, match=r"among 32 replicas x 4 micro-batches.*--batch_size=128"):
         batch_size.per_replica_batch_size(experiment, 32)
 
 
