@@ -29,17 +29,17 @@ def read(path: str) -> list[dict]:
         names = rows.fieldnames or []
         lines = [(rows.line_num, row) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise errors.InputError(f"{path}: no CSV table in UTF-8 ({error}); save it so") from error
+        raise errors.InputError(f"{path}: not a UTF-8 CSV table ({error}); save it so") from error
     if not {"value", "name"} <= set(names) <= set(COLUMNS):
         raise errors.InputError(
-            f"{path}: line 1 is {','.join(names)!r:.60}; make it value,name,isthing,color (the last"
-            " two may be missing), with commas between"
+            f"{path}: line 1 is {','.join(names)!r:.60}; make it value,name,isthing,color"
+            " (the last two are optional), comma-separated"
         )
     entries = {}
     for line, row in lines:
         entry = _entry(row, f"{path}: line {line}")
         if entry["id"] in entries:
-            raise errors.InputError(f'{path}: line {line}: "value" {entry["id"]} is there twice')
+            raise errors.InputError(f'{path}: line {line}: "value" {entry["id"]} is repeated')
         entries[entry["id"]] = entry
     if not entries:
         raise errors.InputError(f"{path}: lists no class; add a line for each")

@@ -112,7 +112,7 @@ def list_sources(content: Any, path: str, notes: collections.Counter) -> list[ra
             segment = drawing.Segment(category, is_crowd)
             objects[image_id].append(coco_masks.Object(where, segment, entry["segmentation"]))
         else:
-            notes["objects without a segmentation, as a box alone: left out"] += 1
+            notes["objects with a box but no segmentation: left out"] += 1
     notes["images without objects: left out"] += len(images) - len(objects)
     return [
         raw_dataset.Source(image_id, name, coco_masks.Objects(size, objects[image_id]))

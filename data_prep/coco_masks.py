@@ -36,9 +36,8 @@ def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
     if source.labels.size not in (None, size):
         height, width = source.labels.size
         raise errors.InputError(
-            f"{source.file_name}: the upright image is {size[1]} x {size[0]}, but"
-            f' {width} x {height} by "width" and "height" in the JSON; export the annotations of'
-            " this image again"
+            f"{source.file_name}: the upright image is {size[1]} x {size[0]}, but {width} x"
+            f" {height} in the JSON; export its annotations again"
         )
     notes, masks = collections.Counter(), []
     for where, segment, segmentation in source.labels.objects:

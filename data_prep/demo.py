@@ -70,7 +70,7 @@ def make(
 
     Args:
         out: folder to write into.
-        num_train, num_val, num_holdout: images of each split; a split of 0 is not written. The
+        num_train, num_val, num_holdout: images of each split. A split of 0 is not written. The
             digits of holdout are training digits, which train then does not use.
         level: "cards" or "strokes".
         seed: any integer from 0.
@@ -119,8 +119,8 @@ def _check_other_splits(out, others, drawn):
     for split in others:
         if tf.io.gfile.exists(os.path.join(out, f"panoptic_{split}.json")):
             raise errors.InputError(
-                f"{out}: the split {split} was drawn with another level, seed or holdout, and may"
-                " have the same digits; draw it again too, or choose another --out"
+                f"{out}: the split {split} was drawn with another level, seed or holdout and may"
+                " share digits; draw it again too, or choose another --out"
             )
 
 
@@ -315,7 +315,7 @@ def _find_place(
 
 
 def _drop_small(mask: np.ndarray) -> np.ndarray:
-    """Removes the connected pieces of a bool [h, w] mask that are too small to be labelled."""
+    """Removes the connected pieces of a bool [h, w] mask that are too small to be labeled."""
     pieces, _ = scipy.ndimage.label(mask)
     return mask & (np.bincount(pieces.ravel()) >= MIN_STUFF)[pieces]
 

@@ -56,7 +56,7 @@ def pair(images: str, labels: str, notes: collections.Counter) -> tuple[raw_data
         InputError: the folders are one, no files belong together, or an image has several labels.
     """
     if os.path.normpath(images) == os.path.normpath(labels):
-        raise errors.InputError(f"{images}: has images and labels; move the labels to a folder")
+        raise errors.InputError(f"{images}: mixes images and labels; move labels elsewhere")
     image_of = raw_images.by_stem(images, raw_images.list_images(images, notes, "image"))
     label_of = raw_images.by_stem(labels, raw_images.list_images(labels, notes, "label"))
     endings = collections.Counter(
@@ -99,9 +99,9 @@ def _check_single(
     if several:
         image, other = min(several.items())
         raise errors.InputError(
-            f"{labels}: {label_of[image + ending]} and {label_of[other]} are both labels of the"
-            f" image {image_of[image]} ({len(several)} images have several); keep one file for"
-            " each, or use kmax prepare mask_folders for a mask for each object"
+            f"{labels}: {label_of[image + ending]} and {label_of[other]} both label the image"
+            f" {image_of[image]} ({len(several)} images have several labels); keep one each, or"
+            " use kmax prepare mask_folders for a mask per object"
         )
 
 

@@ -93,7 +93,7 @@ def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
             f"{path}: is a {kind} of {bits} bits, {mode}; save masks as gray PNG of 8 bits"
         )
     if kind in BLURRED:
-        raise errors.InputError(f"{path}: is {kind}, which blurs masks; save masks as PNG")
+        raise errors.InputError(f"{path}: {kind} is lossy; save masks as PNG")
     if pages > 1:
         raise errors.InputError(f"{path}: has {pages} pages; save each mask as a file of its own")
     if values.shape[:2] != size:

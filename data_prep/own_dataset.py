@@ -59,7 +59,7 @@ def make(
     pictures = [raw_dataset.look_at_all(listing, workers) for listing in raw.listings]
     if len(pictures) == 1:
         pictures = raw_dataset.divide(pictures[0], val_share, seed)
-        print(f"split: at random, --val_share {val_share} --seed {seed}")
+        print(f"random split: --val_share {val_share} --seed {seed}")
     folders = [raw.listings[0].images, raw.listings[-1].images]
     shares = list(map(label_writer.place, [out, out], SPLITS, folders, pictures))
     _claim(out)
@@ -93,7 +93,7 @@ def _claim(out: str) -> None:
     for place in _outputs(out):
         if tf.io.gfile.exists(place):
             raise errors.InputError(
-                f"{place}: would be replaced, and no `kmax prepare` of this version made it; choose"
+                f"{place}: exists, and this version of `kmax prepare` did not make it; choose"
                 " another --out"
             )
     names = ", ".join(map(os.path.basename, _outputs(out)))
@@ -107,8 +107,7 @@ def _check_outputs(flags: Any, inputs: Sequence[str]) -> None:
         for place in _outputs(flags.out):
             if path and f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(place)}/"):
                 raise errors.InputError(
-                    f"--{name} {path}: would be overwritten, for {place} is written; choose"
-                    " another --out"
+                    f"--{name} {path}: would be overwritten by {place}; choose another --out"
                 )
 
 
@@ -132,9 +131,9 @@ def _tell_images(
             print(f"{share.images}: copies of them, PNG for what is neither JPEG nor PNG")
     digests = [{picture.facts.digest for picture in found} for found in pictures]
     if shared := len(set.intersection(*digests)):
-        print(f"warning: {shared} images are in the training and in the validation")
+        print(f"warning: {shared} images are in both training and validation")
     if copies := sum(map(len, pictures)) - sum(map(len, digests)):
-        print(f"{copies} images are copies of others of the same split")
+        print(f"{copies} images are duplicates within their split")
 
 
 def _tell_labels(raw: raw_dataset.RawDataset, written: list[label_writer.Written]) -> None:

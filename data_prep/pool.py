@@ -44,7 +44,7 @@ def run(
             return list(tqdm.tqdm(executor.map(function, *zip(*jobs, strict=True)), **bar))
     except BrokenProcessPool as error:
         raise errors.InputError(
-            "a worker process was killed, mostly for lack of memory; give fewer with --workers N"
+            "a worker was killed, probably for lack of memory; use fewer with --workers N"
         ) from error
 
 

@@ -11,7 +11,7 @@ from kmax_tf import errors
 def check(share: float, seed: int) -> None:
     """Raises InputError unless `choose_validation` takes a share and a seed."""
     if not 0 < share < 1:
-        raise errors.InputError(f"--val_share {share}: choose a number between 0 and 1, as 0.15")
+        raise errors.InputError(f"--val_share {share}: choose a number between 0 and 1, e.g. 0.15")
     if seed < 0:
         raise errors.InputError(f"--seed {seed}: choose a whole number from 0")
 

@@ -23,7 +23,7 @@ class Source(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The labelled images of one folder."""
+    """The labeled images of one folder."""
 
     images: str  # the folder
     sources: list[Source]
@@ -41,7 +41,7 @@ class RawDataset(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One labelled image, and what its file holds."""
+    """One labeled image, and what its file holds."""
 
     source: Source
     facts: raw_images.Facts

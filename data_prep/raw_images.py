@@ -45,7 +45,7 @@ def by_stem(folder: str, found: Sequence[str]) -> dict[str, str]:
         stem = os.path.splitext(name)[0]
         if stem in stems:
             raise errors.InputError(
-                f"{folder}: {stems[stem]} and {name} differ in the extension only; keep one"
+                f"{folder}: {stems[stem]} and {name} differ only in extension; keep one"
             )
         stems[stem] = name
     return stems
@@ -81,8 +81,8 @@ def _open(content: bytes, path: str) -> Image.Image:
     bits = pillow.bits(picture, content)
     if not is_exact or bits > 8:
         raise errors.InputError(
-            f"{path}: has pixels of kind {picture.mode} (Pillow's mode) and {bits} bits, not 8-bit"
-            " gray or RGB; scale it as you want it seen, and save it as PNG of 8 bits"
+            f"{path}: has {bits} bits in Pillow's mode {picture.mode}, not 8-bit gray or RGB; scale"
+            " its values to 8 bits, and save it as PNG"
         )
     return picture
 

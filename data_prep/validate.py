@@ -22,7 +22,7 @@ from kmax_tf.data.records import example, reader, serialize, shards
 ERROR, WARNING = "error", "warning"
 PICTURES, COLUMNS = 12, 4  # of the contact sheet
 SHOWN = 3  # problems of each kind that are printed; the report has all
-FEW = 10  # images: a class in fewer is hardly learnt
+FEW = 10  # images: a class in fewer is hardly learned
 SMALL = 16  # pixels: one of the masks' at the output stride 4
 CLUSTERS = 128  # of most models, the segments that an image may have
 JOB = 64  # images of one job of a worker process

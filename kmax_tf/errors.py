@@ -29,7 +29,7 @@ def check_size(name: str, size: Sequence[int]) -> None:
     """Raises InputError unless a setting is a height and a width, in pixels."""
     is_pair = isinstance(size, Sequence) and len(size) == 2
     if not is_pair or not all(isinstance(s, numbers.Integral) and s > 0 for s in size):
-        raise InputError(f"{name} {size!r} is no height and width; bind two, as (641, 641)")
+        raise InputError(f"{name} {size!r} is not (height, width); bind e.g. (641, 641)")
 
 
 def nearest(name: str, known: Iterable[str] | dict[str, str]) -> str:

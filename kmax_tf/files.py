@@ -18,6 +18,22 @@ ROOT = os.path.dirname(PACKAGE)  # the repository, where this is one
 GIN_ROOT = ROOT if os.path.isdir(os.path.join(ROOT, "gin", "experiments")) else PACKAGE
 
 PART = 1 << 24  # bytes
+# What is asked for may be whole, but not at hand.
+NOT_AT_HAND = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,  # no address for the name of the host
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnauthenticatedError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,  # such as EIO of a disk
+)
+
+
+class NotAtHand(InputError):
+    """What may be whole cannot be reached now, for lack of access, space or network."""
 
 
 def expanded(path: str | os.PathLike) -> str:
@@ -33,12 +49,13 @@ def names(folder: str, *, required: bool = True) -> list[str]:
         required: whether it must exist; else a missing folder has no names.
 
     Raises:
-        InputError: the folder does not exist, it cannot be listed now, or a name is not UTF-8.
+        InputError: the folder does not exist, or a name is not UTF-8.
+        NotAtHand: the folder cannot be listed now.
     """
     if not tf.io.gfile.isdir(folder):
         # `isdir` is also False if the storage does not answer; `exists` and `stat` tell that apart.
         if tf.io.gfile.exists(folder) and tf.io.gfile.stat(folder).is_directory:
-            raise InputError(f"{folder}: cannot be listed now; try again")
+            raise NotAtHand(f"{folder}: cannot be listed now; try again")
         if required:
             raise InputError(f"{folder}: no such folder; check the path")
         return []
@@ -63,7 +80,7 @@ def check_literal(path: str) -> None:
     """Raises InputError if TensorFlow takes the path of a checkpoint or export for a pattern."""
     if re.search(r"\\|\[.+\]", path):
         raise InputError(
-            f"{path}: TensorFlow cannot read checkpoints and exports there, for it takes"
+            f"{path}: TensorFlow cannot read checkpoints and exports there, because it takes"
             " [...] and \\ for a pattern; choose a name without them"
         )
 
@@ -83,7 +100,12 @@ def _read(path: str) -> bytearray:
         return content
     except tf.errors.OpError as error:
         reason = error.message.removeprefix(f"{path}; ")
-        raise InputError(f"{path}: cannot be read ({reason}); check the path") from error
+        raise _kind(error)(f"{path}: cannot be read ({reason}); check the path") from error
+
+
+def _kind(error):
+    """Returns the class of the InputError for an error of the file system."""
+    return NotAtHand if isinstance(error, NOT_AT_HAND) else InputError
 
 
 def read_json(path: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
@@ -102,7 +124,7 @@ def read_json(path: str, object_hook: Callable[[dict], Any] | None = None) -> An
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON (not UTF-8 text); give a JSON file") from error
     except (RecursionError, ValueError) as error:  # nested too deep, a number too long
-        raise InputError(f"{path}: not JSON that can be read ({error}); fix it") from error
+        raise InputError(f"{path}: unreadable JSON ({error}); fix it") from error
 
 
 def field(entry: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -135,9 +157,7 @@ def make_folder(path: str) -> None:
         tf.io.gfile.makedirs(path)
     except tf.errors.OpError as error:
         reason = error.message.removeprefix(f"{path}; ")
-        raise InputError(
-            f"{path}: cannot be made ({reason}); free space, or check the path"
-        ) from error
+        raise _kind(error)(f"{path}: cannot be created ({reason}); check space and path") from error
 
 
 def flat_name(name: str) -> str:
@@ -163,6 +183,4 @@ def write_atomic(path: str, data: bytes | str) -> None:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
         reason = error.message.removeprefix(f"{temporary}; ")
-        raise InputError(
-            f"{path}: cannot be written ({reason}); free space, or check the path"
-        ) from error
+        raise InputError(f"{path}: cannot be written ({reason}); check space and path") from error

@@ -21,8 +21,8 @@ def strategy(device: str, *, trains: bool = False) -> tf.distribute.Strategy:
     With the environment variable TF_CONFIG, which lists several hosts, all hosts form one strategy.
 
     Args:
-        device: "auto" (all GPUs, else the CPU), "cpu", "gpu" (all GPUs), "tpu:NAME" (the TPU slice
-            of this name, from its worker 0) or "local" (this host's TPU).
+        device: "auto" (all GPUs, else the CPU), "cpu", "gpu" (all GPUs), "tpu:NAME" or "local"
+            (this host's TPU). NAME is a TPU slice, used from its worker 0.
         trains: on a CPU, the cores are shared as training needs it.
 
     Returns:
@@ -61,7 +61,14 @@ def _halve_threads() -> None:
     """
     if "TF_NUM_INTRAOP_THREADS" not in os.environ:
         with contextlib.suppress(RuntimeError):  # TensorFlow runs already
-            tf.config.threading.set_intra_op_parallelism_threads(max(1, (os.cpu_count() or 1) // 2))
+            tf.config.threading.set_intra_op_parallelism_threads(max(1, cores() // 2))
+
+
+def cores() -> int:
+    """Returns how many cores this process may use; only Linux may give it a part of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def hide_gpus() -> None:

@@ -66,7 +66,7 @@ def _paint(photo, numbers, outline, colors):
 
 
 def assignment_picture(assignment: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
-    """Draws the cluster centre of each pixel, each centre in a color of its own.
+    """Draws the cluster center of each pixel, each center in a color of its own.
 
     Args:
         assignment: int32 [height, width], cluster index >= 0. An index always has the same color.

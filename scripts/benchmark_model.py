@@ -17,7 +17,7 @@ def parse():
     parser.add_argument("--batch_size", type=int, default=1, help="images")
     parser.add_argument("--seconds", type=float, default=20.0, help="time to measure")
     parser.add_argument(
-        "--tpu", action="store_true", help="also ask the TPU compiler; with --gin_file only"
+        "--tpu", action="store_true", help="also query the TPU compiler; needs --gin_file"
     )
     options = parser.parse_args()
     if bool(options.export) == bool(options.gin_file):

@@ -5,9 +5,9 @@ scripts/launch_tpu.py run --name=coco --zone=europe-west4-a \\
     --data_dir=gs://BUCKET/coco/records --run_dir=gs://BUCKET/runs/coco
 scripts/launch_tpu.py delete --name=coco --zone=europe-west4-a
 
-run    rents the slice and a VM for the evaluator, installs, trains, follows the logs, rents again
-       after a preemption, and deletes everything at the end. Ctrl-C while training runs leaves it
-       running; the same command follows it again.
+run    rents the slice and a VM for the evaluator, installs, trains and follows the logs. It rents
+       again after a preemption, and deletes everything at the end. Ctrl-C while training runs
+       leaves it running; the same command follows it again.
 delete deletes what an earlier run left.
 """
 
@@ -34,8 +34,8 @@ def parse():
         "--evaluator",
         default="n2-standard-16",
         metavar="TYPE",
-        help="machine type of the evaluator's VM; one with a GPU, as g2-standard-8, is faster; none"
-        " for no evaluator",
+        help="machine type of the evaluator VM; one with a GPU, such as g2-standard-8, is faster;"
+        " none: no evaluator",
     )
     parser.add_argument(
         "--tensorflow",
@@ -50,7 +50,7 @@ def parse():
         help="software version of the slice; default: tpu-vm-tf-2.18.0-pod-se, with PJRT Google's"
         " for the generation",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print each command and run none")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     return parser.parse_args()
 
 

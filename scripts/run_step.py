@@ -44,7 +44,8 @@ def main(path, steps):
             # The program overwrites its arguments with its outputs, but not the batch.
             results = program.execute_sharded([*batches[step % len(batches)], *state])
             outputs = results.disassemble_into_single_device_arrays()
-            state = [outputs[number][0] for number in head["outputs"]]
+            pairs = zip(head["outputs"], state, strict=True)
+            state = [old if number is None else outputs[number][0] for number, old in pairs]
         jax.block_until_ready(state)
         times.append((time.perf_counter() - start) / (last - first))
         # The state has means since the start.

@@ -1,4 +1,4 @@
-"""What several tests share: a few images of the embedded dataset, and a toy model on them."""
+"""What several tests share: a few images of the built-in dataset, and a toy model on them."""
 
 import kmax_tf  # noqa: F401 (before TensorFlow, whose settings it makes)
 

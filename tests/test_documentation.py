@@ -166,7 +166,7 @@ def test_bindings_in_sentences_are_valid():
 
 @pytest.fixture
 def workspace(records, tiny_text, tmp_path, monkeypatch):
-    """The working folder of a reader: labelled images in own/, and experiments that are quick."""
+    """The working folder of a reader: labeled images in own/, and experiments that are quick."""
     digits = pathlib.Path(records).parent
     for split in ("train", "val"):
         shutil.copytree(digits / split, tmp_path / "own" / split)

@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from kmax_tf import config
@@ -79,6 +80,14 @@ def test_tiles_can_be_bound_on_the_command_line():
     assert config.load(Experiment, "gin/experiments/coco_resnet50.gin", [binding]).tiles
 
 
+# Crop, magnitude scale of the auto-augment policy, pixels of the contrast term (deeplab2,
+# configs/*/kmax_deeplab, by dataset; ADE20K also at 1281).
+INPUTS = {
+    "coco": ((1281, 1281), 1.0, 4096),
+    "cityscapes": ((1025, 2049), 0.2, 4096),
+    "ade20k": ((641, 641), 1.0, 1024),
+    "ade20k_1281": ((1281, 1281), 1.0, 4096),
+}
 OFFICIAL = [p for p in EXPERIMENTS if p.stem.split("_")[0] in SCHEDULES]
 OFFICIAL = [p for p in OFFICIAL if not re.search("sample|lite", p.stem)]
 
@@ -104,6 +113,25 @@ def test_numbers_are_those_of_the_official_configuration(path):
     facts = json.loads((golden / f"loss/{sampled}.json").read_text())
     assert experiment.criterion.contrast_temperature == facts["sample_temperature"]
     assert experiment.criterion.semantic_top_fraction == facts["semantic_top_k"]
+
+
+@pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: path.stem)
+def test_the_training_input_is_that_of_the_official_configuration(path):
+    golden, dataset = ROOT / "tests/golden", path.stem.split("_")[0]
+    experiment = config.load(Experiment, str(path))
+    options, pixels = experiment.training_input, experiment.criterion.contrast_pixels
+    name = f"{dataset}_1281" if path.stem.endswith("_1281") else dataset
+    assert (options.size, options.color, pixels) == INPUTS[name]
+    assert experiment.evaluation_size == options.size
+    assert options.augment and options.flip
+    with np.load(golden / "augment/geometry.npz") as sets:
+        assert list(options.scales) == sets[f"scale_set/{dataset}_main"].tolist()
+        assert list(options.paste_scales) == sets[f"scale_set/{dataset}_paste"].tolist()
+    cases = json.loads((golden / "augment/targets.json").read_text())["targets"]
+    [small] = [case["small_instance"] for case in cases if case["dataset"] == dataset]
+    assert [options.small_thing_area, options.small_thing_weight] == (small or [0, 1.0])
+    facts = json.loads((golden / f"postprocess/{dataset}.json").read_text())
+    assert options.max_segments == facts["mask_slots"]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -23,12 +23,19 @@ def test_in_training_an_operation_has_half_of_the_cores_unless_the_user_says_mor
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
     for number in words:
         monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", number)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)  # of the machine, as in a container
     monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", given.append)
     runtime.strategy("cpu")
     assert not given
     runtime.strategy("cpu", trains=True)
     assert given == expected
+
+
+def test_where_the_system_gives_no_cores_to_a_process_all_count(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert runtime.cores() == 6
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="this machine has a GPU")

@@ -16,30 +16,30 @@ from kmax_tf import command_line
 VERBS = {
     "prepare": "make records of a dataset: kmax prepare FORMAT",
     "validate": "list every problem of a dataset",
-    "plan": "choose the training of a dataset by its numbers",
+    "plan": "plan the training from dataset statistics",
     "train": "train an experiment",
     "evaluate": "evaluate the checkpoints of a run",
-    "report": "write the report of a run again, or compare two runs",
+    "report": "rewrite the report of a run, or compare two runs",
     "export": "export a run as a SavedModel",
     "predict": "segment images with an export",
     "serve": "serve a page that segments images",
     "submit": "write predictions in the format of a test server",
     "panoptic_quality": "score prediction files",
-    "import_checkpoint": "convert weights of another code base",
+    "import_checkpoint": "convert weights of other codebases",
     "study": "train variants of an experiment and compare them",
     "describe": "count parameters and multiply-adds of a model",
     "doctor": "check this machine, a run and its records",
 }
 FORMATS = {
     "mask_folders": "a folder of masks for each image",
-    "label_images": "images of object numbers",
-    "class_maps": "images of class numbers",
+    "label_images": "images of instance ids",
+    "class_maps": "images of class ids",
     "coco_instances": "COCO instances",
     "coco_format": "COCO panoptic format",
-    "coco": "COCO itself",
+    "coco": "COCO 2017",
     "cityscapes": "Cityscapes",
     "ade20k": "ADE20K",
-    "demo": "no input: makes the embedded dataset, panoptic digits",
+    "demo": "no input: makes the built-in dataset, panoptic digits",
 }
 
 

@@ -1,4 +1,4 @@
-"""Converts weights of another code base to a checkpoint of this one.
+"""Converts weights of another codebase to a checkpoint of this one.
 
 kmax import_checkpoint --gin_file=gin/experiments/coco_resnet50.gin \
     --kind=deeplab2 --source=downloads/kmax_resnet50_coco_train/ckpt-150000 --out=runs/official
@@ -25,9 +25,7 @@ def parse():
         required=True,
         help="checkpoint NAME-NUMBER or, of a whole model, run folder for `kmax evaluate`",
     )
-    parser.add_argument(
-        "--classes", help="label set of the source, if the experiment has other classes"
-    )
+    parser.add_argument("--classes", help="classes of the source, if the experiment has others")
     parser.add_argument(
         "--semantic_channels",
         choices=["by_id", "by_id_void_first"],
@@ -87,12 +85,12 @@ def _check_flags(options, name_map, dataset):
     from kmax_tf.importers import classes, own_checkpoint
 
     if name_map.part and options.classes:
-        raise InputError(f"--classes: {options.kind} is an encoder, which has none; leave it out")
+        raise InputError(f"--classes: {options.kind} is an encoder without classes; omit it")
     if options.semantic_channels and name_map.semantic_channels in classes.ORDERS:
-        raise InputError(f"--semantic_channels: {options.kind} has one order; leave it out")
+        raise InputError(f"--semantic_channels: {options.kind} has a fixed order; omit it")
     known = name_map.part or options.classes or options.kind == own_checkpoint.KIND
     if not known and not datasets.is_packaged(dataset):
         raise InputError(
-            f"--classes: {options.kind} weights do not say their classes, and the experiment has"
-            f" your own; give one of {', '.join(datasets.packaged())}, or a JSON file"
+            f"--classes: {options.kind} weights do not list their classes, and yours are custom;"
+            f" give one of {', '.join(datasets.packaged())}, or a JSON file"
         )

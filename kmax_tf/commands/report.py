@@ -15,7 +15,7 @@ def parse():
     parser.add_argument("--out", help="page of the comparison; default: comparison.html")
     options = parser.parse_args()
     if options.out and not options.other:
-        parser.error("--out is for a comparison of two runs; the report of one is in its folder")
+        parser.error("--out needs two runs: the report of one run is in its folder")
     return options
 
 

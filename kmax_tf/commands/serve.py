@@ -10,7 +10,7 @@ def parse():
     parser = command_line.Parser(__doc__)
     parser.add_argument("export", help="folder of the export")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=7860, help="0: any free port")
     return parser.parse_args()
 
 

@@ -17,9 +17,7 @@ def parse():
     parser.add_argument("study", help="name, or path of a gin file")
     parser.add_argument("--seeds", type=command_line.positive, default=3, help="runs per variant")
     parser.add_argument("--out", default="runs/studies", help="folder of all studies")
-    parser.add_argument(
-        "--jobs", type=command_line.positive, default=1, help="runs at the same time"
-    )
+    parser.add_argument("--jobs", type=command_line.positive, default=1, help="parallel runs")
     parser.add_argument(
         "--dataset",
         choices=["digits", "coco"],

@@ -9,11 +9,11 @@ The same command resumes a run.
 from kmax_tf import command_line
 
 LENGTHS = {
-    "steps": (int, "number of steps, instead of the experiment's; the warm-up keeps its share"),
+    "steps": (int, "number of steps, instead of the experiment's; the warm-up scales too"),
     "epochs": (float, "passes over the training images, instead of --steps"),
     "minutes": (
         float,
-        "time of the training on this machine, instead of --steps; times a few steps first",
+        "training time on this machine, instead of --steps; times a few steps first",
     ),
 }
 

@@ -45,8 +45,7 @@ def text(entry: Any, key: str, where: str) -> str:
     for character in value:
         if unicodedata.category(character) in ("Cc", "Cs"):  # control, half of a surrogate pair
             raise errors.InputError(
-                f'{where}: "{key}" is {value!a:.40}, which has the character {character!a};'
-                " rename it without that"
+                f'{where}: "{key}" is {value!a:.40}; rename it without the character {character!a}'
             )
     return value
 

@@ -66,7 +66,7 @@ def decode_ids(png: bytes, name: str) -> np.ndarray:
     if header.bits > 8:
         raise errors.InputError(
             f"{name}: is a PNG of {header.bits} bits, {header.color}, but segment ids are 8-bit"
-            " RGB; save id % 256, id // 256 % 256 and id // 65536 as red, green and blue"
+            " RGB; save red, green, blue = id % 256, id // 256 % 256, id // 65536"
         )
     try:
         # RGBA puts a pixel in four bytes, so that they are one integer without arithmetic.
@@ -102,8 +102,8 @@ def decode_classes(png: bytes, name: str) -> np.ndarray:
         return values[..., 0]
     if header.color not in ("gray", "palette"):
         raise errors.InputError(
-            f"{name}: is a PNG of {header.bits} bits, {header.color}, but a map of classes has one"
-            " channel; save the numbers of the classes as a gray PNG"
+            f"{name}: is a PNG of {header.bits} bits, {header.color}, but a class map has one"
+            " channel; save class ids as a gray PNG"
         )
     # Pillow stretches gray of 2 and 4 bits to 0 to 255.
     stretched = header.color == "gray" and header.bits in (2, 4)

@@ -1,4 +1,4 @@
-"""EXIF orientation: images are upright everywhere, as labelling tools show them."""
+"""EXIF orientation: images are upright everywhere, as labeling tools show them."""
 
 import io
 import warnings

@@ -30,7 +30,7 @@ class Counts(NamedTuple):
     """Segments without crowd; stuff of one class in an image is one segment."""
 
     segments: int
-    too_small: int  # without a pixel on the grid of the masks
+    too_small: int  # without a pixel on the mask grid
     too_many: int  # on the grid, but beyond the number that an image may have
 
 
@@ -49,7 +49,7 @@ class _View(NamedTuple):
     """One image as training or the evaluation sees it."""
 
     shown: np.ndarray  # int64 [1 + segments], original pixels in view of void and each segment
-    grid: np.ndarray  # the map on the grid of the masks: [height, width], k the k-th segment
+    grid: np.ndarray  # the map on the mask grid: [height, width], k the k-th segment
 
 
 class _Image(NamedTuple):
@@ -287,9 +287,9 @@ def describe(counts: SegmentCounts) -> list[str]:
             "bind a larger training_input.TrainingInput.size, or its resize_to_crop to False"
             ' and experiment.Experiment.tiles; with placement "device" also its decoded_size, as'
             " large as the images",
-            f"TrainingInput.max_segments {counts.max_segments}: bind it and"
-            " kmax_decoder.ClusterPath.num_clusters higher; the most is"
-            f' {MAX_SEGMENTS} of a crop, or of an image with TrainingInput.placement "device"',
+            f"TrainingInput.max_segments {counts.max_segments}: raise it and"
+            " kmax_decoder.ClusterPath.num_clusters; the limit is"
+            f' {MAX_SEGMENTS} per crop, or per image with TrainingInput.placement "device"',
         ),
         *_lines(
             f"segments of these {images} at the evaluation's size",
@@ -307,7 +307,7 @@ def _lines(title, counts, if_small, if_many):
 
     lines = [f"{title}: {counts.segments:,}"]
     if counts.too_small:
-        what = f"{share(counts.too_small)} have no pixel on the grid of the masks"
+        what = f"{share(counts.too_small)} have no pixel on the mask grid"
         lines.append(f"    {what}: {if_small}")
     if counts.too_many:
         lines.append(f"    {share(counts.too_many)} are beyond {if_many}")

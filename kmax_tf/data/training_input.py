@@ -207,8 +207,8 @@ def load_image(
         parse: maps a record to an `Example`.
 
     Returns:
-        The `Sample`, uint8 [height, width, 3] and int32 [height, width]; the class index of each
-        segment, int32 [n], -1 for crowd; and a bool scalar that is False for a corrupt record.
+        The `Sample`, uint8 [height, width, 3] and int32 [height, width]. The class index of each
+        segment, int32 [n], -1 for crowd. A bool scalar that is False for a corrupt record.
     """
     example, intact = (
         corrupt.parse_or_blank(record, parse) if options.skip_corrupt else (parse(record), True)

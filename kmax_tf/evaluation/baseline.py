@@ -90,8 +90,8 @@ def components(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         image: uint8 [height, width, 3].
 
     Returns:
-        The segment map, int32 [height, width], and the class index of each segment, int32: things
-        (0) of at least SMALLEST pixels, and at last the rest (1).
+        The segment map, int32 [height, width], and the class index of each segment, int32. Things
+        (0) have at least SMALLEST pixels; the last segment is the rest (1).
     """
     gray = np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)  # Rec. 601
     bright = gray > otsu(gray)

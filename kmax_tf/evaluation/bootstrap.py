@@ -81,10 +81,10 @@ def compare(
         InputError: the images or the classes differ.
     """
     if not np.array_equal(a.isthing, b.isthing):
-        raise InputError("the evaluations are of different classes; compare runs of one dataset")
+        raise InputError("the runs have different classes; compare runs on one dataset")
     order_a, order_b = np.argsort(a.image_id), np.argsort(b.image_id)
     if not np.array_equal(a.image_id[order_a], b.image_id[order_b]):
-        raise InputError("the evaluations are of different images; evaluate both on one split")
+        raise InputError("the runs have different images; evaluate both on one split")
     images, classes = len(a.image_id), len(a.isthing)
     flat = [x.dense()[order].reshape(images, -1) for x, order in ((a, order_a), (b, order_b))]
     groups = {"All": np.ones(classes, bool), "Things": a.isthing}
@@ -104,7 +104,7 @@ def compare(
         )
 
     if images < 2:
-        raise InputError("the evaluations have one image; an interval needs 2 images or more")
+        raise InputError("the runs have one image; an interval needs at least 2")
     values = differences(np.arange(images))[:, 0]
     interval = stats.bootstrap(
         [np.arange(images)],

@@ -15,7 +15,7 @@ from kmax_tf.evaluation.metrics import (
 )
 from kmax_tf.inference.predictor import ImagePrediction
 
-LIMIT = 500  # images, for each costs several times what its metrics cost
+LIMIT = 500  # images, because each costs several times what its metrics cost
 
 
 class ClusterCounts(NamedTuple):

@@ -23,10 +23,9 @@ from kmax_tf.files import field, read_bytes, read_json
 def panoptic_quality(gt_json: str, gt_folder: str, pred_json: str, pred_folder: str) -> dict:
     """Scores the predictions for every image of the ground truth.
 
-    Images are paired by id; 7 and "7" are the same id, "007" is another. They are paired by the
-    file names in "images" if the ids do not meet, or meet for other file names; one line on stderr
-    says so. Areas are counted from the pixels; one line on stderr counts those that differ from
-    "area".
+    Images are paired by id; 7 and "7" are the same id, "007" is another. If the ids do not meet, or
+    meet for other file names, the file names in "images" pair them. A line on stderr says so. Areas
+    are counted from the pixels; a line on stderr counts those that differ from "area".
 
     Args:
         gt_json: path of the ground truth in COCO panoptic format ("annotations", "categories").
@@ -69,8 +68,8 @@ def panoptic_quality(gt_json: str, gt_folder: str, pred_json: str, pred_folder: 
     for path, (number, different) in zip((gt_json, pred_json), tally):
         if different:
             _say(
-                f'{path}: "area" of {different} of {number} segments is not their number of'
-                " pixels; the pixels count"
+                f'{path}: "area" differs from the pixel count in {different} of {number} segments;'
+                " the pixels are used"
             )
     return quality_of_counts(counts, categories)
 
@@ -149,8 +148,8 @@ def _pair(
     if None not in named and named != by_id:
         met = sum(one is other for one, other in zip(by_id, named))
         _say(
-            f"{pred_json}: {len(truth) - met} of {len(truth)} images have another id than in"
-            f" {gt_json}; all are paired by file name"
+            f"{pred_json}: {len(truth) - met} of {len(truth)} image ids differ from {gt_json}; all"
+            " are paired by file name"
         )
         return named
     best = min((by_id, by_name, by_stem), key=lambda found: found.count(None))

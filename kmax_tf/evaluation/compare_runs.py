@@ -26,7 +26,7 @@ def compare_runs(first: str, second: str) -> tuple[dict[str, Difference], list[t
     """
     runs = [_load(first), _load(second)]
     if len({m["records"] for _, m in runs if "records" in m}) > 1:
-        print(f"{first}, {second}: are evaluated on different records, whose labels may differ")
+        print(f"{first} and {second} were evaluated on different records; labels may differ")
     counts = [bootstrap.read(layout.image_counts(run, m["step"])) for run, m in runs]
     return bootstrap.compare(*counts, confidence=CONFIDENCE / 100), runs
 

@@ -82,12 +82,12 @@ def evaluate_run(
 ) -> dict | None:
     """Evaluates each checkpoint of a run once, up to the last step, and exports the best one.
 
-    Figures of other settings or records than those that the run has are printed, and not kept.
+    Figures of other settings or records than the run's are printed and not kept.
 
     Args:
         once: evaluate only `checkpoint_path` or the newest checkpoint, even if it is done already.
         checkpoint_path: the checkpoint to evaluate with `once`. The figures of one that is not in
-            RUN_DIR/checkpoints are printed, and not kept.
+            RUN_DIR/checkpoints are printed and not kept.
         wait: seconds to wait for a new checkpoint; 0 evaluates only the existing ones.
         newest_first: evaluate the newest checkpoint first, not the earliest.
 
@@ -95,8 +95,8 @@ def evaluate_run(
         The metrics of the last evaluated checkpoint, None if there was none.
 
     Raises:
-        InputError: the records are missing or corrupt; or `once` and the checkpoint is missing,
-            corrupt or of another model; or not `once`, and settings or records are others.
+        InputError: the records are missing or corrupt. With `once`: the checkpoint is missing,
+            corrupt or of another model. Without: settings or records are not the run's.
     """
     records = predictor.evaluation_records(experiment)  # an error here comes before the slow parts
     of_records = provenance.describe_records(experiment.dataset, records)
@@ -130,7 +130,7 @@ def evaluate_run(
         if checkpoint_path and of != _own_fingerprint(run_dir, path):
             why = why or f"{path}: not in {layout.checkpoints(run_dir)}"
         if why:
-            print(f"{why}; so nothing is kept", flush=True)
+            print(f"{why}; nothing is saved", flush=True)
         metrics, *rest = evaluate(experiment, predict, checkpoint.step_of(path))
         if not why:
             metrics |= {"checkpoint": of, "records": of_records["fingerprint"]}
@@ -147,9 +147,10 @@ def _others(run_dir, records, once):
     Raises InputError with that unless `once`: only then figures are printed and not kept.
     """
     names = provenance.other_settings(run_dir)
-    what = f"binds {', '.join(names)} otherwise" if names else _other_records(run_dir, records)
+    other = f"has other values of {', '.join(names)}"
+    what = other if names else _other_records(run_dir, records)
     if what and not once:
-        raise InputError(f"{run_dir}: {what}; with --once, figures are printed and not kept")
+        raise InputError(f"{run_dir}: {what}; --once prints metrics without saving them")
     return what and f"{run_dir}: {what}"
 
 
@@ -163,7 +164,7 @@ def _other_records(run_dir, records):
     if all(m.get("records", unnamed) == records for m in figures):
         return ""
     places = f"{layout.evaluation(run_dir)} and {layout.best(run_dir)}"
-    return f"has figures of other records; to replace them, move {places} away"
+    return f"has metrics of other records (to replace them, move {places} away)"
 
 
 def _restore(model, path, dataset, seconds):
@@ -249,7 +250,7 @@ def _forget_other_training(run_dir, records):
     for step in stale:
         tf.io.gfile.remove(layout.metrics(run_dir, step))
     if stale:
-        print(f"{run_dir}: removed the figures of another training ({len(stale)} steps)")
+        print(f"{run_dir}: removed metrics of another training ({len(stale)} steps)")
 
 
 def _publish(run_dir):

@@ -1,1 +1,1 @@
-"""Imports checkpoints of other code bases: reads them, renames, and fills our variables."""
+"""Imports checkpoints of other codebases: reads them, renames, and fills our variables."""

@@ -1,8 +1,8 @@
-"""Folds another code base's image normalization and batch-norm epsilon into the weights.
+"""Folds another codebase's image normalization and batch-norm epsilon into the weights.
 
 Our encoders take x = image / 127.5 - 1, and our batch norms have epsilon 1e-3. The folded function
-is the same, except at the border: zeros padded around x are gray, and zeros padded around a
-normalized image are the mean color.
+is the same, except at the border. Zeros padded around x are gray; those around a normalized image
+are the mean color.
 """
 
 import re

@@ -32,7 +32,7 @@ class Report:
             ("newly initialized, not in the source", self.fresh_parts),
             ("newly initialized classes, not in the source", self.fresh_classes),
             ("dropped classes of the source", self.dropped_classes),
-            ("taken for weights of images with", (self.normalization,) * bool(self.normalization)),
+            ("assumed image normalization", (self.normalization,) * bool(self.normalization)),
         )
         return [f"{what}: {', '.join(names)}" for what, names in entries if names]
 
@@ -46,12 +46,12 @@ def import_weights(
     semantic_channels: str | None = None,
     gin_file: str = "",
 ) -> Report:
-    """Fills the variables of a built `KMaX` from weights of another code base.
+    """Fills the variables of a built `KMaX` from weights of another codebase.
 
     Args:
         model: the model; parts and classes that the report calls fresh keep their values.
         kind: the name map, one of `names.kinds()`.
-        source: arrays by the names of that code base, such as `readers.read` returns.
+        source: arrays by the names of that codebase, such as `readers.read` returns.
         dataset: the classes of the model.
         theirs: the classes of the source, if they differ; heads are mapped by class name.
         semantic_channels: order of the semantic head's channels, where the kind does not tell it.
@@ -146,7 +146,7 @@ def _check_function(model, kind, name_map, gin_file):
     if differences := function.differences(model, name_map.function):
         of_port = any(line.startswith(function.OF_THE_PORT) for line in differences)
         raise InputError(
-            f"weights of kind {kind} compute another function: {', '.join(differences)};"
+            f"weights of kind {kind} need other settings: {', '.join(differences)};"
             f" {names.remedy(name_map, gin_file) if of_port else 'bind as there'}"
         )
 
@@ -162,7 +162,7 @@ def _with_semantic_channels(name_map, kind, weights, theirs, given):
     axis = 0 if name_map.layout == "torch" else -1
     if given is None and any(k.shape[axis] == theirs.num_classes + 1 for k in kernels):
         raise InputError(
-            f"weights of kind {kind} have a semantic channel for void, and no name tells which;"
+            f"weights of kind {kind} have a semantic void channel of unknown position;"
             " give --semantic_channels=by_id (void last, as the port trains) or"
             f" {CONVERTED} (converted from the TensorFlow code)"
         )

@@ -1,4 +1,4 @@
-"""Name maps translate the variable names of another code base. Each is a JSON file in `maps`.
+"""Name maps translate the variable names of another codebase. Each is a JSON file in `maps`.
 
     | field | value |
     |---|---|

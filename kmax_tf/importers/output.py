@@ -20,7 +20,7 @@ def check(out: str, name_map: NameMap) -> None:
     """
     if name_map.part and _prefix(out) != out:
         prefix = f"{out.rstrip('/')}-0"
-        raise InputError(f"{out}: an encoder alone is no run; give a checkpoint, as --out={prefix}")
+        raise InputError(f"{out}: an encoder is not a run; give a checkpoint: --out={prefix}")
     if tf.io.gfile.exists(f"{_prefix(out)}.index") or checkpoint.completed(out):
         raise InputError(f"{out}: already holds a checkpoint; choose another --out")
     if _prefix(out) != out and _is_another_run(out):

@@ -35,8 +35,8 @@ def check_classes(path: str, given: Dataset) -> None:
     theirs = checkpoint.read_classes(path)
     if theirs and not datasets.same_classes(given.categories, theirs.categories):
         raise InputError(
-            f"--classes={given.name}: {path} says that its classes are others, of {theirs.name};"
-            " leave the flag out"
+            f"--classes={given.name}: {path} has other classes, those of {theirs.name}; omit the"
+            " flag"
         )
 
 
@@ -101,7 +101,7 @@ def start_from(model: tf_keras.Model, path: str, dataset: Dataset, build: Callab
     if theirs is None or _names(theirs) == _names(dataset):
         checkpoint.restore_initial(model, path)
         unknown = theirs is None and checkpoint.has_heads(path)
-        return [f"{path}: does not say its classes; taken for {dataset.name}'s"] * unknown
+        return [f"{path}: does not list its classes; assuming {dataset.name}'s"] * unknown
     weights, theirs = read(path, build, dataset)
     try:
         report = importer.import_weights(model, KIND, weights, dataset, theirs)

@@ -87,7 +87,7 @@ def _chosen(source, names, wanted):
     chosen = list(filter(wanted, names))
     if not chosen:
         raise InputError(
-            f"{source}: none of its {len(names)} names is known, such as"
+            f"{source}: none of its {len(names)} names match, e.g."
             f" {', '.join(sorted(names)[:3])}; choose another --kind or file"
         )
     return chosen

@@ -76,8 +76,8 @@ class ConvNeXt(tf_keras.layers.Layer):
         """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
 
         Returns:
-            The outputs of the stem and of each stage, at strides 4, 4, 8, 16 and 32: float [batch,
-            (height - 1) / stride + 1, (width - 1) / stride + 1, channels].
+            The outputs of the stem and of each stage, at strides 4, 4, 8, 16 and 32. Each is float
+            [batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels].
         """
         x = tf.pad(x, [[0, 0], [1, 2], [1, 2], [0, 0]])
         for layer in self.stem:

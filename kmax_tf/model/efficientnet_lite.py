@@ -56,8 +56,8 @@ class EfficientNetLite(tf_keras.layers.Layer):
     """A stem and seven stages of inverted residual blocks.
 
     Args:
-        width, depth: factors of the filters and of the number of blocks of a stage: (1, 1) for
-            Lite0, (1, 1.1) for Lite1, (1.1, 1.2) for Lite2. First and last stage have one block.
+        width, depth: factors of the filters and of the number of blocks of a stage. Lite0 has
+            (1, 1), Lite1 (1, 1.1), Lite2 (1.1, 1.2). First and last stage have one block.
     """
 
     stride = 32
@@ -77,8 +77,8 @@ class EfficientNetLite(tf_keras.layers.Layer):
         """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
 
         Returns:
-            The unactivated output of the last block at each stride, 2, 4, 8, 16 and 32: float
-            [batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels].
+            The unactivated output of the last block at each stride, 2, 4, 8, 16 and 32. Each is
+            float [batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels].
         """
         x = x * (127.5 / 128) + 0.5 / 128  # the published weights expect (pixel - 127) / 128
         x, endpoints = self.stem(x), []

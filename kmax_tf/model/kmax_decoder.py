@@ -1,4 +1,4 @@
-"""The cluster path: k-means cross-attention updates cluster centres (paper, section 3.2)."""
+"""The cluster path: k-means cross-attention updates cluster centers (paper, section 3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -63,10 +63,10 @@ class PredictionHead(tf_keras.layers.Layer):
 def kmeans_update(mask_logits: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """Sums the values of the pixels that are assigned to each cluster (equations 5 to 7).
 
-    The arg-max has no gradient. Centres and pixels learn to agree by the losses on `mask_logits`.
+    The arg-max has no gradient. Centers and pixels learn to agree by the losses on `mask_logits`.
 
     Args:
-        mask_logits: float [batch, pixels, clusters], similarity of pixels and cluster centres.
+        mask_logits: float [batch, pixels, clusters], similarity of pixels and cluster centers.
         values: float [batch, pixels, channels].
 
     Returns:
@@ -78,9 +78,9 @@ def kmeans_update(mask_logits: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 
 class KMaXDecoder(tf_keras.layers.Layer):
-    """One decoder: cross-attention to the pixels, self-attention of the centres, feed-forward.
+    """One decoder: cross-attention to the pixels, self-attention of the centers, feed-forward.
 
-    As in a transformer, every branch is added to the centres. Unlike there, norms are batch norms
+    As in a transformer, every branch is added to the centers. Unlike there, norms are batch norms
     and queries have no positions. Without a `head` it predicts nothing; see also `ClusterPath`.
     """
 
@@ -118,10 +118,10 @@ class KMaXDecoder(tf_keras.layers.Layer):
     def call(
         self, centres: tf.Tensor, pixels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, Prediction | None]:
-        """Updates centres [batch, clusters, channels] by pixels [batch, height, width, depth].
+        """Updates centers [batch, clusters, channels] by pixels [batch, height, width, depth].
 
         Returns:
-            The updated centres; the pixels, updated in a dual path; and the `Prediction`, if any.
+            The updated centers; the pixels, updated in a dual path; and the `Prediction`, if any.
         """
         c = self.centre_projection(centres)
         x = self.pixel_projection(self.activation(pixels))
@@ -136,7 +136,7 @@ class KMaXDecoder(tf_keras.layers.Layer):
             update = softmax_update(c, x, values, self.heads)
         centres += self.drop_paths[0](self.update_projection(self.update_norm(update)))
 
-        # Self-attention and pixel attention use the centres from before that update.
+        # Self-attention and pixel attention use the centers from before that update.
         q, k, v = tf.split(self.qkv(c), [self.depth, self.depth, 2 * self.depth], axis=-1)
         y = attention(q, k, v, self.heads, self.similarity_norm, self.value_norm)
         y = self.attention_projection(self.activation(y))
@@ -151,23 +151,23 @@ class KMaXDecoder(tf_keras.layers.Layer):
 
 
 class ClusterPath(tf_keras.layers.Layer):
-    """Learned cluster centres and their decoders (paper, table 4 for the variants).
+    """Learned cluster centers and their decoders (paper, table 4 for the variants).
 
     Args:
         num_classes: things and stuff together, without void.
-        num_clusters: number of cluster centres, the most segments of an image.
-        channels, hidden: channels of the centres, and within the feed-forward branches.
+        num_clusters: number of cluster centers, the most segments of an image.
+        channels, hidden: channels of the centers, and within the feed-forward branches.
         heads: attention heads.
         head_depth: depth of pixel features and mask embeddings.
         depths: number of decoders on each output of the pixel decoder, coarse to fine.
         activation: name of a Keras activation.
         drop_path_keep_prob: probability of keeping a branch in training.
-        cross_attention: "kmeans", or "spatial_softmax" of projected centres (queries) and pixels
+        cross_attention: "kmeans", or "spatial_softmax" of projected centers (queries) and pixels
             (keys), which needs no prediction.
-        dual_path: the pixels attend to the centres too, and enter the pixel decoder's next stage.
+        dual_path: the pixels attend to the centers too, and enter the pixel decoder's next stage.
         deep_supervision: every decoder predicts, as k-means needs.
-        drop_query: train each image with a random half of the centres (section 4.1), at the cost of
-            half the centres; inference uses all.
+        drop_query: train each image with a random half of the centers (section 4.1), at the cost of
+            half the centers; inference uses all.
 
     Raises:
         InputError: another `cross_attention`, or k-means without predictions.
@@ -225,7 +225,7 @@ class ClusterPath(tf_keras.layers.Layer):
         )
 
     def _centres(self, batch, training):
-        """Returns the initial centres of a batch: [batch, clusters, channels]."""
+        """Returns the initial centers of a batch: [batch, clusters, channels]."""
         centres = tf.cast(self.cluster_centres, self.compute_dtype)
         if not (training and self.drop_query):
             return tf.tile(centres, [batch, 1, 1])

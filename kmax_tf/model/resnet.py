@@ -77,8 +77,9 @@ class ResNet(tf_keras.layers.Layer):
         """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
 
         Returns:
-            The outputs of the stem and of each stage at strides 2, 4, 8, ..., with max_pool 4, 4,
-            8, ...: float [batch, (height - 1) / stride + 1, (width - 1) / stride + 1, channels].
+            The outputs of the stem and of each stage. Strides are 2, 4, 8, ..., with max_pool 4, 4,
+            8, .... Each is float [batch, (height - 1) / stride + 1, (width - 1) / stride + 1,
+            channels].
         """
         for layer in self.stem:
             x = layer(x)

@@ -20,7 +20,7 @@ ROLES = {
     "first": (
         "Pictures",
         "The first images of the split, the same at every step. Dark areas of a prediction have "
-        "no segment. For each decoder: the cluster centre that each pixel is assigned to.",
+        "no segment. For each decoder: the cluster center that each pixel is assigned to.",
     ),
     "worst": (
         "Failure cases",
@@ -179,9 +179,9 @@ def _headline(name, metrics, baseline):
         f"<p>{others}</p>{baseline}"
         f"<p>step {metrics['step']:,} · {metrics['num_images']:,} images</p></div>"
         f"<div>{table(('percent', *keys), rows, kind='')}"
-        '<p class="note">Panoptic quality of a class PQ = SQ × RQ, by the official COCO metric: how '
-        "well found segments fit, times how many are found. Figures are means over classes. Recall: the share of all segments that are "
-        "found. AP: masks of things. mIoU: pixels.</p>"
+        '<p class="note">Panoptic quality of a class PQ = SQ × RQ, by the official COCO metric: '
+        "how well found segments fit, times how many are found. Figures are means over classes. "
+        "Recall: the share of all segments that are found. AP: masks of things. mIoU: pixels.</p>"
         "</div></header>"
     )
 

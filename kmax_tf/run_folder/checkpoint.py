@@ -22,28 +22,21 @@ from absl import logging
 from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.errors import InputError, first_line
-from kmax_tf.files import check_literal, make_folder, matching, names, read_bytes, read_json
+from kmax_tf.files import (
+    NOT_AT_HAND,
+    NotAtHand,
+    check_literal,
+    make_folder,
+    matching,
+    names,
+    read_bytes,
+    read_json,
+)
 from kmax_tf.model import function
 from kmax_tf.run_folder import layout
 
 UNREADABLE = (tf.errors.OpError, IndexError)  # IndexError: a truncated file
-# The checkpoint may be whole, but not at hand: these do not make an older one the newest.
-_NOT_AT_HAND = (
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,  # no address for the name of the host
-    tf.errors.PermissionDeniedError,
-    tf.errors.ResourceExhaustedError,
-    tf.errors.UnauthenticatedError,
-    tf.errors.UnavailableError,
-    tf.errors.UnknownError,  # such as EIO of a disk
-)
 _WRITING = "writing-"
-
-
-class NotAtHand(InputError):
-    """A checkpoint that may be whole cannot be read now, for want of a right or of the network."""
 
 
 class Description(tf.train.experimental.PythonState):
@@ -88,11 +81,35 @@ def _description(path):
 def save(saver: tf.train.Checkpoint, run_dir: str, step: int, keep: int) -> None:
     """Saves RUN_DIR/checkpoints/ckpt-STEP, and keeps the `keep` newest checkpoints up to it.
 
-    It also removes checkpoints of later steps: `resume` found them unreadable.
+    It also removes checkpoints of later steps, which cannot be read: see `check_alone`.
     """
     folder = layout.checkpoints(run_dir)
     write(saver, path_of(folder, step))
     prune(folder, [path for path in complete(folder) if step_of(path) <= step][-keep:])
+
+
+def check_alone(run_dir: str, step: int) -> None:
+    """Raises InputError if another training has reached `step`: call it before `save` of it.
+
+    `resume` took the newest checkpoint that can be read; so one of this step or a later one that
+    can be read is not of this training.
+    """
+    for path in completed(run_dir):
+        if step_of(path) >= step and _may_be_whole(path):
+            raise InputError(
+                f"{path}: another training wrote it before this one came to step {step}; let only"
+                " that one run, or use another run_dir"
+            )
+
+
+def _may_be_whole(path):
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except UNREADABLE as error:
+        return isinstance(error, NOT_AT_HAND)
+    return True
 
 
 def write(saver: tf.train.Checkpoint, path: str) -> None:
@@ -106,6 +123,11 @@ def write(saver: tf.train.Checkpoint, path: str) -> None:
         for file in matching(folder, f"{glob.escape(written)}.*"):  # .data-... before .index
             ending = os.path.basename(file).removeprefix(written)
             tf.io.gfile.rename(file, path + ending, overwrite=True)
+    except tf.errors.NotFoundError as error:
+        reason = first_line(error)
+        raise NotAtHand(
+            f"{path}: was removed while it was written ({reason}); let only one program write there"
+        ) from error
     except tf.errors.OpError:  # such as a full disk
         _remove_unfinished(folder)
         raise
@@ -147,15 +169,15 @@ def complete(folder: str) -> list[str]:
 def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
     """Restores the newest readable checkpoint of a run; returns its path, or None without any.
 
-    Raises InputError if the run has checkpoints and none is readable, or if the newest one cannot
-    be read now, for want of a right or of the network.
+    Raises InputError if the run has checkpoints and none is readable. So it does if the newest one
+    cannot be read now, for lack of access or network.
     """
     paths = completed(run_dir)[::-1]
     for path in paths:
         try:
             saver.read(path).assert_existing_objects_matched()
             return path
-        except _NOT_AT_HAND as error:
+        except NOT_AT_HAND as error:  # an older one must not become the newest
             raise _unreadable(path, error) from error
         except UNREADABLE as error:
             reason = first_line(error)
@@ -165,8 +187,8 @@ def resume(saver: tf.train.Checkpoint, run_dir: str) -> str | None:
     if paths:
         folder = os.path.dirname(paths[0])
         raise InputError(
-            f"{folder}: no checkpoint can be read; to start from step 0, delete the folder, and"
-            " move eval/ and best/ beside it away"
+            f"{folder}: no readable checkpoint; to start from step 0, delete the folder and move"
+            " eval/ and best/ next to it away"
         )
     return None
 
@@ -176,7 +198,7 @@ def restore_model(model: tf_keras.Model, path: str, dataset: Dataset | None = No
 
     The EMA is an item `ema` of the same structure as `model`.
     Raises InputError if the checkpoint is missing, corrupt, of another model, or of other classes
-    than those of `dataset`; `NotAtHand` if it cannot be read now.
+    than those of `dataset`. Raises `NotAtHand` if it cannot be read now.
     """
     if dataset and (theirs := read_classes(path)):
         _check_classes(path, theirs, dataset)
@@ -191,7 +213,7 @@ def _check_classes(path, theirs, dataset):
         first = " against ".join(str(category and tuple(category[:3])) for category in other[0])
         raise InputError(
             f"{path}: has other classes than {dataset.name} (id, name, isthing: {first});"
-            " give the records that it was trained with, or train again"
+            " use the records that it was trained on, or train again"
         )
 
 
@@ -232,8 +254,8 @@ def _read_first(model, items, path):
 
 def _unreadable(path, error):
     reason = first_line(error)
-    if isinstance(error, _NOT_AT_HAND):
-        return NotAtHand(f"{path}: cannot be read now ({reason}); allow it, or wait")
+    if isinstance(error, NOT_AT_HAND):
+        return NotAtHand(f"{path}: cannot be read now ({reason}); check access, or retry later")
     return InputError(f"{path}: cannot be read ({reason}); use another checkpoint")
 
 
@@ -242,10 +264,10 @@ def _lacks(saver, path):
     items = _items(path)
     start = f"experiment.Experiment.initial_checkpoint = {path!r}"
     if "step" not in items:
-        return f"{path}: holds weights and no training; give another run_dir, and bind {start}"
+        return f"{path}: has weights only; use another run_dir, and bind {start}"
     if hasattr(saver, "ema") and "ema" not in items:
         return (
-            f"{path}: has no EMA; bind experiment.Experiment.ema_decay = 0, or give another"
+            f"{path}: has no EMA; bind experiment.Experiment.ema_decay = 0, or use another"
             f" run_dir, and bind {start}"
         )
     return ""

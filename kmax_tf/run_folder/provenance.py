@@ -20,8 +20,8 @@ from kmax_tf.files import ROOT, read_bytes, read_json, write_atomic
 from kmax_tf.run_folder import checkpoint, layout
 
 # These may differ at a restart, since the training stays the same. They are the place of the
-# records (whose classes have a fingerprint) and of the weights that the run began with, how often
-# the host acts, and the code and packages of another machine.
+# records (whose classes have a fingerprint) and of the weights that the run began with. They are
+# also how often the host acts, and the code and packages of another machine.
 _FREE = {"data_dir", "source", "initial_checkpoint"}
 _FREE |= {"steps_per_loop", "checkpoint_interval", "checkpoints_kept"}
 _FREE |= {"revision", "python", "tensorflow", "tf_keras", "tf-models-official", "numpy"}
@@ -88,8 +88,8 @@ def check(run_dir: str, description: dict, *, allow_changes: bool) -> None:
         print(f"changed: {name}: {old.get(name, 'default')} -> {new.get(name, 'default')}")
     if not allow_changes and _changed(old, new, _FREE):
         raise InputError(
-            f"{run_dir}: was trained with other settings (see the lines above); undo the change,"
-            " give another run_dir, or allow it: --allow_changes, in Python allow_changes=True"
+            f"{run_dir}: was trained with other settings (see above); undo the change, use another"
+            " run_dir, or pass --allow_changes (Python: allow_changes=True)"
         )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from kmax_tf.errors import InputError
-from kmax_tf.files import matching
+from kmax_tf.errors import InputError, first_line
+from kmax_tf.files import NotAtHand, matching
 from kmax_tf.run_folder import checkpoint, layout
 
 SECONDS = 1.0  # between two probes
@@ -62,26 +62,41 @@ def watch_checkpoints(
         is_done: whether the checkpoint of this path needs no visit; called once for each state of
             its files.
         seconds: how long to wait for the next one; 0 takes only what exists.
+
+    Raises:
+        NotAtHand, tf.errors.OpError: the run cannot be looked at, and `seconds` is 0.
     """
     tried = {}  # path -> state of its files when `is_done` was asked
-    last = checkpoint.path_of(layout.checkpoints(run_dir), last_step)
+    last, told = checkpoint.path_of(layout.checkpoints(run_dir), last_step), False
 
     def fresh():
         paths = checkpoint.completed(run_dir)
         for path in reversed(paths) if newest_first else paths:
             state = _state(path)
             if state and tried.get(path) != state:
-                tried[path] = state
-                if not is_done(path):
+                done = is_done(path)
+                tried[path] = state  # not earlier: `is_done` may fail, and is asked again
+                if not done:
                     return path
         return "" if is_done(last) else None
 
-    while path := poll(fresh, seconds, f"the next checkpoint of {run_dir}"):
+    def probe():
+        nonlocal told
+        try:
+            return fresh()
+        except (NotAtHand, tf.errors.OpError) as error:
+            if not seconds:
+                raise
+            if not told:
+                print(f"retrying: {first_line(error)}", flush=True)
+            told = True
+
+    while path := poll(probe, seconds, f"the next checkpoint of {run_dir}"):
         yield path
     if path is None and seconds:
         print(
-            f"no new checkpoint for {seconds:g} s, so this stops before step {last_step};"
-            " the same command goes on, and --wait waits longer",
+            f"no new checkpoint for {seconds:g} s, stopping before step {last_step}; rerun the"
+            " command to continue, or set a longer --wait",
             flush=True,
         )
 

@@ -50,10 +50,10 @@ class Study:
         paper: what the paper found.
         variants: name -> bindings on top of `base`. The others are compared to the first one.
         coco: name -> further bindings of the variant at full size.
-        base: gin file for the embedded dataset.
+        base: gin file for the built-in dataset.
         encoder: gin file of the run that trains the pixel encoder; "" starts as `base` does.
         full_size: gin file for COCO.
-        learning_rates: for the search on the embedded dataset.
+        learning_rates: for the search on the built-in dataset.
     """
 
     question: str
@@ -271,7 +271,7 @@ def _run_all(wanted, encoder, out, jobs, known):
         yield from ((job, known[job.digest]) for job in wanted if job.digest in known)
         initial = _trained_encoder(encoder, out, len(known)) if todo and encoder else ""
         # With a thread a core in every run, runs at the same time slow each other down by a third.
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, runtime.cores() // jobs)
         results = pool.map(lambda job: _run_one(job, initial, out, threads), todo)
         yield from zip(todo, results, strict=True)
 
@@ -333,7 +333,7 @@ def _trained_encoder(gin_file, out, stored):
         others = f"; {stored} stored runs started from one that is not here" if stored else ""
         tqdm.write(f"training the pixel encoder that all runs start from{others}")
         words = _train_command(gin_file, (), run_dir)
-        _run_verb("pixel encoder", words, run_dir, os.cpu_count() or 1)
+        _run_verb("pixel encoder", words, run_dir, runtime.cores())
         with runtime.strategy("cpu").scope():  # the GPUs are for the runs
             model = config.load(Experiment, gin_file).build_model()
         checkpoint.restore_model(model, checkpoint.newest(run_dir))

@@ -25,8 +25,9 @@ def pack(experiment: Experiment, path: str, num_batches: int) -> int:
       - "program": uint8, the step in portable StableHLO;
       - "batch_I_J": argument J of batch I;
       - "state_K": the arguments that follow a batch;
-      - "head": JSON. "outputs" are the numbers of the outputs that replace the state. "losses" are
-        pairs of numbers of the state, whose quotients add up to the mean loss since the start.
+      - "head": JSON. "outputs" are the numbers of the outputs that replace the state, null
+        where it is only read. "losses" are pairs of numbers of the state, whose quotients add up to
+        the mean loss since the start.
 
     Args:
         num_batches: Batches that are packed, in the order of the training.

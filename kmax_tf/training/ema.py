@@ -28,7 +28,7 @@ def build_ema(build_model: Callable[[], tf_keras.Model]) -> tf_keras.Model:
 def update(
     ema: tf_keras.Model, model: tf_keras.Model, decay: float, step: tf.Tensor, finite: tf.Tensor
 ) -> None:
-    """Moves weights and statistics of `ema` towards those of `model`; in a replica context.
+    """Moves weights and statistics of `ema` toward those of `model`; in a replica context.
 
     Early steps decay faster, by (1 + step) / (10 + step) as in tf.train.ExponentialMovingAverage,
     so that the initial weights are soon forgotten.

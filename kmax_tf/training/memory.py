@@ -13,7 +13,7 @@ class DoesNotFit(InputError):
 
     def __init__(self, error: Exception):
         super().__init__(
-            f"the step does not fit in the device's memory ({first_line(error):.200}); give a"
+            f"the step does not fit in the device's memory ({first_line(error):.200}); use a"
             ' smaller --batch_size, or bind experiment.Experiment.precision = "mixed_bfloat16" or a'
             " larger experiment.Experiment.accumulation"
         )

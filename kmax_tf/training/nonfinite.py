@@ -34,21 +34,24 @@ class NonFiniteSteps:
         steps = self.steps.numpy()
         if steps[-1] >= 0 and steps[0] - steps[-1] == LIMIT - 1:
             raise InputError(
-                f"{LIMIT} steps in a row, {steps[-1]} to {steps[0]}, had no finite loss and"
-                " gradient, and the weights did not change: lower AdamW.learning_rate, bind"
-                " Experiment.clip_norm, or look at the images named above"
+                f"{LIMIT} consecutive steps, {steps[-1]} to {steps[0]}, had a non-finite loss or"
+                " gradient and changed no weights; lower AdamW.learning_rate, bind"
+                " Experiment.clip_norm, or check the images named above"
             )
 
 
 def describe_step(step: int, records: Iterable[bytes]) -> str:
-    """Says in one line that a step was skipped, and names the images of its serialized records."""
+    """Says in one line that a step was skipped, and names the images of its serialized records.
+
+    Without records it names none.
+    """
     names = [
         tf.train.Example.FromString(record).features.feature["image/filename"].bytes_list.value
         for record in records
     ]
-    return f"step {step} was skipped, its loss or gradient is not finite; images: " + ", ".join(
-        _shortened([b"".join(name).decode() for name in names])
-    )
+    shown = ", ".join(_shortened([b"".join(name).decode() for name in names]))
+    images = f"images: {shown}" if names else "images not looked up"
+    return f"step {step} skipped: non-finite loss or gradient; {images}"
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,11 @@ from kmax_tf.errors import InputError, first_line
 from kmax_tf.training import replica_program
 from kmax_tf.training.memory import DoesNotFit
 from kmax_tf.training.replica_strategy import ReplicaStrategy
+
+USED = (
+    "JAX is already in use in this process; restart it (in a notebook, the kernel), and train"
+    " before any other use of JAX"
+)
 
 
 class Devices(NamedTuple):
@@ -71,7 +76,9 @@ def strategy(device: str) -> PjrtStrategy:
         _meet()
         everywhere = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"device {device!r} cannot be used: {first_line(error):.200}") from error
+        used = re.search("before (any JAX|backends)", str(error))
+        reason = USED if used else f"{first_line(error):.200}"
+        raise InputError(f"device {device!r} cannot be used: {reason}") from error
     counts = collections.Counter(device.process_index for device in everywhere)
     if len(set(counts.values())) > 1:
         raise InputError(
@@ -85,14 +92,24 @@ def strategy(device: str) -> PjrtStrategy:
 def _meet():
     """Joins the processes of all hosts, once: JAX refuses a second time, alone or not."""
     if text := os.environ.get("TF_CONFIG"):
-        hosts = json.loads(text)
-        workers, index = hosts["cluster"]["worker"], hosts["task"]["index"]
+        addresses, index = _hosts(json.loads(text))
         # Without a look for a cluster, which would give a task of Slurm or MPI one device.
         alone = dict(cluster_detection_method="deactivate")
-        jax.distributed.initialize(workers[0], len(workers), index, **alone)
+        jax.distributed.initialize(addresses[0], len(addresses), index, **alone)
         return
     with contextlib.suppress(ValueError):  # this host is alone
         jax.distributed.initialize()
+
+
+def _hosts(config):
+    """Returns the addresses of TF_CONFIG's hosts, the chief first, and the place of this one."""
+    cluster, task = config["cluster"], config["task"]
+    kinds = ("chief", "worker")
+    hosts = {(kind, i): host for kind in kinds for i, host in enumerate(cluster.get(kind, ()))}
+    here = task.get("type", "worker"), task["index"]
+    if here not in hosts:
+        raise InputError(f"TF_CONFIG: task {here} is no chief and no worker of the cluster")
+    return [*hosts.values()], [*hosts].index(here)
 
 
 class Executable:
@@ -127,15 +144,21 @@ class Executable:
         return jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
 
 
-def compile_module(module: Any, devices: Devices) -> Executable:
-    """Compiles a StableHLO module of one replica; `DoesNotFit` if it needs too much memory."""
+@contextlib.contextmanager
+def named_errors() -> Iterator[None]:
+    """Turns JAX's error about memory into `DoesNotFit`; a step may fail when its end is awaited."""
     try:
-        loaded = get_backend().compile_and_load(module, *_placement(devices))
+        yield
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFit(error) from error
-    return Executable(loaded, devices)
+
+
+@named_errors()
+def compile_module(module: Any, devices: Devices) -> Executable:
+    """Compiles a StableHLO module of one replica; `DoesNotFit` if it needs too much memory."""
+    return Executable(get_backend().compile_and_load(module, *_placement(devices)), devices)
 
 
 def load(content: bytes, devices: Devices) -> Executable:

@@ -8,6 +8,8 @@ import collections
 import hashlib
 import json
 import os
+import platform
+import re
 import time
 from collections.abc import Sequence
 
@@ -26,6 +28,7 @@ from kmax_tf.training import pjrt, replica_program
 from kmax_tf.training.trainer import Trainer, make_trainer
 
 IN_FLIGHT = 2  # steps that the devices have ahead of the host
+CPUS = "/proc/cpuinfo"
 
 
 class Step:
@@ -36,9 +39,9 @@ class Step:
     """
 
     def __init__(
-        self, executable: pjrt.Executable, variables: Sequence[int], outputs: Sequence[int]
+        self, executable: pjrt.Executable, variables: Sequence[int], outputs: Sequence[int | None]
     ):
-        """outputs: for each of `variables`, the number of the output that replaces it."""
+        """outputs: for each of `variables`, the number of the output that replaces it, or None."""
         self.executable, self.variables, self.outputs = executable, variables, outputs
 
     def __call__(
@@ -46,7 +49,8 @@ class Step:
     ) -> tuple[list[jax.Array], object]:
         """Starts a step; returns the new state and a token that is ready when the step ends."""
         outputs, token = self.executable([*batch, *state])
-        return [outputs[number] for number in self.outputs], token
+        pairs = zip(self.outputs, state, strict=True)
+        return [old if number is None else outputs[number] for number, old in pairs], token
 
 
 class PjrtTrainer(Trainer):
@@ -55,6 +59,7 @@ class PjrtTrainer(Trainer):
     kept_at = ""  # path of the kept step
     _state: list[jax.Array]  # the values of `_variables`, on the devices
 
+    @pjrt.named_errors()
     def train(self, num_steps: tf.Tensor) -> dict[str, float]:
         """Runs a loop of steps, and returns its scalars."""
         tokens = collections.deque()
@@ -69,11 +74,13 @@ class PjrtTrainer(Trainer):
         self._send(self._light)
         return scalars
 
+    @pjrt.named_errors()
     def save(self, run_dir: str) -> None:
         if self.strategy.extended.should_checkpoint:  # the others need no copy
             self._fetch(self._heavy)
             super().save(run_dir)
 
+    @pjrt.named_errors()
     def prepare(self) -> None:
         """Loads or compiles the step, and copies the variables to the devices."""
         self._step = _kept(self) or _compile(self)
@@ -188,8 +195,17 @@ def _key(trainer):
     parts = [config.resolved(), tf.__version__, tf_keras.__version__, jax.__version__]
     parts.append(str([category[:3] for category in trainer.experiment.dataset.categories]))
     parts += [str(trainer.strategy.devices), devices[0].client.platform_version]
+    parts.append(str([(device.process_index, device.id) for device in devices]))
+    parts += [_instructions()] if devices[0].platform == "cpu" else []
     parts += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     own = (os.path.join(f, n) for f, _, names in os.walk(PACKAGE) for n in names)
     sources = sorted({*own, *config.sources()})
     parts += [read_bytes(path).decode() for path in sources if path.endswith(".py")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _instructions():
+    """Returns the instruction sets of this machine's CPU; only Linux lists them."""
+    listed = read_bytes(CPUS).decode() if tf.io.gfile.exists(CPUS) else ""
+    found = re.search(r"^(?:flags|Features)\s*:.*", listed, re.MULTILINE)
+    return found[0] if found else platform.processor()

@@ -9,9 +9,8 @@ from tqdm import tqdm
 from kmax_tf.training.nonfinite import NonFiniteSteps
 
 NO_VOID = (
-    "no pixel of the crops is void: unmatched clusters hardly learn to predict void, and instances"
-    ' separate slowly; bind Criterion.unmatched_class_weight to "nonvoid_share", or scale images'
-    " below 1"
+    "crops have no void pixels: unmatched clusters hardly learn void, and instances separate"
+    ' slowly; bind Criterion.unmatched_class_weight to "nonvoid_share", or use scales below 1'
 )
 # Always steps a second; below 1 tqdm would switch to seconds a step.
 RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"

@@ -179,19 +179,35 @@ class Program(NamedTuple):
 
     module: Any  # StableHLO
     variables: list[int]
-    outputs: list[int]  # for each of `variables`, the number of the output that replaces it
+    # For each of `variables`, the number of the output that replaces it; None if it is only read.
+    outputs: list[int | None]
 
 
 def step_program(trainer: Trainer) -> Program:
-    """Traces the step of a trainer in a `ReplicaStrategy`."""
+    """Traces the step of a trainer in a `ReplicaStrategy`.
+
+    Raises InputError if the step reads what the model does not track, or as `lower` does.
+    """
     step, specs = training_step(trainer)
-    captured = step.get_concrete_function(*specs).captured_inputs
-    numbers = {id(v.handle): number for number, v in enumerate(trainer.step_variables)}
-    variables = [numbers[id(handle)] for handle in captured]
+    variables = _captured(trainer, step.get_concrete_function(*specs))
     module = stablehlo(lower(step, specs))
     replaced = replaced_arguments(module)
-    outputs = [replaced[len(specs) + i] for i in range(len(variables))]
+    outputs = [replaced.get(len(specs) + i) for i in range(len(variables))]
     return Program(portable(module), variables, outputs)
+
+
+def _captured(trainer, function):
+    """Returns the numbers of the variables that the step's concrete function reads from outside."""
+    numbers = {id(v.handle): number for number, v in enumerate(trainer.step_variables)}
+    names = {id(v.handle): f"the variable {v.name}" for v in function.graph.variables}
+    for tensor in function.captured_inputs:
+        if id(tensor) not in numbers:
+            what = names.get(id(tensor), f"a constant, {tensor.dtype.name} {tensor.shape}")
+            raise InputError(
+                f"the step reads {what}, which the model does not track; make it in `call`, or"
+                " make it an attribute of a layer: tf.Variable(..., trainable=False)"
+            )
+    return [numbers[id(tensor)] for tensor in function.captured_inputs]
 
 
 def serialize(module: Any) -> bytes:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import shlex
 import sys
+import time
 
 import orbit
 import tensorflow as tf
@@ -13,9 +14,9 @@ from kmax_tf import runtime
 from kmax_tf.data import segment_counts, training_input
 from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, first_line
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import read_bytes, write_atomic
+from kmax_tf.files import NOT_AT_HAND, NotAtHand, read_bytes, write_atomic
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.run_folder import checkpoint, layout, provenance
 from kmax_tf.training import batch_size, memory, nonfinite, preemption
@@ -24,6 +25,9 @@ from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import Trainer, make_trainer
 
 LOOP_SECONDS = 5  # between two actions of the host, up to twice as many
+PATIENCE = 600  # seconds for which a checkpoint that cannot be saved is tried again
+PAUSE = 15  # seconds between two tries
+NAMED = 3  # skipped steps of a start whose images are named: finding them reads the epoch again
 
 
 def training_records(experiment: Experiment) -> Records:
@@ -116,7 +120,6 @@ def train(
     with memory.named_errors():
         trainer = new_trainer(experiment, strategy, run_dir)
         start = _restore(trainer, run_dir)
-    _check_hosts_agree(strategy, start)
     if start >= experiment.steps:
         print(f"{run_dir}: all {experiment.steps} steps are done")
         return trainer.model
@@ -130,7 +133,7 @@ def train(
     with (
         reader.named_errors(records, split, skips=experiment.training_input.skip_corrupt),
         memory.named_errors(),
-        _progress(experiment, records, start) as progress,
+        _progress(experiment, records, start, strategy) as progress,
     ):
         trainer.prepare()
         with preemption.watch() as came:
@@ -141,7 +144,8 @@ def train(
 def _run(trainer, folder, progress, came):
     """Runs loops of steps up to the last one, and saves; `came` tells whether to stop.
 
-    The host acts between two loops. They double in length until one takes `LOOP_SECONDS`.
+    The host acts between two loops. They double in length until one takes `LOOP_SECONDS`, and
+    halve where one takes more than twice as long.
     """
     experiment, strategy = trainer.experiment, trainer.strategy
     every, length, stop = experiment.steps_per_loop, 1, False
@@ -157,16 +161,16 @@ def _run(trainer, folder, progress, came):
         # All hosts must run loops of the same length.
         if not preemption.on_any_host(strategy, seconds * length > LOOP_SECONDS):
             length *= 2
+        elif preemption.on_any_host(strategy, seconds * length > 2 * LOOP_SECONDS):
+            length = max(1, length // 2)
         stop = preemption.on_any_host(strategy, came()) and not is_last
         if stop or is_last or step % experiment.checkpoint_interval == 0:
-            trainer.save(folder)
+            _save(trainer, folder, progress)
 
     def next_loop(step):
         if stop:  # not earlier: orbit writes the summary after `after_loop`
             command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
-            progress.write(
-                f"stopped at step {step}; to go on, run the same command again: {command}"
-            )
+            progress.write(f"stopped at step {step}; to resume, run the same command: {command}")
             raise SystemExit(preemption.RESTART)
         # Loops end where summaries and checkpoints are due, wherever the run resumed.
         return min(length, every - step % every)
@@ -183,6 +187,26 @@ def _run(trainer, folder, progress, came):
     )
     with contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
         controller.train(experiment.steps)
+
+
+def _save(trainer, folder, progress):
+    """Saves a checkpoint; where the storage does not answer, it tries again for `PATIENCE` seconds.
+
+    Hosts that read the variables together would have to try again together, so they do not.
+    """
+    together = isinstance(trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    deadline, alone = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            if not alone:
+                checkpoint.check_alone(folder, int(trainer.step.numpy()))
+            alone = True  # the next try may find what this one wrote
+            return trainer.save(folder)
+        except (NotAtHand, *NOT_AT_HAND) as error:
+            if together or time.monotonic() >= deadline:
+                raise
+            progress.write(f"saving failed, retrying: {first_line(error)}")
+        time.sleep(PAUSE)
 
 
 def new_trainer(experiment: Experiment, strategy: tf.distribute.Strategy, run_dir: str) -> Trainer:
@@ -203,18 +227,22 @@ def _show_segments(trainer, records, folder, known):
         return
     path = layout.segments(folder)
     if not known or not tf.io.gfile.exists(path):
-        print("counting the segments that crops and the evaluation lose", flush=True)
+        print("counting segments lost in crops and evaluation", flush=True)
         counts = segment_counts.of_experiment(records, trainer.experiment, trainer.model)
         write_atomic(path, "\n".join(segment_counts.describe(counts)))
     print(read_bytes(path).decode(), flush=True)
 
 
 def _restore(trainer, run_dir):
-    """Reads the newest checkpoint, or in a new run the initial one; returns the step reached."""
+    """Reads the newest checkpoint, or in a new run the initial one; returns the step reached.
+
+    Raises InputError if it cannot be read, or is not the same one on all hosts.
+    """
     initial = trainer.experiment.initial_checkpoint
     with trainer.strategy.scope():
         resumed = checkpoint.resume(trainer.saver, run_dir)
         if initial and not resumed:
+            initial = own_checkpoint.find(initial)
             lines = _start_from(trainer, initial)
             print(*lines, sep="\n", end="\n" * bool(lines))
     started = f"starting in {run_dir} from {initial or 'random weights'}"
@@ -222,12 +250,16 @@ def _restore(trainer, run_dir):
     rate = trainer.optimizer.encoder_multiplier
     if not (resumed or initial) and rate < 1:
         print(
-            f"the encoder has random weights, and learns at {rate:g} of the rate; bind weights to"
-            " experiment.Experiment.initial_checkpoint (docs/model_zoo.md, backbones), or 1.0 to"
-            " optimizer.AdamW.encoder_multiplier",
+            f"the encoder has random weights, but {rate:g} of the learning rate; set"
+            " experiment.Experiment.initial_checkpoint (docs/model_zoo.md, backbones), or"
+            " optimizer.AdamW.encoder_multiplier = 1.0",
             flush=True,
         )
-    return int(trainer.step.numpy())
+    source, step = resumed or initial, int(trainer.step.numpy())
+    fingerprint = checkpoint.fingerprint(source) if source else None
+    for number in (step, int((fingerprint or "0")[:6], 16)):
+        _check_hosts_agree(trainer.strategy, number)
+    return step
 
 
 def _check_no_figures(run_dir):
@@ -235,32 +267,38 @@ def _check_no_figures(run_dir):
     if layout.all_metrics(run_dir) or tf.io.gfile.exists(layout.best_note(layout.best(run_dir))):
         places = f"{layout.evaluation(run_dir)} and {layout.best(run_dir)}"
         raise InputError(
-            f"{run_dir}: has figures of an earlier training, and no checkpoint to go on from;"
-            f" move {places} away, or give another run_dir"
+            f"{run_dir}: has metrics of an earlier training but no checkpoint to resume;"
+            f" move {places} away, or use another run_dir"
         )
 
 
-def _check_hosts_agree(strategy, start):
-    """Raises InputError if the hosts resumed from different steps: they would train apart."""
-    for part in divmod(start, 4096):  # sums of these are exact in float32
+def _check_hosts_agree(strategy, number):
+    """Raises InputError if the hosts' numbers of a checkpoint differ: they would train apart."""
+    for part in divmod(number, 4096):  # sums of these are exact in float32
         whole = part * preemption.sum_of_hosts(strategy, 1.0)
         if preemption.sum_of_hosts(strategy, float(part)) != whole:
             raise InputError(
-                "the hosts found different checkpoints; give a --run_dir that all of them share"
+                "the hosts found different checkpoints; use a --run_dir that all hosts share, and"
+                " as initial_checkpoint a checkpoint, not a run that still saves"
             )
 
 
 def _start_from(trainer, path):
-    experiment, path = trainer.experiment, own_checkpoint.find(path)
+    experiment = trainer.experiment
     build = experiment.build_weights
     return own_checkpoint.start_from(trainer.model, path, experiment.dataset, build)
 
 
-def _progress(experiment, records, start):
+def _progress(experiment, records, start, strategy):
     batch = experiment.batch_size
+    left = NAMED if strategy.extended.should_checkpoint else 0  # the other hosts need not read
 
     def describe_step(step):
         """Names the images of a step: its position in the input's order is known."""
+        nonlocal left
+        if not left:
+            return nonfinite.describe_step(step, ())
+        left -= 1
         ordered = training_input.ordered_records(
             records, experiment.training_input, seed=experiment.seed, start=step * batch
         )

@@ -52,7 +52,7 @@ def test_help_and_mistakes_of_formats_need_no_tensorflow(name):
         (["trian"], "error: no verb 'trian'; did you mean train?"),
         (["xyz"], "error: no verb 'xyz'; see kmax --help"),
         (["prepare", "coco_instance"], "error: no format 'coco_instance'; did you mean"),
-        (["report", "run", "--out=x"], "error: --out is for a comparison of two runs"),
+        (["report", "run", "--out=x"], "error: --out needs two runs"),
         (["train", "--gin_fil=x"], "error: no flag --gin_fil; did you mean --gin_file?"),
     ],
 )

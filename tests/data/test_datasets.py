@@ -85,6 +85,11 @@ def test_bad_category_names_file_and_place(entry, message):
     assert str(error.value).startswith("a.json: categories[1]")
 
 
+def test_a_list_of_no_classes_is_refused():
+    with pytest.raises(errors.InputError, match='^a.json: "categories" is empty; list the classes'):
+        datasets.parse_categories({"categories": []}, "a.json")
+
+
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(errors.InputError, match="did you mean 'panoptic_digits'"):
         datasets.load("panoptic_digit")

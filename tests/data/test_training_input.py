@@ -22,7 +22,7 @@ EVERYTHING = dict(
     size=(33, 41),
     scales=(0.5, 1.0, 1.7),
     paste_scales=(0.3, 0.8),
-    color=1.0,
+    color=0.6,
     max_segments=16,
     shuffle_buffer=8,
 )
@@ -49,10 +49,11 @@ def batches(paths, count, options=None, number=NUMBER, **arguments):
     return [tf.nest.map_structure(np.asarray, b) for b, _ in zip(dataset, range(count))]
 
 
-def ids(paths, count, placement="host", **arguments):
+def ids(paths, count, placement="host", number=NUMBER, **arguments):
     """The ids of the first records of a host's order: of both, where it takes pairs."""
     options = training_input.TrainingInput(**EVERYTHING, placement=placement)
-    records = training_input.ordered_records(found(paths), options, **{"seed": 3} | arguments)
+    records = found(paths, number)
+    records = training_input.ordered_records(records, options, **{"seed": 3} | arguments)
 
     def read(record):
         features = tf.train.Example.FromString(record).features.feature
@@ -188,7 +189,29 @@ def test_without_augmentation_examples_are_as_in_evaluation(paths, enlarge):
 def test_wrong_number_of_examples(paths):
     for number in (NUMBER - 1, NUMBER + 1):
         with pytest.raises(tf.errors.FailedPreconditionError, match="was expected to contain"):
-            batches(paths, NUMBER, number=number)
+            ids(paths, 2 * NUMBER, number=number)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_what_is_drawn_is_what_the_options_say(made, flip):
+    options = training_input.TrainingInput(
+        size=(65, 65), scales=(0.5, 1.0, 1.5), paste_scales=(0.25, 0.75), flip=flip
+    )
+    seeds = [tf.constant([0, number], tf.int64) for number in range(60)]
+    *roles, _ = zip(*(training_input.draw_params(seed, made.dataset, options) for seed in seeds))
+    for params, scales in zip(roles, (options.scales, options.paste_scales), strict=True):
+        assert {float(p.scale) for p in params} == set(scales)
+        assert {bool(p.flip) for p in params} == {False, flip}
+
+
+def test_crowd_is_void(made):
+    """Odd records have a crowd of class 7, which even ones have as a segment."""
+    options = training_input.TrainingInput(size=(65, 65), augment=False)
+    rest = example.parse, made.dataset, options
+    arguments = dict(stride=4, seed=tf.constant([0, 0], tf.int64))
+    for number in range(4):
+        _, targets = training_input.training_example((made.record(number),), *rest, **arguments)
+        assert (7 in targets.segment_class.numpy()) == (number % 2 == 0)
 
 
 def test_options_are_checked():

@@ -103,7 +103,7 @@ def test_the_remedy_keeps_the_void_that_is_given(folders):
         ("value,name\n0,road, wide\n", "line 2: has too many fields"),
         ("value,name,isthing\n0,road,2\n", 'line 2: "isthing" is "2"; give 0 or 1'),
         ("value,name,color\n0,road,red\n", "line 2: \"color\" is 'red'; write it as #ff8000"),
-        ("value,name\n0,road\n0,car\n", 'line 3: "value" 0 is there twice'),
+        ("value,name\n0,road\n0,car\n", 'line 3: "value" 0 is repeated'),
         ("value,name\n", "lists no class; add a line for each"),
     ],
 )

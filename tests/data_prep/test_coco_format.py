@@ -218,5 +218,5 @@ def test_command_line(source, capsys):
 
 def test_folder_that_cannot_be_made(source):
     (source[0] / "out").write_text("a file")
-    with pytest.raises(errors.InputError, match="out.*: cannot be made"):
+    with pytest.raises(errors.InputError, match="out.*: cannot be created"):
         run(source)

@@ -50,7 +50,7 @@ def mutate(data: bytes, seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """One image of the embedded dataset: its folder and its item, with areas that are null."""
+    """One image of the built-in dataset: its folder and its item, with areas that are null."""
     folder = tmp_path_factory.mktemp("source")
     demo.make(str(folder), num_train=1, num_val=0, workers=1)
     path = folder / "panoptic_train.json"

@@ -108,7 +108,7 @@ PAGE = Image.fromarray(np.zeros((H, W), np.uint8))
         ),
         (
             lambda f: PAGE.save(f / "images/bare.tif", save_all=True, append_images=[PAGE]),
-            "bare.png and bare.tif differ in the extension only",
+            "bare.png and bare.tif differ only in extension",
         ),
         (save("labels/0_masks.png", np.zeros((H + 1, W), np.uint8)), "0.jpg: the image is 14 x 10"),
         (lambda f: (f / "labels/2_masks.tif").write_bytes(b"II*"), "2_masks.tif: not a readable"),
@@ -134,7 +134,7 @@ def test_jpeg_labels_are_refused(folders):
 
 
 def test_folders_that_do_not_fit(folders, monkeypatch):
-    with pytest.raises(SystemExit, match="move the labels to a folder"):
+    with pytest.raises(SystemExit, match="mixes images and labels; move labels elsewhere"):
         run(folders, "--labels", folders / "images")
     with pytest.raises(SystemExit, match="--val_images and --val_labels: give both"):
         run(folders, "--val_labels", folders / "labels")
@@ -157,7 +157,7 @@ def test_files_of_somebody_else_are_never_replaced(folders, name):
     (out / name).parent.mkdir(parents=True)
     (out / name).write_bytes(b"mine")
     with pytest.raises(
-        SystemExit, match=rf"{name.split('/')[0]}: would be replaced, and no `kmax prepare`"
+        SystemExit, match=rf"{name.split('/')[0]}: exists, and this version of `kmax prepare`"
     ):
         run(folders)
     assert [p.read_bytes() for p in out.rglob("*") if p.is_file()] == [b"mine"]
@@ -187,7 +187,7 @@ def test_names_that_start_each_other(tmp_path, draw_image):
         (
             ["1", "10"],
             ["1", "10", "10_b"],
-            r"10\.png and 10_b\.png are both labels of the image 10",
+            r"10\.png and 10_b\.png both label the image 10",
         ),
         (["1", "2"], ["1_mask", "2_mask", "10_mask"], None),  # of an image that is not there
         (["a", "a_m"], ["a_mask", "a_m_mask"], None),

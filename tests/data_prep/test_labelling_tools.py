@@ -176,7 +176,7 @@ def test_instances(tool, export, tmp_path, read_labels, capsys):
     assert [(c.name, c.isthing) for c in categories] == [("car", True), ("background", False)]
     told = capsys.readouterr().out
     assert ("1 categories without objects" in told) == (tool in (labelme, roboflow))
-    assert ("2 objects without a segmentation" in told) == (tool is roboflow)
+    assert ("2 objects with a box but no segmentation" in told) == (tool is roboflow)
 
 
 def test_a_group_that_has_objects_is_a_class(export, tmp_path, read_labels):
@@ -343,9 +343,7 @@ def test_masks_of_the_brush_of_label_studio(two_images):
 def test_images_and_masks_in_one_folder(two_images):
     """Roboflow's semantic masks: train/NAME.jpg, train/NAME_mask.png, train/_classes.csv."""
     folder = two_images(Image.fromarray(CLASSES.astype(np.uint8)), "images/{}_mask.png")
-    with pytest.raises(
-        SystemExit, match="images: has images and labels; move the labels to a fold"
-    ):
+    with pytest.raises(SystemExit, match="images: mixes images and labels; move labels elsewhere"):
         run("class_maps", folder, "--labels", folder / "images")
 
 

@@ -1,4 +1,4 @@
-"""The real samples, laid out as people have them, convert and read back as the source says."""
+"""Samples, laid out as people have them, convert and read back as the source says."""
 
 import json
 import shutil
@@ -7,20 +7,75 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import ade20k, cityscapes, convert
+from data_prep import ade20k, cityscapes
 from kmax_tf import commands, errors
 from kmax_tf.data import datasets, label_png
 
+BANDS = np.repeat([0, 1, 2, 3], [2, 5, 6, 7])[:, None].repeat(24, axis=1)  # 0 is void
 
-def test_coco(shared, tmp_path, alone, read_all, assert_equals_source, capsys):
-    sample, source = shared / "data/coco_sample/sample_data", tmp_path / "coco"
+
+def draw_panoptic(labels, dataset, name, stems):
+    """Writes labels of a thing, its crowd and stuff: a JSON, and PNGs called name(stem)."""
+    thing, stuff = dataset.categories[0].id, dataset.categories[-1].id
+    ids = np.array([0, 70000, 9, 300])[BANDS]
+    segments = [
+        {"id": i, "category_id": category, "iscrowd": crowd, "area": int((ids == i).sum())}
+        for i, category, crowd in ((70000, thing, 0), (9, thing, 1), (300, stuff, 0))
+    ]
+    content = {"images": [], "annotations": []}
+    content["categories"] = [c._asdict() for c in dataset.categories]
+    labels.mkdir(parents=True)
+    for identity, stem in stems.items():
+        (labels / name(stem)).write_bytes(label_png.encode_ids(ids))
+        content["images"].append({"id": identity, "file_name": f"{stem}.jpg"})
+        entry = {"image_id": identity, "file_name": name(stem), "segments_info": segments}
+        content["annotations"].append(entry)
+    labels.with_suffix(".json").write_text(json.dumps(content))
+
+
+@pytest.fixture(params=["drawn", "real"])
+def samples(request, tmp_path, draw_image):
+    """A folder with samples of three datasets: small drawn ones, and the real ones of --shared."""
+    if request.param == "real":
+        return request.getfixturevalue("shared") / "data"
+    folder, size = tmp_path / "samples", BANDS.shape
+    coco, city = folder / "coco_sample/sample_data", folder / "cityscapes_layout_sample"
+    stems = {142238: "000000142238", 439180: "000000439180"}
+    draw_panoptic(coco / "panoptic_examples", datasets.load("coco"), "{}.png".format, stems)
+    for seed, stem in stems.items():
+        draw_image(coco / f"input_images/{stem}.jpg", *size, seed)
+    labels, stem = city / "gtFine/cityscapes_panoptic_dummy_trainId", "dummy_000000_000000"
+    name = "{}_gtFine_panoptic.png".format
+    draw_panoptic(labels, datasets.load("cityscapes"), name, {stem: stem})
+    draw_image(city / f"leftImg8bit/{stem}_leftImg8bit.png", *size, 1)
+    ade = folder / "ade20k_semantic_sample"
+    (ade / "annotations").mkdir(parents=True)
+    for seed in (1, 2, 3):
+        draw_image(ade / f"images/ADE_val_{seed}.jpg", *size, seed)
+        semantic = np.array([0, 1, 13, 4], np.uint8)[BANDS]  # wall, person, floor
+        Image.fromarray(semantic).save(ade / f"annotations/ADE_val_{seed}.png")
+    return folder
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """A function: words of `kmax prepare`, which writes the records to out/."""
+
+    def run(*words):
+        out = ["--out", str(tmp_path / "out"), "--workers", "1"]
+        commands.main(["prepare", *map(str, words), *out])
+
+    return run
+
+
+def test_coco(samples, tmp_path, prepare, read_all, assert_equals_source, capsys):
+    sample, source = samples / "coco_sample/sample_data", tmp_path / "coco"
     labels = source / "annotations/panoptic_val2017"
     shutil.copytree(sample / "panoptic_examples", labels)
     shutil.copy(sample / "panoptic_examples.json", f"{labels}.json")
     for split in ("val", "test"):
         shutil.copytree(sample / "input_images", source / f"{split}2017")
-    flags = ["--source", str(source), "--out", str(tmp_path / "out"), "--workers", "1"]
-    commands.main(["prepare", "coco", *flags, "--split", "val", "test"])
+    prepare("coco", "--source", source, "--split", "val", "test")
     assert "split test, 2 images, 2 shards" in capsys.readouterr().out
 
     content = json.loads((sample / "panoptic_examples.json").read_text())
@@ -45,8 +100,8 @@ def test_coco(shared, tmp_path, alone, read_all, assert_equals_source, capsys):
         assert not example.segment_map.numpy().any() and not len(example.segment_id)
 
 
-def test_cityscapes(shared, tmp_path, alone, read_all, assert_equals_source):
-    sample, source = shared / "data/cityscapes_layout_sample", tmp_path / "cityscapes"
+def test_cityscapes(samples, tmp_path, prepare, read_all, assert_equals_source):
+    sample, source = samples / "cityscapes_layout_sample", tmp_path / "cityscapes"
     stem, labels = "dummy_000000_000000", "cityscapes_panoptic_{}_trainId"
     name = f"{stem}_gtFine_panoptic.png"
     for kind in ("", ".json"):
@@ -58,9 +113,7 @@ def test_cityscapes(shared, tmp_path, alone, read_all, assert_equals_source):
         image = source / f"leftImg8bit/{split}/dummy/{stem}_leftImg8bit.png"
         image.parent.mkdir(parents=True)
         shutil.copy(sample / f"leftImg8bit/{stem}_leftImg8bit.png", image)
-    for split in ("train", "test"):
-        read = cityscapes.read(str(source), split)
-        convert.convert(*read, str(tmp_path / "out"), split, run=alone)
+    prepare("cityscapes", "--source", source, "--split", "train", "test")
 
     (example,) = read_all(tmp_path / "out", "train").values()
     assert example.image_id.numpy().decode() == stem
@@ -78,16 +131,16 @@ def test_cityscapes(shared, tmp_path, alone, read_all, assert_equals_source):
 
 
 @pytest.fixture
-def ade(shared, tmp_path):
+def ade(samples, tmp_path):
     """The ADE20K sample in the layout of the release."""
-    sample, source = shared / "data/ade20k_semantic_sample", tmp_path / "ade"
+    sample, source = samples / "ade20k_semantic_sample", tmp_path / "ade"
     shutil.copytree(sample / "images", source / "images/validation")
     shutil.copytree(sample / "annotations", source / "annotations/validation")
     return source
 
 
-def test_ade20k_semantic(ade, tmp_path, alone, read_all):
-    convert.convert(*ade20k.read(str(ade), "val", True), str(tmp_path / "out"), "val", run=alone)
+def test_ade20k_semantic(ade, tmp_path, prepare, read_all):
+    prepare("ade20k", "--source", ade, "--split", "val", "--semantic")
     examples = read_all(tmp_path / "out", "val")
     assert len(examples) == 3
     for name, example in examples.items():
@@ -96,7 +149,7 @@ def test_ade20k_semantic(ade, tmp_path, alone, read_all):
         np.testing.assert_array_equal(category[example.segment_map.numpy()], semantic - 1)
 
 
-def test_ade20k_panoptic(ade, tmp_path, alone, read_all, write_json):
+def test_ade20k_panoptic(ade, tmp_path, prepare, read_all, write_json):
     """Made as Mask2Former's script does: things over stuff whose area was counted before."""
     labels = ade / "ade20k_panoptic_val"
     labels.mkdir()
@@ -126,7 +179,7 @@ def test_ade20k_panoptic(ade, tmp_path, alone, read_all, write_json):
     for c in datasets.load("ade20k").categories:
         content["categories"].append({"id": c.id, "name": f" {c.name}, x", "isthing": c.isthing})
     write_json(ade / "ade20k_panoptic_val.json", content)
-    convert.convert(*ade20k.read(str(ade), "val", False), str(tmp_path / "out"), "val", run=alone)
+    prepare("ade20k", "--source", ade, "--split", "val")
     for name, example in read_all(tmp_path / "out", "val").items():
         kept, ids = wanted[name]
         assert example.segment_id.numpy().tolist() == kept

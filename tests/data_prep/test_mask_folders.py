@@ -107,9 +107,9 @@ def test_copies_are_on_one_side_of_the_split(folder, read_labels, capsys):
         (folder / f"id{k}/images/a.png").write_bytes(first)
     out = run(folder)
     assert set(read_labels(out, "val")) == {"id3/images/a.png"}
-    assert "2 images are copies of others of the same split" in capsys.readouterr().out
+    assert "2 images are duplicates within their split" in capsys.readouterr().out
     run(folder, "--val_source", str(folder))
-    assert "warning: 2 images are in the training and in the val" in capsys.readouterr().out
+    assert "warning: 2 images are in both training and validation" in capsys.readouterr().out
 
 
 def jpeg(folder):
@@ -174,16 +174,16 @@ def gray16(folder):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (jpeg, "z.jpg: is JPEG, which blurs masks"),
-        (webp, "z.webp: is WEBP, which blurs masks"),
+        (jpeg, "z.jpg: JPEG is lossy; save masks as PNG"),
+        (webp, "z.webp: WEBP is lossy; save masks as PNG"),
         (turned, "0.png: labels with EXIF orientation 3; save them upright"),
         (deep, "0.png: is a PNG of 16 bits, RGB; save masks as gray PNG of 8 bits"),
         (deep_alpha, "0.png: is a PNG of 16 bits, (LA|RGBA); save masks as gray PNG of 8 bits"),
         (deep_tiff, "z.tif: is a TIFF of 16 bits, RGB; save masks as gray PNG of 8 bits"),
-        (deep_image, "a.png: has pixels of kind RGB .* and 16 bits, .* save it as PNG of 8 bits"),
+        (deep_image, "a.png: has 16 bits in Pillow's mode RGB, .* save it as PNG"),
         (pages, "z.tif: has 3 pages; save each mask as a file of its own"),
         (larger, "0.png: the mask is 17 x 12 but its upright image 16 x 12"),
-        (gray16, "a.png: has pixels of kind I;16 .* save it as PNG of 8 bits"),
+        (gray16, "a.png: has 16 bits in Pillow's mode I;16.* save it as PNG"),
         (lambda f: (f / "id0/masks/0.png").write_bytes(b"\x89PNG"), "0.png: not a readable mask"),
         (lambda f: (f / "id0/images/a.png").write_bytes(b"\x89PNG"), "a.png: broken, or no image"),
         (lambda f: jpeg(f) or (f / "id0/masks/z.jpg").rename(f / "id0/images/z.jpg"), "2 images"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_prep import coco_format, convert, demo, validate
-from kmax_tf import errors
+from kmax_tf import commands, errors
 from kmax_tf.data import datasets, label_png
 from kmax_tf.data.records import example, shards
 
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def digits(tmp_path):
-    """A folder of twelve images of the embedded dataset, and its paths as flags."""
+    """A folder of twelve images of the built-in dataset, and its paths as flags."""
     demo.make(str(tmp_path), num_train=12, num_val=0, workers=1)
     return tmp_path, {
         "images": str(tmp_path / "train"),
@@ -172,6 +172,17 @@ def test_command_line(digits):
     (folder / "train/000003.jpg").unlink()
     done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "1 errors; all problems" in done.stdout
+
+
+RAW = ["--images=i", "--panoptic_json=j", "--panoptic_dir=d"]
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--records=r"], ["--split=val"], RAW[1:], [*RAW, "--records=r", "--split=val"]]
+)
+def test_half_a_dataset_or_two_are_refused(flags):
+    with pytest.raises(SystemExit, match="^error: give --records and --split, or --images, --pan"):
+        commands.main(["validate", *flags])
 
 
 def test_json_of_which_nothing_can_be_used(tmp_path, write_json):

@@ -75,7 +75,7 @@ def test_images_are_paired_by_id():
         assert difference == pytest.approx((0, 0, 0), abs=1e-12)
     with pytest.raises(InputError, match="different images"):
         bootstrap.compare(a, random_counts(0, images=59))
-    with pytest.raises(InputError, match="have one image; an interval needs 2"):
+    with pytest.raises(InputError, match="have one image; an interval needs at least 2"):
         bootstrap.compare(random_counts(0, images=1), random_counts(1, images=1))
     with pytest.raises(InputError, match="different classes"):
         bootstrap.compare(a, a._replace(isthing=np.array([True] * 3)))

@@ -169,7 +169,7 @@ def test_identity_of_images(true_ids, true_names, pred_ids, pred_names, said, tm
     prediction = three_images(tmp_path, "pred", pred_ids, pred_names)
     assert panoptic_quality(*truth, *prediction)["All"]["pq"] == 1.0
     line = capsys.readouterr().err
-    assert (f"{said} of 3 images have another id" in line) == bool(said)
+    assert (f"{said} of 3 image ids differ from" in line) == bool(said)
     assert line.count("\n") == bool(said)
 
 
@@ -222,7 +222,7 @@ def test_areas_are_counted_from_the_pixels(area, tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (0 if area is None else 2)
     for line, name in zip(lines, ("gt.json", "pred.json")):
-        assert f'{name}: "area" of 2 of 2 segments' in line
+        assert f'{name}: "area" differs from the pixel count in 2 of 2 segments' in line
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -311,6 +311,8 @@ def test_complaints_name_file_and_remedy(tmp_path):
         InputError, match="other.json.*no prediction for 1 of 1 images, the first is 5"
     ):
         panoptic_quality(*truth, *write(tmp_path, "other", (6, *image[1:])))
+    with pytest.raises(InputError, match="none.json: annotations: empty; give ground truth"):
+        panoptic_quality(*write(tmp_path, "none"), *prediction)
     for content in ("[]", "null", "7", '{"annotations": {}}', '{"images": [], "annotations": [3]}'):
         (tmp_path / "pred.json").write_text(content)
         with pytest.raises(InputError, match="pred.json: .*; fix it"):

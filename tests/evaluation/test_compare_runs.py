@@ -4,14 +4,17 @@ import dataclasses
 import json
 import pathlib
 import runpy
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from kmax_tf import config
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import compare_runs, evaluate, metrics
+from kmax_tf.experiment import Experiment
 from kmax_tf.inference import predictor
 from kmax_tf.model.postprocess import Panoptic
 from kmax_tf.run_folder import layout
@@ -39,30 +42,41 @@ def shifted_predictor(experiment, labels, model):
     return predict
 
 
-@pytest.fixture
-def runs(tiny, tmp_path, monkeypatch):
-    """Two run folders: the first is off by 4 pixels at step 1, 2 at step 2; the second by 0."""
-    experiment = dataclasses.replace(tiny(), model=Shifted, steps=2, evaluation_batch_size=3)
+@pytest.fixture(scope="module")
+def evaluated(records, tiny_text, tmp_path_factory):
+    """The folder of `runs`, for all tests: evaluating them takes its time."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "tiny.gin").write_text(tiny_text.format(records=records))
+    experiment = config.load(Experiment, str(root / "tiny.gin"))
+    experiment = dataclasses.replace(experiment, model=Shifted, steps=2, evaluation_batch_size=3)
     records = predictor.evaluation_records(experiment)
     labels = [metrics.ground_truth(experiment.dataset, e) for e in evaluate._labels(records)]
     labels = [(label.segment_map, label.segment_class) for label in labels]
-    monkeypatch.setattr(
-        evaluate.predictor, "build_predictor", lambda model, e: shifted_predictor(e, labels, model)
-    )
-    monkeypatch.setattr(evaluate.best_checkpoint, "export", lambda *_: None)
-    folders = []
+
+    def build_predictor(model, experiment):
+        return shifted_predictor(experiment, labels, model)
+
     for name, shifts in (("first", (4, 2)), ("second", (4, 0))):
         model = Shifted(0)
-        folder = str(tmp_path / name)
+        folder = str(root / name)
         manager = tf.train.CheckpointManager(
             tf.train.Checkpoint(model=model), layout.checkpoints(folder), max_to_keep=None
         )
         for step, shift in enumerate(shifts, start=1):
             model.shift.assign(shift)
             manager.save(checkpoint_number=step)
-        evaluate.evaluate_run(experiment, folder)
-        folders.append(folder)
-    return folders
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluate.predictor, "build_predictor", build_predictor)
+            patch.setattr(evaluate.best_checkpoint, "export", lambda *_: None)
+            evaluate.evaluate_run(experiment, folder)
+    return root
+
+
+@pytest.fixture
+def runs(evaluated, tmp_path):
+    """Two run folders: the first is off by 4 pixels at step 1, 2 at step 2; the second by 0."""
+    names = ("first", "second")
+    return [str(shutil.copytree(evaluated / name, tmp_path / name)) for name in names]
 
 
 def test_two_runs(runs, tmp_path):
@@ -89,7 +103,7 @@ def test_two_steps_of_a_run_and_a_step_that_is_not_there(runs, tmp_path, capsys)
     latest = pathlib.Path(runs[1], "metrics.json")
     latest.write_text(json.dumps(json.loads(latest.read_text()) | {"records": "others"}))
     compare_runs.compare_runs(*runs)
-    assert f"{runs[1]}: are evaluated on different records" in capsys.readouterr().out
+    assert f"{runs[1]} were evaluated on different records" in capsys.readouterr().out
     with pytest.raises(InputError, match="metrics-00000007.json: cannot be read"):
         compare_runs.compare_runs(f"{runs[0]}@7", runs[1])
 

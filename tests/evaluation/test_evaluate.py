@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf import config, runtime
-from kmax_tf.data.records import example, shards
+from kmax_tf.data import datasets
+from kmax_tf.data.records import example, serialize, shards
 from kmax_tf.data.transforms.targets import class_indices
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import bootstrap, evaluate
@@ -68,22 +69,86 @@ def test_labels_as_predictions_are_perfect(tiny, tmp_path):
     assert [(p["role"], p["PQ"], p["missed"]) for p in pictures] == [("first", 100, {})] * 3
 
 
-def test_several_replicas_give_what_one_gives(tiny, two_replicas):
-    experiment = tiny(
-        "postprocess.PostProcess.thing_threshold = 0.05",
-        "postprocess.PostProcess.stuff_threshold = 0.05",
-        "postprocess.PostProcess.overlap_threshold = 0.0",
-    )
-    results = []
+def test_several_replicas_give_what_one_gives(tiny, exported, two_replicas):
+    names = ("thing_threshold", "stuff_threshold", "overlap_threshold")
+    experiment = tiny(*(f"postprocess.PostProcess.{name} = 0.0" for name in names))
+    results, maps = [], []
     for strategy in (tf.distribute.OneDeviceStrategy("/cpu:0"), two_replicas):
-        runtime.set_seed(0)
         with strategy.scope():
-            predict = predictor.build_predictor(experiment.build_evaluation_model(), experiment)
+            model = experiment.build_evaluation_model()
+            for ours, theirs in zip(model.variables, exported.model.variables, strict=True):
+                ours.assign(theirs)
+            predict = predictor.build_predictor(model, experiment)
             results.append(evaluate.evaluate(experiment, predict, step=1))
+            images = predictor.predict_split(experiment, predict, lambda _, image: image)
+            maps.append([image.segment_map.tobytes() for image in images])
     (metrics, counts, _), (other_metrics, other_counts, _) = results
     assert metrics == other_metrics and metrics["mIoU"] > 0
     for ours, theirs in zip(counts, other_counts, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    assert maps[0] == maps[1] and len(set(maps[0])) == 3
+
+
+def write_images(folder, images):
+    """Writes records of images without labels, uint8 [height, width, 3], as split "val"."""
+    folder.mkdir()
+    dataset = datasets.load("panoptic_digits")
+    size = datasets.Split(len(images), 1)
+    description = datasets.with_split(str(folder), dataset, "val", size)
+    (folder / datasets.FILE_NAME).write_text(description)
+    with tf.io.TFRecordWriter(str(folder / shards.name("val", 0, 1))) as writer:
+        for number, image in enumerate(images):
+            record = serialize.record(
+                image=tf.io.encode_png(image).numpy(),
+                filename=f"{number}.png",
+                image_id=str(number),
+                segment_map=None,
+                segment_id=[],
+                category_id=[],
+                is_crowd=[],
+            )
+            writer.write(record)
+
+
+def nearest(values, size):
+    """Resizes an array by nearest neighbor, corners aligned."""
+    for axis, length in enumerate(size):
+        step = (values.shape[axis] - 1) / (length - 1)
+        values = values.take(np.floor(np.arange(length) * step + 0.5).astype(int), axis)
+    return values
+
+
+@pytest.mark.parametrize("enlarges, first", [(True, (43, 97)), (False, (40, 90))])
+def test_maps_are_taken_from_the_canvas_back_to_the_size_of_the_image(
+    tiny, tmp_path, enlarges, first
+):
+    """As NumPy does it, with a model that answers with the colors of what it sees."""
+    shapes, fitted = ((40, 90), (150, 60)), (first, (97, 38))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(1, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
+    write_images(tmp_path / "records", images)
+    experiment = tiny(
+        f'experiment.Experiment.data_dir = "{tmp_path}/records"',
+        f"training_input.TrainingInput.resize_to_crop = {enlarges}",
+    )
+
+    def predict(image):
+        red, green, _ = tf.unstack(tf.cast(tf.round(image), tf.int32), axis=-1)
+        one = tf.zeros([image.shape[0], 1])
+        return Panoptic(red, tf.cast(one, tf.int32), one, one, green), []
+
+    made = list(predictor.predict_split(experiment, predict, lambda _, image: image))
+    assert [image.image_id for image in made] == ["0", "1"]
+    for image, shape, size in zip(made, shapes, fitted, strict=True):
+        canvas = image.canvas()
+        assert canvas.shape == (97, 97, 3) and tuple(image.fitted_size) == size
+        np.testing.assert_array_equal(canvas[size[0] :], 128)  # gray, rounded
+        np.testing.assert_array_equal(canvas[:, size[1] :], 128)
+        expected = nearest(canvas[: size[0], : size[1]].astype(int), shape)
+        np.testing.assert_array_equal(image.segment_map, expected[..., 0])
+        np.testing.assert_array_equal(image.semantic_map, expected[..., 1])
+    if not enlarges:  # as it is in the file
+        np.testing.assert_array_equal(made[0].segment_map, images[0][..., 0])
 
 
 @pytest.mark.slow
@@ -179,7 +244,7 @@ def test_corrupt_checkpoint_is_skipped_and_another_runs_is_not_kept(
     other = saver.write(str(tmp_path / "other-2"))
     capsys.readouterr()
     assert evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=other)["step"] == 2
-    assert f"{other}: not in {run_dir}/checkpoints; so nothing is kept" in capsys.readouterr().out
+    assert f"{other}: not in {run_dir}/checkpoints; nothing is saved" in capsys.readouterr().out
     assert kept == {path: path.read_bytes() for path in tmp_path.glob("run/**/*") if path.is_file()}
 
 
@@ -280,14 +345,14 @@ def test_figures_of_other_settings_or_records_are_not_the_runs(tiny, tmp_path, c
 
     def refused(experiment, what):
         before = {path: path.read_bytes() for path in tmp_path.glob("run/**/*.*")}
-        with pytest.raises(InputError, match=f"{what}.*; with --once, figures are printed"):
+        with pytest.raises(InputError, match=f"{what}.*; --once prints metrics without saving"):
             evaluate.evaluate_run(experiment, run_dir)
         assert evaluate.evaluate_run(experiment, run_dir, once=True)["step"] == 2
-        assert re.search(f"{what}.*; so nothing is kept\nstep 2: ", capsys.readouterr().out)
+        assert re.search(f"{what}.*; nothing is saved\nstep 2: ", capsys.readouterr().out)
         assert before == {path: path.read_bytes() for path in tmp_path.glob("run/**/*.*")}
 
     name = "postprocess.PostProcess.thing_threshold"
-    refused(tiny(steps, f"{name} = 0.1"), f"run: binds {name} otherwise")
+    refused(tiny(steps, f"{name} = 0.1"), f"run: has other values of {name}")
     free = ("data_dir = 'elsewhere'", "evaluation_batch_size = 3", "steps = 9")
     tiny(*(f"experiment.Experiment.{binding}" for binding in free))
     assert provenance.other_settings(run_dir) == []
@@ -295,12 +360,12 @@ def test_figures_of_other_settings_or_records_are_not_the_runs(tiny, tmp_path, c
     note = layout.best_note(layout.best(run_dir))
     for place in (str(path), note):
         write_atomic(place, json.dumps(content | {"PQ": 50.0, "records": "others"}))
-        refused(tiny(steps), "run: has figures of other records; to replace them, move .*eval and")
+        refused(tiny(steps), "run: has metrics of other records .to replace them, move .*eval and")
         tf.io.gfile.remove(place)
     # Figures of older versions name none; the baseline of then does.
     write_atomic(layout.baseline(run_dir), json.dumps({"dataset": {"fingerprint": "others"}}))
     write_atomic(str(path), json.dumps(content))
-    refused(tiny(steps), "run: has figures of other records")
+    refused(tiny(steps), "run: has metrics of other records")
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch, capsys):

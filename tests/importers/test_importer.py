@@ -27,9 +27,21 @@ ROOT = pathlib.Path(__file__).parents[2]
 HEADS = ["cluster_path/head", "cluster_path/decoders/0/head", "semantic_branch"]
 
 
+@pytest.fixture(scope="module")
+def built(records, tiny_text, tmp_path_factory):
+    """The toy model, for all tests: building it takes its time."""
+    path = tmp_path_factory.mktemp("importer") / "tiny.gin"
+    path.write_text(tiny_text.format(records=records))
+    return config.load(Experiment, str(path)).build_model()
+
+
 @pytest.fixture
-def model(tiny):
-    return tiny().build_model()
+def model(built):
+    """The toy model, which has its first weights again after the test."""
+    before = [(v, v.numpy()) for v in built.variables]
+    yield built
+    for variable, value in before:
+        variable.assign(value)
 
 
 @pytest.fixture
@@ -89,6 +101,12 @@ def digits():
     return datasets.load("panoptic_digits")
 
 
+def shuffled():
+    """The digits, whose ids are in no order: our channels differ from those by id."""
+    classes = digits().categories
+    return Dataset("shuffled", tuple(c._replace(id=5 * c.id % 17) for c in classes))
+
+
 def test_paths_are_unique_and_complete(model):
     paths = variables(model)
     assert len({v.ref() for v in paths.values()}) == len(paths) == len(model.variables)
@@ -103,12 +121,13 @@ def test_fills_everything(model, plain):
 
 def test_semantic_channels_are_reordered(model, plain):
     """The official order: by id, and void, where there is a channel for it, first."""
-    source, dataset = weights(model), digits()
+    source, dataset = weights(model), shuffled()
     kind = plain(semantic_channels="by_id_void_first", class_channels="by_id")
     importer.import_weights(model, kind, source, dataset)
     ours = variables(model)
     ids = sorted(c.id for c in dataset.categories)
     rank = [ids.index(c.id) for c in dataset.categories]
+    assert rank[:4] == [4, 8, 12, 2]
     bias = "semantic_branch/classifier/bias"
     first = source[bias].size > dataset.num_classes
     np.testing.assert_array_equal(
@@ -171,8 +190,8 @@ def test_classes_of_another_dataset(model, plain):
     """Classes are found by name; those that the source lacks keep their initial weights."""
     before = {path: v.numpy() for path, v in variables(model).items()}
     ours = digits()
-    known = ours.categories[3]._replace(id=1), ours.categories[-1]._replace(id=2)
-    other = Category(3, "zebra", False, (0, 0, 0))
+    known = ours.categories[3]._replace(id=3), ours.categories[-1]._replace(id=1)
+    other = Category(2, "zebra", False, (0, 0, 0))
     theirs = Dataset("other", (*known, other))
     source = weights(model)
     for head in HEADS:
@@ -180,7 +199,7 @@ def test_classes_of_another_dataset(model, plain):
             path = f"{head}/classifier/{leaf}"
             extra = source[path].shape[-1] - ours.num_classes
             source[path] = source[path][..., : theirs.num_classes + extra]
-    kind = plain(semantic_channels="by_id")
+    kind = plain(semantic_channels="by_id", class_channels="by_id")
     report = importer.import_weights(model, kind, source, ours, theirs)
     assert report.dropped_classes == ("zebra",)
     assert len(report.fresh_classes) == ours.num_classes - 2
@@ -189,8 +208,8 @@ def test_classes_of_another_dataset(model, plain):
         for leaf in ("kernel", "bias"):
             path = f"{head}/classifier/{leaf}"
             expected = before[path].copy()
-            expected[..., 3] = source[path][..., 0]
-            expected[..., ours.num_classes - 1] = source[path][..., 1]
+            expected[..., 3] = source[path][..., 2]
+            expected[..., ours.num_classes - 1] = source[path][..., 0]
             if expected.shape[-1] > ours.num_classes:  # void
                 expected[..., -1] = source[path][..., -1]
             np.testing.assert_array_equal(variables(model)[path].numpy(), expected)
@@ -232,7 +251,7 @@ def test_torchvision_encoder(tiny):
     report = importer.import_weights(model, "imagenet_torch", source, digits())
     assert report.fresh_parts == ("pixel_decoder", "cluster_path", "semantic_branch")
     assert report.assigned == len(expected)
-    assert report.lines()[-1].startswith("taken for weights of images with: mean [0.485, ")
+    assert report.lines()[-1].startswith("assumed image normalization: mean [0.485, ")
     assert_holds(model, {p: v for p, v in before.items() if not p.startswith("pixel_encoder/")})
     assert_close(model, folded(expected))
 
@@ -241,7 +260,7 @@ def test_a_model_of_another_function_is_refused(model):
     """Names and shapes are the same without the max-pool, and the network is another one."""
     source, _ = torchvision_resnet(model, np.random.default_rng(1))
     message = (
-        "imagenet_torch compute another function: pixel_encoder.max_pool is False here and True"
+        "imagenet_torch need other settings: pixel_encoder.max_pool is False here and True"
         " there.*; use --gin_file=gin/experiments/port_coco_resnet50.gin"
     )
     before = {path: v.numpy() for path, v in variables(model).items()}
@@ -255,9 +274,11 @@ def test_a_model_of_another_function_is_refused(model):
 @pytest.fixture
 def convnext(model):
     """A model whose pixel encoder is a small ConvNeXt."""
+    encoder = model.pixel_encoder
     model.pixel_encoder = ConvNeXt(widths=(4, 8, 12, 16), depths=(1, 2, 1, 1))
     model.pixel_encoder(tf.zeros([1, 65, 65, 3]))
-    return model
+    yield model
+    model.pixel_encoder = encoder
 
 
 @pytest.mark.parametrize("include_top", [True, False])
@@ -384,20 +405,18 @@ def test_script(tiny, tmp_path):
     again = refused(path, "imagenet_torch", "w.safetensors")
     assert "already holds a checkpoint" in again
     run = tmp_path / "run"
-    assert f"an encoder alone is no run; give a checkpoint, as --out={run}-0" in refused(
+    assert f"an encoder is not a run; give a checkpoint: --out={run}-0" in refused(
         run, "imagenet_torch", "w.safetensors"
     )
     wrong = refused(tmp_path / "start-7", "pytorch", "w.safetensors")
-    assert re.match(
-        "error: .*w.safetensors: weights of kind pytorch compute another function", wrong
-    )
+    assert re.match("error: .*w.safetensors: weights of kind pytorch need other settings", wrong)
     assert not list(tmp_path.glob("start*")) and not run.exists()
 
     whole = tmp_path / "whole-0"
     output.write(model, experiment.dataset, str(whole))
     with pytest.raises(SystemExit) as stop:
         commands.main([*words(tmp_path / "other-0", "kmax_tf", "whole-0"), "--classes=coco"])
-    assert "whole-0 says that its classes are others, of panoptic_digits" in stop.value.code
+    assert "whole-0 has other classes, those of panoptic_digits" in stop.value.code
     run.mkdir()
     (run / "config.gin").write_text("of a training that has no checkpoint yet")
     assert "is already a run; choose another --out" in refused(run, "kmax_tf", "whole-0")
@@ -421,9 +440,9 @@ def test_flags_that_would_do_nothing_and_classes_that_nothing_tells(tiny, tmp_pa
         return stop.value.code
 
     assert "--classes: imagenet_torch is an encoder" in refused("imagenet_torch", "--classes=coco")
-    assert "deeplab2 has one order" in refused("deeplab2", "--semantic_channels=by_id")
+    assert "deeplab2 has a fixed order" in refused("deeplab2", "--semantic_channels=by_id")
     load = f"--gin=datasets.load.source = '{tmp_path}'"
-    assert "error: --classes: deeplab2 weights do not say their classes" in refused(
+    assert "error: --classes: deeplab2 weights do not list their classes" in refused(
         "deeplab2", load
     )
     assert refused("deeplab2", load, "--classes=coco").startswith("error: missing: cannot be read")

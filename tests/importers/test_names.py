@@ -1,4 +1,4 @@
-"""Name maps lead every name of another code base to a name of its own."""
+"""Name maps lead every name of another codebase to a name of its own."""
 
 import json
 

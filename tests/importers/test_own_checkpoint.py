@@ -1,12 +1,15 @@
 """A run starts from a run of other classes: those of the same name keep their weights."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tf_keras
 
-from kmax_tf import runtime
+from kmax_tf import config, runtime
 from kmax_tf.errors import InputError
+from kmax_tf.experiment import Experiment
 from kmax_tf.importers import output, own_checkpoint
 from kmax_tf.importers.variables import variables
 from kmax_tf.run_folder import checkpoint
@@ -18,20 +21,40 @@ THREE = [("cat", 1), ("dog", 1), ("sky", 0)]
 FOUR = [("cat", 1), ("bird", 1), ("sky", 0), ("tree", 0)]
 
 
-@pytest.fixture
-def build(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def build(records, tiny_text, tmp_path_factory):
     """A function: (name, isthing) of classes -> the toy experiment and its model."""
+    folder = tmp_path_factory.mktemp("classes")
+    (folder / "tiny.gin").write_text(tiny_text.format(records=records))
 
     def build(classes, *bindings):
         categories = [
             {"id": i, "name": name, "isthing": thing} for i, (name, thing) in enumerate(classes, 1)
         ]
-        path = tmp_path / f"{len(classes)}{classes[0][0]}.json"
+        path = folder / f"{len(classes)}{classes[0][0]}.json"
         path.write_text(json.dumps({"name": "pets", "categories": categories}))
-        experiment = tiny(f"datasets.load.source = '{path}'", *bindings)
+        bindings = [f"datasets.load.source = '{path}'", *bindings]
+        experiment = config.load(Experiment, str(folder / "tiny.gin"), bindings)
         return experiment, experiment.build_model()
 
     return build
+
+
+class Trained(NamedTuple):
+    """A model and its checkpoint; no test changes them."""
+
+    experiment: Experiment
+    model: tf_keras.Model
+    path: str
+
+
+@pytest.fixture(scope="module")
+def three(build, tmp_path_factory):
+    """A model of THREE, for all tests: building it takes its time."""
+    experiment, model = build(THREE)
+    run_dir = str(tmp_path_factory.mktemp("runs") / "three")
+    output.write(model, experiment.dataset, run_dir)
+    return Trained(experiment, model, own_checkpoint.find(run_dir))
 
 
 def classifiers(model):
@@ -39,13 +62,14 @@ def classifiers(model):
     return {p: v.numpy() for p, v in variables(model).items() if "/classifier/" in p}
 
 
-def test_three_classes_become_four(build, tmp_path):
-    experiment, trained = build(THREE)
-    output.write(trained, experiment.dataset, str(tmp_path / "three"))
-    path = own_checkpoint.find(str(tmp_path / "three"))
+def start(model, path, experiment):
+    return own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
+
+
+def test_three_classes_become_four(build, three):
     experiment, model = build(FOUR)
-    before, source = classifiers(model), classifiers(trained)
-    lines = own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
+    before, source = classifiers(model), classifiers(three.model)
+    lines = start(model, three.path, experiment)
     assert lines == [
         "kept the weights of classes: cat, sky",
         "newly initialized classes, not in the source: bird, tree",
@@ -62,40 +86,29 @@ def test_three_classes_become_four(build, tmp_path):
             np.testing.assert_array_equal(values[..., 4], source[name][..., 3], name)  # void
     for name, variable in variables(model).items():
         if name not in after:
-            np.testing.assert_array_equal(variable, variables(trained)[name], name)
+            np.testing.assert_array_equal(variable, variables(three.model)[name], name)
 
 
-def test_as_many_classes_of_other_names_keep_none(build, tmp_path):
-    experiment, trained = build(THREE)
-    output.write(trained, experiment.dataset, str(tmp_path / "three"))
-    path = own_checkpoint.find(str(tmp_path / "three"))
+def test_as_many_classes_of_other_names_keep_none(build, three):
     experiment, model = build([("car", 1), ("bus", 1), ("road", 0)])
     before = classifiers(model)
-    lines = own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
+    lines = start(model, three.path, experiment)
     assert lines[0] == "kept the weights of classes: none"
     for name, values in classifiers(model).items():
         np.testing.assert_array_equal(values[..., :3], before[name][..., :3], name)
 
 
-def test_the_same_classes_keep_all(build, tmp_path):
-    experiment, trained = build(FOUR)
-    output.write(trained, experiment.dataset, str(tmp_path / "four"))
-    _, model = build(FOUR)
-    path = own_checkpoint.find(str(tmp_path / "four"))
-    assert (
-        own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights) == []
-    )
+def test_the_same_classes_keep_all(build, three):
+    experiment, model = build(THREE)
+    assert start(model, three.path, experiment) == []
     for name, variable in variables(model).items():
-        np.testing.assert_array_equal(variable, variables(trained)[name], name)
+        np.testing.assert_array_equal(variable, variables(three.model)[name], name)
 
 
-def test_another_model_is_refused_with_the_file(build, tmp_path):
-    experiment, trained = build(THREE)
-    output.write(trained, experiment.dataset, str(tmp_path / "three"))
-    path = own_checkpoint.find(str(tmp_path / "three"))
+def test_another_model_is_refused_with_the_file(build, three):
     experiment, model = build(FOUR, "kmax_decoder.ClusterPath.num_clusters = 24")
-    with pytest.raises(InputError, match=f"{path}: belongs to another model"):
-        own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
+    with pytest.raises(InputError, match=f"{three.path}: belongs to another model"):
+        start(model, three.path, experiment)
 
 
 @pytest.mark.parametrize(
@@ -116,40 +129,33 @@ def test_another_model_is_refused_with_the_file(build, tmp_path):
         ),
     ],
 )
-def test_weights_of_another_experiment_are_another_function(build, tmp_path, binding, there):
+def test_weights_of_another_experiment_are_another_function(build, three, tmp_path, binding, there):
     experiment, trained = build(THREE, binding)
-    output.write(trained, experiment.dataset, str(tmp_path / "a-0"))
-    experiment, model = build(THREE)
+    path = output.write(trained, experiment.dataset, str(tmp_path / "a-0"))
     with pytest.raises(InputError, match=f"belongs to another model .*{there}"):
-        own_checkpoint.start_from(
-            model, str(tmp_path / "a-0"), experiment.dataset, experiment.build_weights
-        )
-    _, same = build(THREE, binding)
-    own_checkpoint.start_from(
-        same, str(tmp_path / "a-0"), experiment.dataset, experiment.build_weights
-    )
+        start(three.model, path, three.experiment)
+    start(trained, path, experiment)
 
 
-def test_weights_of_another_network_with_equal_shapes_are_refused(build, tmp_path):
+def test_weights_of_another_network_with_equal_shapes_are_refused(build, three, tmp_path):
     """As those of the PyTorch port, for the same classes and for others."""
     experiment, trained = build(THREE, MAX_POOL)
     output.write(trained, experiment.dataset, str(tmp_path / "whole-0"))
     output.write(trained, None, str(tmp_path / "encoder-0"))
-    for classes, name in ((THREE, "whole-0"), (FOUR, "whole-0"), (THREE, "encoder-0")):
+    same, others = (three.experiment, three.model), build(FOUR)
+    pairs = (same, "whole-0"), (others, "whole-0"), (same, "encoder-0")
+    for (experiment, model), name in pairs:
         path = str(tmp_path / name)
-        experiment, model = build(classes)
         before = {name: v.numpy() for name, v in variables(model).items()}
         message = (
             f"{path}: belongs to another model \\(pixel_encoder.max_pool is False here and True"
         )
         with pytest.raises(InputError, match=message):
-            own_checkpoint.start_from(model, path, experiment.dataset, experiment.build_weights)
+            start(model, path, experiment)
         for name, value in before.items():
             np.testing.assert_array_equal(variables(model)[name], value, name)
     experiment, model = build(THREE, MAX_POOL, "pixel_decoder.PixelDecoder.dilation = 1")
-    own_checkpoint.start_from(
-        model, str(tmp_path / "encoder-0"), experiment.dataset, experiment.build_weights
-    )
+    start(model, str(tmp_path / "encoder-0"), experiment)
     for ours, theirs in zip(
         model.pixel_encoder.weights, trained.pixel_encoder.weights, strict=True
     ):
@@ -163,6 +169,6 @@ def test_training_says_its_classes(tiny, build, tmp_path, monkeypatch):
     found = checkpoint.read_classes(checkpoint.newest(str(tmp_path / "run")))
     classes, model = build(FOUR)
     path = checkpoint.newest(str(tmp_path / "run"))
-    lines = own_checkpoint.start_from(model, path, classes.dataset, classes.build_weights)
+    lines = start(model, path, classes)
     assert lines[0] == "kept the weights of classes: sky" and len(lines) == 3
     assert found.categories == experiment.dataset.categories and found.name == "panoptic_digits"

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from kmax_tf import commands
 from kmax_tf.errors import InputError
 from kmax_tf.importers import packages, readers
 
@@ -45,20 +46,16 @@ def test_another_file(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_script(tmp_path):
+def test_script(tiny, tmp_path):
     """From the name of a source to a checkpoint of the model that has its numbers."""
     pytest.importorskip(PACKAGE)
-    command = [sys.executable, ROOT / "scripts" / "import_checkpoint.py"]
-    command += ["--kind=efficientnet_lite", f"--out={tmp_path / 'start-0'}"]
-
-    def run(experiment, source):
-        flags = f"--gin_file=gin/experiments/{experiment}.gin", f"--source={source}"
-        return subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT)
-
-    other = run("coco_resnet50", "lite0")
-    assert other.returncode == 1 and "Traceback" not in other.stderr
-    assert "gin/models/efficientnet_lite0.gin" in other.stderr.splitlines()[-1]
-    done = run("coco_efficientnet_lite0", "lite0")
+    tiny()  # writes the gin file of another model
+    flags = ["--kind=efficientnet_lite", "--source=lite0", f"--out={tmp_path / 'start-0'}"]
+    with pytest.raises(SystemExit, match="^error: .*gin/models/efficientnet_lite0.gin"):
+        commands.main(["import_checkpoint", *flags, f"--gin_file={tmp_path / 'tiny.gin'}"])
+    command = [sys.executable, ROOT / "scripts" / "import_checkpoint.py", *flags]
+    command += ["--gin_file=gin/experiments/coco_efficientnet_lite0.gin"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "wrote 240 variables of lite0" in done.stdout
     written = readers.read(str(tmp_path / "start-0"))

@@ -9,15 +9,24 @@ import pytest
 from kmax_tf import config
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
-from kmax_tf.importers import importer
+from kmax_tf.importers import importer, names
 from kmax_tf.importers.variables import variables
 from kmax_tf.parity import cases, port
 
+CLASSES = "/classifier/bias"  # of a prediction head or the semantic branch
+
 
 def source_of(model):
-    """A state dict of the port of ones, without their memory."""
+    """A state dict of the port of ones, without their memory; biases of classes count up."""
+    name_map = names.load(port.KIND)
+
+    def values(key, shape):
+        if name_map.rename(key).endswith(CLASSES):
+            return np.arange(*shape, dtype=np.float32)
+        return np.broadcast_to(np.float32(1), shape)
+
     shapes = port.state_shapes(cases.FOLDER, model)
-    return {key: np.broadcast_to(np.float32(1), shape) for key, shape in shapes.items()}
+    return {key: values(key, shape) for key, shape in shapes.items()}
 
 
 @pytest.mark.slow
@@ -30,7 +39,11 @@ def test_every_published_file_fits_its_experiment(model):
         ours, port.KIND, source_of(model), experiment.dataset, semantic_channels="by_id"
     )
     assert report.assigned == len(variables(ours)) and not report.fresh_parts
-    assert all((v.numpy() == 1).all() for v in ours.variables)
+    ids = sorted(c.id for c in experiment.dataset.categories)
+    channels = [*(ids.index(c.id) for c in experiment.dataset.categories), len(ids)]  # void last
+    for path, v in variables(ours).items():
+        expected = channels[: v.shape[-1]] if path.endswith(CLASSES) else 1
+        assert (v.numpy() == expected).all(), path
 
 
 @pytest.mark.parametrize("model", port.MODELS)
@@ -52,7 +65,7 @@ def test_the_model_of_the_port_refuses_official_weights(model):
     experiment = config.load(Experiment, port.gin_file(model))
     unbuilt = experiment.model(experiment.dataset.num_classes)
     wanted = port.gin_file(model).replace("port_", "")
-    with pytest.raises(InputError, match=f"compute another function: .*{wanted}$"):
+    with pytest.raises(InputError, match=f"need other settings: .*{wanted}$"):
         importer.import_weights(
             unbuilt, "deeplab2", {}, experiment.dataset, gin_file=port.gin_file(model)
         )
@@ -74,7 +87,7 @@ def test_official_weights_are_those_of_the_official_activations(kind, gin_file, 
     unbuilt = experiment.model(experiment.dataset.num_classes)
     value = binding.split("'")[1]
     with pytest.raises(
-        InputError, match=f"compute another function: .* is '{value}' here.*; bind as there"
+        InputError, match=f"need other settings: .* is '{value}' here.*; bind as there"
     ):
         importer.import_weights(unbuilt, kind, {}, experiment.dataset, gin_file=gin_file)
 
@@ -84,7 +97,7 @@ def test_converted_weights_are_the_official_function():
     gin_file = port.gin_file("coco_r50")
     experiment = config.load(Experiment, gin_file)
     unbuilt = experiment.model(experiment.dataset.num_classes)
-    message = f"compute another function: .*{gin_file.replace('port_', '')}$"
+    message = f"need other settings: .*{gin_file.replace('port_', '')}$"
     with pytest.raises(InputError, match=message):
         importer.import_weights(
             unbuilt,

@@ -184,7 +184,7 @@ def test_index_file_of_a_tensorflow_checkpoint(tmp_path):
 
 def test_nothing_that_is_looked_for(tmp_path):
     path = tf.train.Checkpoint(a=tf.Variable(1.0)).write(str(tmp_path / "ckpt"))
-    message = f"^{path}: none of its 1 names is known, such as a/.*; choose another --kind"
+    message = f"^{path}: none of its 1 names match, e.g. a/.*; choose another --kind"
     with pytest.raises(InputError, match=message):
         readers.read(path, lambda name: name.startswith("encoder/"))
 
@@ -193,6 +193,10 @@ def test_hdf5(tmp_path):
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["model_weights/layer/layer/kernel:0"] = np.ones([2, 3])
     assert_same(readers.read(str(tmp_path / "w.h5")), {"layer/layer/kernel": np.ones([2, 3])})
+    data = (tmp_path / "w.h5").read_bytes()
+    (tmp_path / "w.h5").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="w.h5: corrupt HDF5 file .*; download it again"):
+        readers.read(str(tmp_path / "w.h5"))
 
 
 def test_what_the_script_of_the_port_writes(tmp_path):

@@ -86,7 +86,7 @@ def test_impossible_cross_attentions():
 
 @pytest.fixture
 def dropping():
-    """A path of 8 centres that drops half of them, and features of one image for it."""
+    """A path of 8 centers that drops half of them, and features of one image for it."""
     path = kmax_decoder.ClusterPath(
         3,
         num_clusters=8,

@@ -32,6 +32,11 @@ OFFICIAL = {
     "ade20k_resnet50": (23_508_032, 21_151_040, 15_861_111),
     "ade20k_convnext_large": (196_227_264, 23_688_640, 12_049_783),
 }
+# Of these the other models have each encoder and each kind of decoder.
+LONG = {
+    *("coco_convnext_tiny", "coco_convnext_small", "cityscapes_resnet50"),
+    *("cityscapes_convnext_base", "cityscapes_convnext_large", "ade20k_convnext_large"),
+}
 # Published parameters of EfficientNet-Lite with its classifier, and the endpoint that this reads.
 LITE = {0: (4_652_008, 320), 1: (5_416_680, 320), 2: (6_092_072, 352)}
 # Millions that the paper's table 4 prints, for ResNet-50 and MaX-S.
@@ -72,7 +77,14 @@ def _parameters(name, *bindings):
     return _built[key]
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+def _rows(names):
+    """The names; models whose parts others have too are of the long tests."""
+    long = [pytest.mark.slow, pytest.mark.long]
+    marks = (long if SAME.get(name, name) in LONG else [] for name in names)
+    return [pytest.param(name, marks=m) for name, m in zip(names, marks)]
+
+
+@pytest.mark.parametrize("name", _rows(OFFICIAL))
 def test_official_models(name):
     dataset = name.split("_")[0]
     encoder, pixel_decoder, semantic_branch = OFFICIAL[name]
@@ -107,7 +119,7 @@ def test_decoder_counts(encoder):
     assert usual - fewer == more - usual == 5_791_304
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", _rows(SAME))
 def test_experiments_with_the_model_of_another(name):
     assert _parameters(name) == _parameters(SAME[name])
 

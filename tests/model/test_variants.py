@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kmax_tf import runtime
 from kmax_tf.errors import InputError
+from kmax_tf.importers.variables import variables
 from kmax_tf.model import (
     convnext,
     efficientnet_lite,
@@ -19,6 +20,7 @@ from kmax_tf.model import (
 )
 from kmax_tf.model.layers.axial_attention import MAX_SPAN, AxialAttention
 from kmax_tf.model.layers.stateless_random import DropPath, random_seed
+from kmax_tf.training.optimizer import AdamW
 
 ENCODERS = {
     "resnet": lambda: resnet.ResNet(widths=(2, 2, 4, 4), depths=(1, 1, 1, 1)),
@@ -131,6 +133,24 @@ def test_fifth_stage_is_at_the_stem(encoder, stride, image):
     assert model(image).final.mask_logits.shape[1:3] == shape
 
 
+@pytest.mark.parametrize("encoder", ["max_s", "convnext", "efficientnet_lite"])
+def test_all_decays_but_norms_biases_and_tables(encoder):
+    """As in the official code, what is of the encoder with its rate, a tenth."""
+    fixed = ("beta", "gamma", "bias", "layer_scale", "_positions", "cluster_centres")
+    model = _model(encoder)
+    for variable in model.trainable_variables:
+        variable.assign(tf.ones_like(variable))
+    optimizer = AdamW(steps=10, learning_rate=1.0, warmup_steps=0)
+    optimizer.build_for(model)
+    optimizer.apply([tf.zeros_like(v) for v in model.trainable_variables], tf.constant(True))
+    trained = {v.ref() for v in model.trainable_variables}
+    for path, variable in variables(model).items():
+        if variable.ref() in trained:
+            rate = 0.1 if path.startswith("pixel_encoder/") else 1.0
+            decay = 0.0 if path.endswith(fixed) else 0.05 * rate
+            np.testing.assert_allclose(variable.numpy(), 1 - decay, rtol=1e-6, err_msg=path)
+
+
 def test_drop_path_is_where_the_official_models_have_it():
     def keeps(encoder):
         return [
@@ -162,6 +182,7 @@ def test_size_that_does_not_fit():
             lambda: pixel_decoder.PixelDecoder(widths=(8, 8)),
             "^PixelDecoder: widths has 2, depths has 4, kinds has 4, endpoints has 2 entries",
         ),
+        (lambda: resnet.ResNet(kind="botleneck"), "^kind of block 'botleneck': bind 'basic', 'bot"),
         (lambda: resnet.ResNet(activation="gleu"), "^no activation 'gleu'; did you mean 'gelu'?"),
         (lambda: resnet.ResNet(activation="@"), "^no activation '@'; bind one of Keras"),
     ],

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -179,19 +180,22 @@ def test_checkpoint_shapes_of_both_layouts(tmp_path):
 
 
 @pytest.mark.slow
-def test_script(copied, tmp_path):
+def test_script(copied, tmp_path, monkeypatch, capsys):
+    script, folder = str(ROOT / "scripts/check_parity.py"), str(tmp_path / "golden")
     copied(more=np.zeros(3))
-    script = [sys.executable, ROOT / "scripts" / "check_parity.py"]
-    folder = tmp_path / "golden"
-    done = subprocess.run([*script, folder, "--json"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["cases"][0]["case"] == "coco_sampled"
-    done = subprocess.run([*script, folder, "--part=model"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {folder}: holds no model case")
+    monkeypatch.setattr(check, "prepare", lambda: None)  # of a process of its own
+
+    def refused(*words):
+        monkeypatch.setattr(sys, "argv", [script, folder, *words])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(script, run_name="__main__")
+        return stop.value.code
+
+    assert refused("--json") == 1
+    assert json.loads(capsys.readouterr().out)["cases"][0]["case"] == "coco_sampled"
+    assert refused("--part=model").startswith(f"error: {folder}: holds no model case")
     # Without a folder, and from anywhere: the project's own numbers.
-    done = subprocess.run(
-        [*script, "--part=optimizer"], capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, script, "--part=optimizer"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^optimizer/adamw .* pass ", done.stdout, re.MULTILINE)

@@ -9,6 +9,7 @@ from kmax_tf.data import datasets
 from kmax_tf.data.records import reader
 from kmax_tf.experiment import Experiment
 from kmax_tf.planning import fingerprint, plan, rules
+from kmax_tf.predict.tiles import Tiles
 
 CROPS = (97, 129, 161, 193, 225, 257)
 
@@ -134,3 +135,22 @@ def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, 
     assert experiment.training_input.size == experiment.evaluation_size == (97, 97)
     assert experiment.initial_checkpoint == weights and experiment.tiles is None
     assert experiment.training_input.max_segments % 16 == 0
+
+
+@pytest.mark.parametrize("void, weight", [(0.0, "nonvoid_share"), (0.1, "void_share")])
+def test_a_plan_with_tiles_is_an_experiment(tmp_path, void, weight):
+    """Things of 24 x 24 pixels are seen as 12 x 12, and half of that is the least area."""
+    small = made(640, 24)._replace(void=np.full(4, void))
+    small.segment_class[::2] = 1  # stuff, of which a tile may show a corner
+    planned = plan.make(small, plan.choose_recipe("cpu", ""), "panoptic_digits", "")
+    path = tmp_path / "plan.gin"
+    path.write_text(plan.gin_text(planned, str(path)))
+    experiment = config.load(Experiment, str(path))
+    options, merging = experiment.training_input, experiment.postprocess
+    assert experiment.tiles == Tiles(0.5, 32)
+    assert options.size == experiment.evaluation_size == (129, 129)
+    assert not options.resize_to_crop
+    ends = options.scales[0], options.scales[-1]
+    assert ends == pytest.approx((0.5 / 1.2, 0.5 * 1.2), abs=1e-4)
+    assert (merging.thing_area, merging.stuff_area) == (72, 0)
+    assert experiment.criterion.unmatched_class_weight == weight

@@ -11,6 +11,7 @@ import tensorflow as tf
 from kmax_tf.data import datasets
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import best_checkpoint
+from kmax_tf.files import NotAtHand
 from kmax_tf.run_folder import checkpoint, layout
 
 
@@ -72,7 +73,7 @@ def test_weights_are_no_training_to_go_on_with(state):
     """As `kmax import_checkpoint` writes them, into a run folder of their own."""
     path = checkpoint.path_of(str(state.folder), 0)
     checkpoint.write(tf.train.Checkpoint(layers=state.variables), path)
-    with pytest.raises(InputError, match=f"{path}: holds weights and no training; give another"):
+    with pytest.raises(InputError, match=f"{path}: has weights only; use another"):
         state.resume()
 
 
@@ -158,7 +159,7 @@ def test_a_file_of_another_checkpoint_is_noticed(state):
     two.write_bytes(one.read_bytes())
     assert state.resume() == 1
     one.write_bytes(one.read_bytes()[:-1])
-    with pytest.raises(InputError, match="no checkpoint can be read; to start from step 0, delete"):
+    with pytest.raises(InputError, match="no readable checkpoint; to start from step 0, delete"):
         state.resume()
 
 
@@ -169,6 +170,46 @@ def test_one_that_could_not_be_read_is_replaced_or_goes(state):
     assert state.resume() == 10
     state.save(15, keep=1)  # as when a signal came on the way to 20
     assert state.steps() == [15] and state.resume() == 15
+
+
+def test_a_training_behind_another_stops_and_removes_nothing(state):
+    """As when a run that seemed dead is started again."""
+    state.save(10)
+    behind = State(state.run_dir)
+    checkpoint.resume(behind.saver, state.run_dir)
+    checkpoint.check_alone(state.run_dir, 20)
+    state.save(20)
+    for step in (15, 20):  # a signal, or the same interval
+        line = rf"ckpt-20: another training wrote it before this one came to step {step}; let only"
+        with pytest.raises(InputError, match=line):
+            checkpoint.check_alone(state.run_dir, step)
+    assert state.steps() == [10, 20]
+    checkpoint.check_alone(state.run_dir, 30)
+    (state.folder / "ckpt-20.index").write_bytes(b"")
+    checkpoint.check_alone(state.run_dir, 15)  # `resume` passes over what cannot be read
+
+
+def test_a_later_one_that_does_not_answer_is_not_taken_for_a_corrupt_one(state, monkeypatch):
+    def load(path):
+        raise tf.errors.UnavailableError(None, None, "the bucket does not answer")
+
+    state.save(20)
+    monkeypatch.setattr(tf.train, "load_checkpoint", load)
+    with pytest.raises(InputError, match="ckpt-20: another training wrote it"):
+        checkpoint.check_alone(state.run_dir, 15)
+
+
+def test_a_save_that_another_program_cleans_away_is_one_line(state, monkeypatch):
+    rename = tf.io.gfile.rename
+
+    def clean(source, target, **options):
+        checkpoint.prune(str(state.folder), [])
+        rename(source, target, **options)
+
+    monkeypatch.setattr(tf.io.gfile, "rename", clean)
+    line = r"ckpt-1: was removed while it was written \(.*; let only one program write there$"
+    with pytest.raises(NotAtHand, match=line):
+        state.save(1)
 
 
 def test_a_shard_of_several_is_missed(state):

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from kmax_tf.errors import InputError
+from kmax_tf.files import NotAtHand
 from kmax_tf.run_folder import checkpoint, layout, watch
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,7 +89,7 @@ def test_giving_up_is_said(run, tmp_path, capsys):
     assert steps(watch.watch_checkpoints(str(tmp_path), lambda path: False, 30, seconds=0.1)) == [
         10
     ]
-    line = "no new checkpoint for 0.1 s, so this stops before step 30; the same command goes on"
+    line = "no new checkpoint for 0.1 s, stopping before step 30; rerun the command to continue"
     assert line in capsys.readouterr().out
     assert steps(watch.watch_checkpoints(str(tmp_path), lambda path: True, 10, seconds=9)) == []
     assert not capsys.readouterr().out  # the last step is done
@@ -100,6 +101,56 @@ def test_one_that_vanished_is_passed_over(run, tmp_path):
     run(20)
     found = watch.watch_checkpoints(str(tmp_path), lambda path: False, 30, seconds=0)
     assert steps(found) == [20]
+
+
+@pytest.mark.parametrize("failing", ["isdir", "listdir"])
+def test_a_storage_that_does_not_answer_for_a_moment_is_asked_again(
+    run, tmp_path, monkeypatch, capsys, failing
+):
+    run(10)
+    real, calls, folder = getattr(tf.io.gfile, failing), [], layout.checkpoints(tmp_path)
+
+    def flaky(path):
+        if not str(path).startswith(folder):
+            return real(path)
+        calls.append(path)
+        if len(calls) not in (1, 5, 6):
+            return real(path)
+        if failing == "isdir":  # as TensorFlow's: False after every error
+            return False
+        raise tf.errors.UnavailableError(None, None, "503\nand so on")
+
+    monkeypatch.setattr(tf.io.gfile, failing, flaky)
+    done, found = set(), []
+    for path in watch.watch_checkpoints(str(tmp_path), step_in(done), 40, seconds=10):
+        found.append(checkpoint.step_of(path))
+        done.add(found[-1])
+        if found[-1] < 40:
+            run(found[-1] + 10)
+    assert found == [10, 20, 30, 40] and len(calls) > 6
+    expected = {"isdir": f"{folder}: cannot be listed now; try again", "listdir": "503"}
+    assert capsys.readouterr().out == f"retrying: {expected[failing]}\n"
+
+
+def test_a_look_that_failed_does_not_count(run, tmp_path):
+    """Figures that could not be read are no reason to pass a checkpoint over."""
+    run(10)
+    answers = iter([NotAtHand("metrics: cannot be read"), False, True])
+
+    def is_done(path):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert steps(watch.watch_checkpoints(str(tmp_path), is_done, 10, seconds=10)) == [10]
+
+
+def test_who_does_not_wait_hears_that_the_run_cannot_be_listed(run, tmp_path, monkeypatch):
+    run(10)
+    monkeypatch.setattr(tf.io.gfile, "isdir", lambda path: False)
+    with pytest.raises(InputError, match="checkpoints: cannot be listed now; try again"):
+        list(watch.watch_checkpoints(str(tmp_path), lambda path: False, 30, seconds=0))
 
 
 def test_without_a_run_there_is_one_clear_line(tmp_path):

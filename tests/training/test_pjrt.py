@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tensorflow as tf
+import toy
 
 from kmax_tf import config, runtime
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import evaluate
 from kmax_tf.experiment import Experiment
 from kmax_tf.run_folder import checkpoint, layout
-from kmax_tf.training import replica_program, train
+from kmax_tf.training import memory, replica_program, train
 from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import make_trainer
 
@@ -95,7 +96,7 @@ except InputError as error:
 
 
 def test_a_process_may_train_again():
-    """As a notebook does after a misspelt setting."""
+    """As a notebook does after a misspelled setting."""
     pytest.importorskip("jax")
     code = """
 from kmax_tf.errors import InputError
@@ -110,12 +111,67 @@ except InputError as error:
     assert re.fullmatch(expected, printed_by(code))
 
 
+@pytest.mark.parametrize("device", ["pjrt", "pjrt:cpu:2"])
+def test_a_notebook_that_has_used_jax_is_told_to_start_again(device):
+    pytest.importorskip("jax")
+    code = f"""
+import jax
+jax.devices()
+from kmax_tf.errors import InputError
+from kmax_tf.training import train
+try:
+    train.make_strategy({device!r})
+except InputError as error:
+    print(error)
+"""
+    line = f"device '{device}' cannot be used: JAX is already in use in this process; restart it"
+    assert printed_by(code).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "task", "expected"),
+    [
+        ({"worker": ["b:1", "c:1"]}, ("worker", 1), ("b:1", 2, 1)),
+        ({"worker": ["b:1"], "chief": ["a:1"]}, ("chief", 0), ("a:1", 2, 0)),
+        ({"worker": ["b:1", "c:1"], "chief": ["a:1"]}, ("worker", 1), ("a:1", 3, 2)),
+        ({"chief": ["a:1"]}, ("chief", 0), ("a:1", 1, 0)),
+    ],
+)
+def test_the_chief_of_tf_config_is_the_first_host(kinds, task, expected, monkeypatch):
+    """As for MultiWorkerMirroredStrategy."""
+    jax = pytest.importorskip("jax")
+    from kmax_tf.training import pjrt
+
+    given = []
+    hosts = {"cluster": kinds, "task": {"type": task[0], "index": task[1]}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(hosts))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: given.append(args))
+    pjrt._meet.__wrapped__()
+    assert given == [expected]
+
+
+@pytest.mark.parametrize("task", [("evaluator", 0), ("worker", 1)])
+def test_a_host_that_does_not_train_is_refused(task, monkeypatch):
+    jax = pytest.importorskip("jax")
+    from kmax_tf.training import pjrt
+
+    hosts = {"cluster": {"worker": ["b:1"]}, "task": {"type": task[0], "index": task[1]}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(hosts))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(pjrt, "_meet", pjrt._meet.__wrapped__)
+    with pytest.raises(InputError, match=re.escape(f"TF_CONFIG: task {task} is no chief and no")):
+        pjrt.strategy("pjrt")
+
+
 class OneDevice:
     """A stand-in for the trainer, as far as the kept program asks it."""
 
-    def __init__(self, experiment, kept_at=""):
+    def __init__(self, experiment, kept_at="", platform="cpu", process=0):
         client = types.SimpleNamespace(platform_version="1")
-        devices = types.SimpleNamespace(everywhere=[types.SimpleNamespace(client=client)])
+        device = types.SimpleNamespace(
+            client=client, platform=platform, process_index=process, id=0
+        )
+        devices = types.SimpleNamespace(everywhere=[device])
         extended = types.SimpleNamespace(should_checkpoint=True)
         self.experiment, self.kept_at = experiment, kept_at
         self.strategy = types.SimpleNamespace(devices=devices, extended=extended)
@@ -145,6 +201,26 @@ def test_another_source_setting_or_flag_needs_another_program(tiny_text, tmp_pat
     assert len(set(found)) == 4 and key() == found[-1]
 
 
+def test_another_cpu_or_place_of_the_devices_needs_another_program(tiny, tmp_path, monkeypatch):
+    """A program for AVX-512 ends a process on a CPU without it, at each start."""
+    pytest.importorskip("jax")
+    from kmax_tf.training import pjrt_trainer
+
+    experiment, cpus = tiny(), tmp_path / "cpuinfo"
+    monkeypatch.setattr(pjrt_trainer, "CPUS", str(cpus))
+
+    def key(text, platform="cpu", process=0):
+        cpus.write_text(text)
+        trainer = OneDevice(experiment, platform=platform, process=process)
+        return pjrt_trainer._key(trainer)
+
+    new = "processor\t: 0\ncpu MHz\t\t: {}\nflags\t\t: fpu avx512f\nbugs\t\t: none\n"
+    old, arm = new.replace(" avx512f", ""), "processor\t: 0\nFeatures\t: fp asimd sve\n"
+    assert key(new.format(2400)) == key(new.format(3100))
+    assert len({key(new), key(old), key(arm), key(arm.replace(" sve", "")), key("")}) == 5
+    assert key(new, "tpu") == key(old, "tpu") != key(old, "tpu", process=1)
+
+
 def test_hosts_with_other_numbers_of_devices_are_refused(monkeypatch):
     jax = pytest.importorskip("jax")
     from kmax_tf.training import pjrt
@@ -167,9 +243,59 @@ def test_a_step_that_does_not_fit_is_one_line(monkeypatch):
     backend = types.SimpleNamespace(compile_and_load=compile_and_load)
     monkeypatch.setattr(pjrt, "get_backend", lambda: backend)
     monkeypatch.setattr(pjrt, "_placement", lambda devices: ())
-    line = r"^the step does not fit .*Ran out of memory\); give a smaller --batch_size[^\n]*$"
+    line = r"^the step does not fit .*Ran out of memory\); use a smaller --batch_size[^\n]*$"
     with pytest.raises(InputError, match=line):
         pjrt.compile_module(None, None)
+
+
+@pytest.mark.parametrize("when", ["send", "start", "end", "fetch"])
+def test_a_lack_of_memory_while_steps_run_is_one_line(when):
+    jax = pytest.importorskip("jax")
+    from kmax_tf.training import pjrt_trainer
+
+    def lacks(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating\nand so on")
+
+    def runs(*arguments):
+        return arguments
+
+    token = types.SimpleNamespace(block_until_ready=lacks if when == "end" else runs)
+    trainer = types.SimpleNamespace(
+        _next_batch=lacks if when == "send" else runs,
+        _step=lacks if when == "start" else lambda *arguments: ([], token),
+        _fetch=lacks if when == "fetch" else runs,
+        _state=[],
+        _light=[],
+    )
+    with pytest.raises(memory.DoesNotFit, match=r"Out of memory allocating\); use a smaller --ba"):
+        pjrt_trainer.PjrtTrainer.train(trainer, 3)
+
+
+def test_a_lack_of_memory_at_the_start_or_in_a_save_is_one_line(monkeypatch):
+    jax = pytest.importorskip("jax")
+    from kmax_tf.training import pjrt_trainer
+
+    def lacks(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(pjrt_trainer, "_kept", lacks)
+    with pytest.raises(memory.DoesNotFit):
+        pjrt_trainer.PjrtTrainer.prepare(None)
+    extended = types.SimpleNamespace(should_checkpoint=True)
+    strategy = types.SimpleNamespace(extended=extended)
+    trainer = types.SimpleNamespace(strategy=strategy, _fetch=lacks, _heavy=[])
+    with pytest.raises(memory.DoesNotFit):
+        pjrt_trainer.PjrtTrainer.save(trainer, "run")
+
+
+def test_what_a_step_only_reads_stays_as_it_was():
+    pytest.importorskip("jax")
+    from kmax_tf.training import pjrt_trainer
+
+    step = pjrt_trainer.Step(
+        lambda arguments: (["new b", "new a"], "token"), [4, 5, 6], [1, None, 0]
+    )
+    assert step(["image"], ["a", "frozen", "b"]) == (["new a", "frozen", "new b"], "token")
 
 
 def test_hosts_that_found_other_checkpoints_are_refused():
@@ -293,6 +419,25 @@ def test_killed_it_resumes_to_the_same_bits_without_compiling(
     text = run(killed, "pjrt:cpu:2", bindings)
     assert "resuming from" in text and "loaded the compiled training step" in text
     assert_same_state(*(checkpoint.newest(str(folder)) for folder in (killed, whole)))
+
+
+@pytest.mark.xla
+@pytest.mark.slow
+def test_a_backbone_that_does_not_learn_keeps_its_bits(gin_file, tmp_path, run, monkeypatch):
+    """It is an argument of the program that no output replaces."""
+    monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(toy.__file__).parent))
+    (tmp_path / "toy.gin").write_text(toy.GIN.replace("@toy.Toy\n", "@toy.Frozen\n"))
+    run(tmp_path / "run", "pjrt:cpu:2", (), str(tmp_path / "toy.gin"))
+    paths = checkpoint.completed(str(tmp_path / "run"))
+    first, *_, last = (tf.train.load_checkpoint(path) for path in paths)
+
+    def changes(part):
+        names = [n for n in first.get_variable_to_shape_map() if n.startswith(f"model/{part}")]
+        return [(first.get_tensor(n) != last.get_tensor(n)).any() for n in names]
+
+    assert len(paths) == 4
+    assert not any(changes("pixel_encoder/")) and len(changes("pixel_encoder/")) == 2
+    assert all(changes("head/"))
 
 
 @pytest.mark.xla

@@ -1,5 +1,6 @@
 """The program of one replica: what a TPU refuses is named, and the cores really meet."""
 
+import dataclasses
 import inspect
 import re
 
@@ -47,6 +48,56 @@ def test_what_a_tpu_refuses_is_named_with_its_line(function, reason):
 def test_the_batch_must_be_a_multiple_of_the_cores(tiny):
     with pytest.raises(InputError, match="cannot be divided among 32 replicas"):
         replica_program.training_step(make_trainer(toy.of(tiny()), ReplicaStrategy(32)))
+
+
+@pytest.mark.xla
+def test_a_variable_that_does_not_learn_has_no_output(tiny):
+    pytest.importorskip("jax")
+    trainer = make_trainer(
+        dataclasses.replace(toy.of(tiny()), model=toy.Frozen), ReplicaStrategy(1)
+    )
+    program = replica_program.step_program(trainer)
+    read = [n for n, k in zip(program.variables, program.outputs, strict=True) if k is None]
+    frozen = {variable.ref() for variable in trainer.model.pixel_encoder.variables}
+    assert {trainer.step_variables[number].ref() for number in read} == frozen
+    outputs = [k for k in program.outputs if k is not None]
+    assert sorted(outputs) == list(range(len(program.outputs) - len(read)))
+
+
+class WithConstant(toy.Toy):
+    """Keeps an array that is no variable."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.shift = tf.constant(np.arange(200, dtype=np.float32))
+
+    def call(self, image, training):
+        return super().call(image + tf.reduce_mean(self.shift), training)
+
+
+class WithHiddenVariable(WithConstant):
+    """Keeps a variable where Keras does not find it."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        variable = tf.Variable(1.0, name="hidden")
+        self.shift = lambda: variable
+
+    def call(self, image, training):
+        return toy.Toy.call(self, image + self.shift(), training)
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (WithConstant, r"a constant, float32 \(200,\)"),
+        (WithHiddenVariable, "the variable hidden:0"),
+    ],
+)
+def test_what_the_model_does_not_track_is_named(tiny, model, what):
+    trainer = make_trainer(dataclasses.replace(toy.of(tiny()), model=model), ReplicaStrategy(1))
+    with pytest.raises(InputError, match=f"the step reads {what}, which the model does not track"):
+        replica_program.step_program(trainer)
 
 
 @pytest.mark.xla

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import re
@@ -28,6 +29,7 @@ from kmax_tf.model.layers.stateless_random import random_seed, random_uniform
 from kmax_tf.planning import timing
 from kmax_tf.run_folder import checkpoint, layout
 from kmax_tf.training import ema, memory, optimizer, preemption, train
+from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import Trainer, make_trainer, train_step
 
 ONE_DEVICE = "/cpu:0"
@@ -374,7 +376,7 @@ def test_a_step_without_finite_loss_is_skipped_counted_and_named(poisoned, tmp_p
     experiment = poisoned([1], *(f"experiment.Experiment.{name} = 4" for name in names))
     model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     assert all(np.isfinite(v.numpy()).all() for v in model.variables)
-    lines = re.findall(r"step \d+ was skipped.*", capsys.readouterr().err)
+    lines = re.findall(r"step \d+ skipped: .*", capsys.readouterr().err)
     (events,) = (tmp_path / "run" / "train").glob("events*")
     values = {
         value.tag: float(tf.make_ndarray(value.tensor))
@@ -388,15 +390,38 @@ def test_a_step_without_finite_loss_is_skipped_counted_and_named(poisoned, tmp_p
         train.training_records(experiment), experiment.training_input, seed=0
     )
     names = [example.parse(record).filename.numpy().decode() for _, record in records.take(4)]
-    assert lines == [
-        "step 1 was skipped, its loss or gradient is not finite; images: " + ", ".join(names[2:])
-    ]
+    assert lines == ["step 1 skipped: non-finite loss or gradient; images: " + ", ".join(names[2:])]
+
+
+def test_only_the_first_skipped_steps_are_looked_up(poisoned, tmp_path, capsys, monkeypatch):
+    """Each reads the epoch from its beginning, and training stands meanwhile."""
+    read, ordered = [], training_input.ordered_records
+    monkeypatch.setattr(
+        train.training_input,
+        "ordered_records",
+        lambda *args, **options: read.append(options.get("start")) or ordered(*args, **options),
+    )
+    experiment = poisoned([1, 2, 4, 5, 7], "experiment.Experiment.steps = 8")
+    train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
+    lines = re.findall(
+        r"step (\d+) skipped: non-finite loss or gradient; (.*)", capsys.readouterr().err
+    )
+    assert [int(step) for step, _ in lines] == [1, 2, 4, 5, 7]
+    assert [images.startswith("images: ") for _, images in lines] == [True] * 3 + [False] * 2
+    batch = experiment.batch_size
+    assert [start for start in read if start] == [batch, 2 * batch, 4 * batch]
+
+
+def test_hosts_that_write_nothing_look_up_no_skipped_step(tiny, monkeypatch):
+    monkeypatch.setattr(train.training_input, "ordered_records", pytest.fail)
+    progress = train._progress(tiny(), None, 0, ReplicaStrategy(2, process=1, processes=2))
+    assert progress._describe_step(7).startswith("step 7 skipped: non-finite loss")
 
 
 @pytest.mark.slow
 def test_training_stops_after_too_many_skipped_steps_in_a_row(poisoned, tmp_path):
     experiment = poisoned(list(range(2, 40)), "experiment.Experiment.steps = 40")
-    with pytest.raises(InputError, match="10 steps in a row, 2 to 11, had no finite loss"):
+    with pytest.raises(InputError, match="10 consecutive steps, 2 to 11, had a non-finite"):
         train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     newest = tf.train.load_checkpoint(checkpoint.completed(str(tmp_path / "run"))[-1])
     for key in newest.get_variable_to_shape_map():
@@ -433,7 +458,7 @@ def test_crops_without_void_are_warned_of(tiny, tmp_path, capsys):
     for weight, warns in (("void_share", True), ("nonvoid_share", False)):
         experiment = toy.of(tiny(*bindings), unmatched_class_weight=weight)
         train.train(experiment, str(tmp_path / weight), runtime.strategy("cpu"))
-        assert ("no pixel of the crops is void" in capsys.readouterr().err) == warns
+        assert ("crops have no void pixels" in capsys.readouterr().err) == warns
     assert tiny().criterion.unmatched_class_weight == "void_share"
 
 
@@ -470,7 +495,7 @@ def test_terminated_training_goes_on_bit_exactly(
             with pytest.raises(SystemExit) as stop:
                 train.train(experiment, terminated, cpu)
             assert stop.value.code == preemption.RESTART == 75
-            line = "to go on, run the same command again: kmax train '--run_dir=a b'\n"
+            line = "to resume, run the same command: kmax train '--run_dir=a b'\n"
             assert f"stopped at step {step}; {line}" in capsys.readouterr().err
             assert summary_steps(terminated)[-1] == step
     newest = checkpoint.newest(terminated)
@@ -531,6 +556,78 @@ def test_a_summary_is_the_mean_of_its_steps(tiny, tmp_path, losses, capsys):
     assert (tmp_path / "4/config.gin").read_bytes() == made  # of the weights that are there
 
 
+def test_loops_are_short_again_when_steps_become_slow(tiny, tmp_path, monkeypatch):
+    """A loop ends 5 to 10 seconds after it began, so that a signal is soon heard."""
+    reached = []
+
+    def show(progress, step, *arguments, **options):
+        reached.append(step)
+        return 0.01 if step < 15 else 3.0  # seconds a step
+
+    monkeypatch.setattr(train.Progress, "show", show)
+    names = ("steps", "steps_per_loop", "checkpoint_interval")
+    experiment = toy.of(tiny(*(f"experiment.Experiment.{name} = 36" for name in names)))
+    train.train(experiment, str(tmp_path), runtime.strategy("cpu"))
+    # 3 s a step: a loop of 8 takes 24 s, one of 4 takes 12 s, one of 2 takes 6 s.
+    assert np.diff([0, *reached]).tolist() == [1, 2, 4, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 1]
+
+
+@pytest.fixture
+def flaky_bucket(monkeypatch):
+    """A function: number of renames -> so many of them fail, as where gs:// answers 503."""
+    rename, told = tf.io.gfile.rename, []
+
+    def fail(number):
+        def once_more(source, target, **options):
+            if "ckpt-2" in target and len(told) < number:
+                told.append(source)
+                raise tf.errors.UnavailableError(None, None, "503 Service Unavailable\nand so on")
+            rename(source, target, **options)
+
+        monkeypatch.setattr(tf.io.gfile, "rename", once_more)
+        monkeypatch.setattr(train, "PAUSE", 0)
+
+    return fail
+
+
+def test_a_save_is_tried_again_while_the_storage_does_not_answer(
+    tiny, tmp_path, flaky_bucket, capsys
+):
+    flaky_bucket(3)
+    experiment = toy.of(tiny("experiment.Experiment.steps = 3"))
+    train.train(experiment, str(tmp_path), runtime.strategy("cpu"))
+    assert list(map(checkpoint.step_of, checkpoint.completed(str(tmp_path)))) == [1, 2, 3]
+    line = "saving failed, retrying: 503 Service Unavailable\n"
+    assert capsys.readouterr().err.count(line) == 3
+
+
+def test_a_storage_that_never_answers_ends_the_training(tiny, tmp_path, flaky_bucket, monkeypatch):
+    flaky_bucket(1000)
+    monkeypatch.setattr(train, "PATIENCE", 0.2)
+    with pytest.raises(tf.errors.UnavailableError, match="503"):
+        train.train(toy.of(tiny()), str(tmp_path), runtime.strategy("cpu"))
+    assert list(map(checkpoint.step_of, checkpoint.completed(str(tmp_path)))) == [1]
+
+
+def test_a_second_training_of_a_run_stops_and_removes_nothing(tiny, tmp_path, monkeypatch):
+    """As when a run that seemed dead is started again: the first one is ahead, and goes on."""
+    cpu, first, folder = runtime.strategy("cpu"), tmp_path / "first", tmp_path / "run"
+    experiment = toy.of(tiny())
+    train.train(experiment, str(first), cpu)
+    loop_end, names = Trainer.train_loop_end, ("ckpt-2.*", "ckpt-3.*")
+
+    def overtaken(trainer):
+        if int(trainer.step) == 2:
+            for path in (p for name in names for p in (first / "checkpoints").glob(name)):
+                shutil.copy(path, folder / "checkpoints")
+        return loop_end(trainer)
+
+    monkeypatch.setattr(Trainer, "train_loop_end", overtaken)
+    with pytest.raises(InputError, match="checkpoints/ckpt-2: another training wrote it before"):
+        train.train(experiment, str(folder), cpu)
+    assert list(map(checkpoint.step_of, checkpoint.completed(str(folder)))) == [1, 2, 3]
+
+
 def test_truncated_record_is_named(tiny, tmp_path):
     experiment = tiny()
     folder = tmp_path / "records"
@@ -552,7 +649,7 @@ def test_an_encoder_of_random_weights_with_a_small_rate_is_told(tiny, tmp_path, 
     train.train(experiment, str(tmp_path), runtime.strategy("cpu"))
     told = capsys.readouterr().out
     assert f"starting in {tmp_path} from random weights" in told
-    line = "the encoder has random weights, and learns at 0.1 of the rate; bind weights to"
+    line = "the encoder has random weights, but 0.1 of the learning rate; set"
     assert (line in told) == (rate < 1)
 
 
@@ -566,7 +663,7 @@ def test_missing_records_are_named_before_anything_is_written(tiny, tmp_path):
 @pytest.mark.parametrize("left", [layout.metrics("", 3), layout.best_note(layout.best(""))])
 def test_a_new_training_mixes_no_figures_with_those_of_an_earlier_one(tiny, tmp_path, left):
     write_atomic(str(tmp_path / left), '{"step": 3}')
-    with pytest.raises(InputError, match="has figures of an earlier training.* move .*eval and "):
+    with pytest.raises(InputError, match="has metrics of an earlier training.* move .*eval and "):
         train.train(toy.of(tiny()), str(tmp_path), runtime.strategy("cpu"))
     assert not checkpoint.completed(str(tmp_path))
 
@@ -578,7 +675,7 @@ def test_a_lack_of_memory_is_one_line_and_a_full_disk_is_another():
         return str(found.value)
 
     line = raised(memory.DoesNotFit, "OOM when allocating tensor with shape[9]\nand so on")
-    assert re.search(r"memory \(OOM when .*shape\[9\]\); give a smaller --batch_size[^\n]*$", line)
+    assert re.search(r"memory \(OOM when .*shape\[9\]\); use a smaller --batch_size[^\n]*$", line)
     raised(tf.errors.ResourceExhaustedError, "a/b.index; No space left on device")
 
 
@@ -648,3 +745,24 @@ def test_a_run_starts_from_the_weights_that_are_bound(tiny, tmp_path, monkeypatc
     experiment = tiny(f"experiment.Experiment.initial_checkpoint = {path!r}")
     model = train.train(experiment, str(tmp_path / "run"), runtime.strategy("cpu"))
     assert all((v.numpy() == 0.5).all() for v in model.variables)
+
+
+def test_a_start_from_a_run_names_the_checkpoint_and_all_hosts_compare_it(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    """While that run still saves, another host may find a newer one."""
+    monkeypatch.setattr(train, "_run", lambda *_: None)  # what is asserted comes before
+    compared, model = [], toy.of(tiny()).build_model()
+    monkeypatch.setattr(train, "_check_hosts_agree", lambda _, number: compared.append(number))
+    for step in (5, 6):
+        path = checkpoint.path_of(layout.checkpoints(str(tmp_path / "other")), step)
+        model.head.bias.assign_add(tf.ones_like(model.head.bias))
+        checkpoint.write(tf.train.Checkpoint(model=model), path)
+        experiment = tiny(f"experiment.Experiment.initial_checkpoint = '{tmp_path}/other'")
+        train.train(toy.of(experiment), str(tmp_path / "run"), runtime.strategy("cpu"))
+        assert f"starting in {tmp_path}/run from {path}\n" in capsys.readouterr().out
+        digest = hashlib.sha256(pathlib.Path(f"{path}.index").read_bytes()).hexdigest()
+        assert compared[-2:] == [0, int(digest[:6], 16)]
+    assert compared[1] != compared[3]
+    train.train(toy.of(tiny()), str(tmp_path / "new"), runtime.strategy("cpu"))
+    assert compared[4:] == [0, 0]

@@ -48,6 +48,14 @@ class Toy(tf_keras.Model):
         return Outputs(Prediction(masks, None, None), (), None)
 
 
+class Frozen(Toy):
+    """With a part that does not learn."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.pixel_encoder.trainable = False
+
+
 @dataclasses.dataclass
 class ToyCriterion:
     """Asks the logits to be what the image's labels and chance say."""

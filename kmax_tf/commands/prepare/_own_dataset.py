@@ -10,24 +10,24 @@ FOLDERS = "images", "labels", "val_images", "val_labels"
 def parser(documentation: str, has_background: bool = True) -> command_line.Parser:
     """Returns a parser of the flags that `run` needs."""
     made = command_line.Parser(documentation, optional=["workers"])
-    made.add_argument("--out", required=True, help="folder for all that is made")
+    made.add_argument("--out", required=True, help="folder for all output")
     made.add_argument(
         "--val_share",
         type=float,
         default=0.15,
-        help="share of the validation in images without a validation folder",
+        help="validation share of the images, if there is no validation folder",
     )
-    made.add_argument("--seed", type=int, default=0, help="seed of that choice")
+    made.add_argument("--seed", type=int, default=0, help="seed of the split")
     made.add_argument(
         "--plan", metavar="FILE", help="also plan the training, as `kmax plan --out FILE` does"
     )
-    made.add_argument("--minutes", type=float, default=30.0, help="of that training")
+    made.add_argument("--minutes", type=float, default=30.0, help="training time of the plan")
     if has_background:
         made.add_argument(
             "--background",
             default="background",
             metavar="NAME",
-            help="stuff class of the pixels of no object; void: they are void",
+            help="stuff class of pixels outside all objects, or void for none",
         )
     return made
 

@@ -5,10 +5,10 @@
 
 kmax prepare coco_instances --images own/images --json own/objects.json --out data/own
 
-All categories are things, but for those without objects that only group others, as Roboflow's
-first, and labelme's "_background_". Where objects overlap, the smaller one has the pixels, and
-crowd lies below all. Images without objects are left out, and counted. The validation is a random
-share of the images, or --val_images and --val_json.
+All categories are things, except empty ones that only group others, such as Roboflow's first, and
+labelme's "_background_". Where objects overlap, the smaller one wins; crowd always loses. Images
+without objects are left out and counted. The validation is a random share of the images, or
+--val_images and --val_json.
 
 OUT gets records/, validation/ with contact sheets and reports, and the labels in COCO panoptic
 format: train.json, train_labels/, val.json and val_labels/.

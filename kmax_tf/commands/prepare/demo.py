@@ -1,4 +1,4 @@
-"""Makes *panoptic digits*, the embedded dataset, and its records.
+"""Generates *panoptic digits*, the built-in dataset, and its records.
 
 Real handwritten digits are things over four procedural textures, which are stuff. At level "cards"
 each digit lies on an opaque rounded card, which is its mask. At level "strokes", which is hard, the

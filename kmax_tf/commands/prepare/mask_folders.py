@@ -5,9 +5,8 @@
 
 kmax prepare mask_folders --source own --out data/own --thing nucleus
 
-All objects are of one class. Where masks overlap, the smallest object has the pixels. Images
-without masks are left out, and counted. The validation is a random share of the images, or
---val_source.
+All objects are of one class. Where masks overlap, the smallest object wins. Images without masks
+are left out and counted. The validation is a random share of the images, or --val_source.
 
 OUT gets records/, validation/ with contact sheets and reports, and the labels in COCO panoptic
 format: train.json, train_labels/, val.json and val_labels/.

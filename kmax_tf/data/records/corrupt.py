@@ -2,7 +2,7 @@
 
 A skipped example is an image of void: its semantic loss is 0, and its clusters learn to be void.
 An image or label that cannot be decoded does not shift the other records. A file with damaged
-bytes ends there: the records after them are lost too, the order of the others changes, and the
+bytes ends there: the records after them are lost too. The order of the others changes, and the
 epoch is filled with void. It is the same in every run, so that training resumes exactly.
 """
 

@@ -29,8 +29,8 @@ def record(
         image: content of a JPEG or PNG file, which EXIF may turn.
         filename: name of that file.
         image_id: id of the image.
-        segment_map: integers [height, width], upright, 0 void, k the k-th segment, 1 to s. None
-            for an image without labels, which is stored as all void.
+        segment_map: integers [height, width], upright: 0 void, k the k-th segment, 1 to s. None:
+            the image has no labels, and is stored as all void.
         segment_id, category_id, is_crowd: one value for each of the s segments.
 
     Returns:

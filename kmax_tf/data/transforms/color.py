@@ -52,14 +52,14 @@ def brightness(
 
 
 def color(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
-    """Moves uint8 [height, width, 3] towards gray below factor 1, away from it above."""
+    """Moves uint8 [height, width, 3] toward gray below factor 1, away from it above."""
     red, green, blue = tf.unstack(tf.cast(image, tf.float32) / 255, axis=-1)
     luma = red * 0.2989 + green * 0.587 + blue * 0.114
     return _blend(tf.cast(luma * 255.5, tf.uint8)[..., None], image, factor)
 
 
 def contrast(image: tf.Tensor, factor: tf.Tensor, frame: Frame, table: Tables | None) -> tf.Tensor:
-    """Moves uint8 [height, width, 3] towards one gray below factor 1, away from it above.
+    """Moves uint8 [height, width, 3] toward one gray below factor 1, away from it above.
 
     The official gray is the number of pixels / 256, not the mean: white except in small images.
     """

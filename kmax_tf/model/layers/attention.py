@@ -1,4 +1,4 @@
-"""Softmax attention of the centres, and the variants of cross-attention (paper, table 4)."""
+"""Softmax attention of the centers, and the variants of cross-attention (paper, table 4)."""
 
 import tensorflow as tf
 import tf_keras
@@ -57,7 +57,7 @@ def _merge_heads(x):
 
 
 class PixelAttention(tf_keras.layers.Layer):
-    """The pixels' half of a dual path: every pixel attends to the centres (MaX-DeepLab, eq. 4)."""
+    """The pixels' half of a dual path: every pixel attends to the centers (MaX-DeepLab, eq. 4)."""
 
     def __init__(self, channels: int, heads: int, activation: str, drop_path_keep_prob: float):
         super().__init__()
@@ -72,10 +72,10 @@ class PixelAttention(tf_keras.layers.Layer):
     def call(
         self, pixels: tf.Tensor, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
     ) -> tf.Tensor:
-        """Updates pixels [batch, height, width, depth] by attention from x to the centres.
+        """Updates pixels [batch, height, width, depth] by attention from x to the centers.
 
         x is a projection of the pixels, [batch, pixels, channels]; keys and values are those of the
-        centres, [batch, clusters, *]. All are float.
+        centers, [batch, clusters, *]. All are float.
         """
         norms = self.similarity_norm, self.value_norm
         y = self.activation(attention(self.query(x), keys, values, self.heads, *norms))

@@ -82,9 +82,9 @@ def delete(options: argparse.Namespace) -> None:
 def _check_names(options):
     """Raises InputError if the name or the zone cannot be one."""
     if not re.fullmatch(r"[a-z][-a-z0-9]{0,50}", options.name):
-        raise InputError(f"--name={options.name}: give small letters and digits")
+        raise InputError(f"--name={options.name}: use a letter, then at most 50 of a-z, 0-9 and -")
     if not re.fullmatch(r"[a-z]+-[a-z0-9]+-[a-z]", options.zone):
-        raise InputError(f"--zone={options.zone}: give a zone, as europe-west4-a")
+        raise InputError(f"--zone={options.zone}: give a zone like europe-west4-a")
 
 
 def _check_paths(options):
@@ -101,16 +101,16 @@ def _check_paths(options):
         name = f"HEAD:{path.removeprefix('./')}"
         done = subprocess.run(["git", "show", name], capture_output=True, text=True)
         if done.returncode or not path:
-            raise InputError(f"--gin_file={path}: no file that is committed here")
+            raise InputError(f"--gin_file={path}: not committed in this clone")
         text = done.stdout
     lines = [*text.splitlines(), *options.gin]
     line = _last_binding(lines, "initial_checkpoint")
     if not re.search(r"""gs://|= *(""|'')|^$""", line):
-        raise InputError(f"{line}: the workers read checkpoints only on gs://; copy it there")
+        raise InputError(f"{line}: workers read checkpoints only from gs://; copy it there")
     line = _last_binding(lines, "load.source")
     if "/" in line and "gs://" not in line:
         own = f"--gin=datasets.load.source = '{options.data_dir}'"
-        raise InputError(f"{line}: the workers read classes only on gs://; give {shlex.quote(own)}")
+        raise InputError(f"{line}: workers read classes only from gs://; give {shlex.quote(own)}")
 
 
 def _last_binding(lines, name):
@@ -141,11 +141,11 @@ def _check_bucket(options, gcloud):
     words = ["gcloud", "storage", "buckets", "describe", bucket, "--format=value(location)"]
     done = gcloud.ask(*words, dry=region)
     if done.returncode:
-        remedy = "docs/train.md, 'Bucket, rights, data'"
+        remedy = "docs/train.md, 'Bucket, access, data'"
         raise InputError(f"{bucket}: cannot be used: {reason(done)}; {remedy}")
     location = done.stdout.strip()
     if location.lower() != region:
-        say(f"warning: {bucket} is in {location}, the slice in {region}: reading costs")
+        say(f"warning: {bucket} is in {location}, the slice in {region}: egress costs")
 
 
 def _announce(options, tpu):

@@ -54,7 +54,7 @@ class Gcloud:
             tried += 1
             if tried >= (TRIES if status == SSH_FAILED else times):
                 return False
-            say(f"again in {POLL:g} s")
+            say(f"retry in {POLL:g} s")
             time.sleep(POLL)
         return True
 

@@ -60,10 +60,10 @@ class Code:
         status = subprocess.run(["git", "status", "--short"], capture_output=True, text=True).stdout
         if status and not self.gcloud.dry_run:
             show(status.rstrip(), is_error=True)
-            raise InputError("the above is not committed and would not be sent; commit it")
+            raise InputError("the files above are not committed; commit them first")
         path = os.path.join(self._folder.name, "kmax_tf.bundle")
         if not self.gcloud.call("git", "bundle", "create", "--quiet", path, "HEAD"):
-            raise InputError("git cannot pack the code; its message is above")
+            raise InputError("git bundle failed; see its message above")
         return path
 
     def install(self, machine: Machine, workers: str, environment: str) -> bool:
@@ -152,7 +152,7 @@ class Job:
             self.line = line
         if other := re.fullmatch("of (.*)", state):
             raise Unreachable(
-                f"{self.machine.name}: its job {self.name} is of {other[1]}, and runs; give another"
+                f"{self.machine.name}: runs the job {self.name} of {other[1]}; choose another"
                 " --name, or delete the machine first"
             )
         stopped = re.fullmatch(r"stopped (\d+)", state)

@@ -53,7 +53,7 @@ class Machine:
             if (state := self.state()) != "unknown":
                 return state
             self.gcloud.wait()
-        raise Unreachable(f"Google Cloud does not say what {self.name} is doing")
+        raise Unreachable(f"Google Cloud does not report the state of {self.name}")
 
     def create(self) -> bool:
         """Creates the machine, and returns whether that succeeded."""
@@ -78,7 +78,7 @@ class Machine:
     def warn(self) -> None:
         """Says how to delete a machine that may cost."""
         show(
-            f"The {self.kind} may STILL RUN, AND COST. Delete it with:\n"
+            f"The {self.kind} may STILL RUN AND COST MONEY. Delete it:\n"
             f"    {shlex.join(self.deletion())}",
             is_error=True,
         )
@@ -257,7 +257,7 @@ class Rental:
 def _what_continues(left):
     """Returns what is said of machines whose jobs run on."""
     if any(isinstance(machine, TpuSlice) for machine in left):
-        return "what runs continues without this program; the same command follows it again"
+        return "the job continues without this program; rerun the command to follow it"
     # The same command would rent a slice again.
     return "training is done, and the evaluator continues without this program"
 

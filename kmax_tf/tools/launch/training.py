@@ -93,7 +93,7 @@ class Evaluation:
                 )
             time.sleep(POLL)
         if self.job.state != "finished":
-            raise InputError(f"the evaluator ended with the error above; {self.remedy}")
+            raise InputError(f"the evaluator failed (error above); {self.remedy}")
 
 
 class Training:
@@ -143,7 +143,7 @@ class Training:
         """Returns the evaluation, which runs now, or None: then its VM is deleted."""
         if not evaluation or (not evaluation.job.is_broken and evaluation.ensure(rental)):
             return evaluation
-        why = "the evaluator does not run, see above; training continues without it"
+        why = "the evaluator is not running, see above: training continues without it"
         say(f"{why}; {evaluation.remedy}")
         evaluation.machine.remove()
         rental.failed = True
@@ -178,13 +178,13 @@ class Training:
         _ = self.code.bundle  # or what is not committed would cost first
         say(f"requesting {self.machine.tpu.name} as {self.machine.name}")
         if not self.machine.create():
-            raise InputError("the slice cannot be requested; the message of gcloud is above")
+            raise InputError("the slice request failed; see the gcloud message above")
 
     def _give_up(self):
         """Explains a request that failed."""
         self.machine.explain()
         raise InputError(
-            f"the request for {self.machine.tpu.name} failed; look at quota, zone and --runtime"
+            f"the request for {self.machine.tpu.name} failed; check quota, zone and --runtime"
             " (the versions: gcloud compute tpus versions list"
             f" {self.machine.gcloud.place[0]})"
         )
@@ -202,14 +202,14 @@ class Training:
         rental.job_runs = False
         if state != "stopped" or not self.installed:
             if not self.runtime.set_up(self.machine, self.code):
-                raise InputError("the slice cannot be set up; the reason is above")
+                raise InputError("slice setup failed; see the reason above")
             words = [*self.runtime.client, "scripts/doctor.py", *self.flags]
             if not self.machine.run(f"cd kmax_tf && {shlex.join(words)}", "0"):
-                raise InputError("the doctor did not pass; the reason is above")
+                raise InputError("kmax doctor found problems; see above")
             self.installed = True
         words = [*self.runtime.client, "scripts/train.py", *self.flags]
         if not self.job.start(words):
-            raise InputError("training cannot be started; the reason is above")
+            raise InputError("training did not start; see the reason above")
 
     def _watch(self, rental, evaluation):
         """Follows training until it is done, or has to be started again; returns the evaluation."""
@@ -217,7 +217,7 @@ class Training:
         while (state := self.job.follow()) != "finished":
             if state == "failed":
                 raise InputError(
-                    "training ended with the error above; the run folder has what it saved"
+                    "training failed (error above); the run folder keeps what it saved"
                 )
             missed = missed + 1 if state == "unknown" else 0
             if state != "running" and self._stopped(missed):
@@ -258,6 +258,6 @@ class Training:
             say(str(error))
         if before is not None and self.saved == before:
             raise InputError(
-                f"{run_dir}: training stopped twice and saved nothing between; its log is above,"
-                " as train: ...; mend the cause, and run the same command"
+                f"{run_dir}: training stopped twice without saving, its log is above as train: ...;"
+                " fix the cause and rerun the command"
             )

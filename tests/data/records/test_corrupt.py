@@ -134,7 +134,7 @@ def test_contradictions(made):
 
 @pytest.mark.slow
 def test_thousand_mutations(made):
-    """A named error or a right example, never a crash, a hang or a wrong label."""
+    """A blank or a whole example with labels that can be, never a crash or a hang."""
     random = np.random.default_rng(0)
     options = training_input.TrainingInput(**OPTIONS, placement="device", skip_corrupt=True)
     original = np.frombuffer(made.record(3), np.uint8)

@@ -60,7 +60,7 @@ def test_a_window_is_part_of_the_whole(image):
     for operation in (color.brightness, color.color, color.contrast, color.sharpness):
         ours = operation(tf.constant(window), 1.5, frame, pixels.HOST).numpy()
         whole = apply(operation, image, 1.5)[10:30, 82:51:-1]
-        # At the window's edge the blur lacks neighbours, but not at the image's.
+        # At the window's edge the blur lacks neighbors, but not at the image's.
         inside = np.s_[1:-1, :-1] if operation is color.sharpness else np.s_[:]
         assert np.array_equal(ours[inside], whole[inside])
 

@@ -14,7 +14,7 @@ def normalised(x, axes, epsilon=1e-3):
 
 @pytest.mark.parametrize("length", [5, 12])
 def test_training_is_the_formula_of_axial_deeplab(length):
-    """With numpy: each term of the logits and of the output is made, normalised, and summed."""
+    """With numpy: each term of the logits and of the output is made, normalized, and summed."""
     heads, width = 2, 8
     generator = np.random.default_rng(length)
     x = generator.normal(size=[3, length, 6]).astype(np.float32)
