@@ -177,7 +177,7 @@ def without_batch_statistics(monkeypatch):
     monkeypatch.setattr(BatchNorm, "batch_affine", lambda self, *moments: self.affine())
 
 
-def accumulated(experiment, strategy, parts, accumulation, compiled=False):
+def accumulated(experiment, strategy, parts, accumulation, compiled=False, clip_norm=1e9):
     """The gradients, means, norm and finiteness of `train_step` in so many micro-batches."""
     trainer = make_trainer(experiment, strategy)
 
@@ -190,7 +190,7 @@ def accumulated(experiment, strategy, parts, accumulation, compiled=False):
             image,
             targets,
             seed=tf.constant([1, 1]),
-            clip_norm=1e9,
+            clip_norm=clip_norm,
             accumulation=accumulation,
         )
         return keeper.gradients, *results
@@ -216,6 +216,16 @@ def test_micro_batches_have_the_gradient_of_the_batch(tiny, without_batch_statis
     assert_same_gradients(whole, looped)
     for a, b in zip(whole[1], looped[1], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_is_applied_as_it_was_clipped(tiny, without_batch_statistics):
+    one, experiment = tf.distribute.OneDeviceStrategy(ONE_DEVICE), toy.of(tiny())
+    images = [batch(experiment, 8, size=2)]
+    gradients, _, norm, _ = accumulated(experiment, one, images, 1)
+    clipped, _, same, _ = accumulated(experiment, one, images, 1, clip_norm=norm.numpy() / 2)
+    assert norm == same > 0  # the norm that is reported is the one before
+    for whole, half in zip(gradients, clipped, strict=True):
+        np.testing.assert_allclose(half, whole / 2, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -508,6 +518,23 @@ def test_terminated_training_goes_on_bit_exactly(
     assert [[checkpoint.step_of(path) for path in run] for run in paths] == [[1, 2, 3, 4]] * 2
     for pair in zip(*paths, strict=True):
         assert_same_state(*pair)
+    weights, means = ([of_part(path, part) for path in paths[0]] for part in ("model", "ema"))
+    expected = weights[0]
+    for decay, new, mean in zip((2 / 11, 3 / 12, 4 / 13), weights[1:], means[1:], strict=True):
+        expected = {name: decay * expected[name] + (1 - decay) * new[name] for name in new}
+        for name, value in expected.items():
+            np.testing.assert_allclose(mean[name], value, rtol=1e-5, atol=1e-7)
+    assert any((means[3][name] != weights[3][name]).any() for name in means[3])
+
+
+def of_part(path, part):
+    """The arrays of one part of a checkpoint by their names in it."""
+    reader = tf.train.load_checkpoint(path)
+    return {
+        name.removeprefix(f"{part}/"): reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name.startswith(f"{part}/") and name.endswith("VARIABLE_VALUE")
+    }
 
 
 @pytest.mark.slow
