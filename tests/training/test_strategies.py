@@ -29,8 +29,8 @@ train.train(config.load(Experiment, gin_file, bindings), run_dir, strategy)
 
 
 @pytest.mark.slow
-def test_mirrored(tiny, tmp_path, same_on_all, losses, assert_same_losses, two_replicas):
-    experiment = tiny(*same_on_all)
+def test_mirrored(either_gin_file, tmp_path, same_on_all, losses, assert_same_losses, two_replicas):
+    experiment = config.load(Experiment, either_gin_file, same_on_all)
     train.train(experiment, str(tmp_path / "one"), runtime.strategy("cpu"))
     train.train(experiment, str(tmp_path / "two"), two_replicas)
     assert_same_losses(losses(tmp_path / "two"), losses(tmp_path / "one"))
