@@ -307,18 +307,20 @@ def _sum(values, ids, n):
     if compiled_by_xla():
         inside = tf.one_hot(ids - 1, n, True, False)  # a TPU would round a product to bfloat16
         return tf.reduce_sum(tf.where(inside, values[..., None], 0.0), axis=[1, 2])
-    shape = tf.shape(ids)
-    rows = (tf.reshape(x, [-1, shape[2]]) for x in (values, ids))
-    return tf.reduce_sum(tf.reshape(_sum_groups(*rows, n), [shape[0], shape[1], n]), axis=1)
+    batch, height = tf.shape(ids)[0], tf.shape(ids)[1]
+    rows = tf.reshape(tf.range(batch * height), [batch, height, 1])
+    return tf.reduce_sum(tf.reshape(_sum_groups(values, ids, rows, n), [batch, height, n]), axis=1)
 
 
-def _sum_groups(values, ids, n):
-    """Sums the values of each id from 1 to n in each group: [groups, pixels] to [groups, n]."""
-    groups = tf.shape(ids)[0]
-    shifted = ids + tf.range(groups)[:, None] * (n + 1)
-    flat = (tf.reshape(x, [-1]) for x in (values, shifted))
-    sums = tf.math.unsorted_segment_sum(*flat, groups * (n + 1))
-    return tf.reshape(sums, [groups, n + 1])[:, 1:]
+def _sum_groups(values, ids, groups, n):
+    """Sums the values of each id from 1 to n in each group: [groups, n].
+
+    `groups` are the numbers of the groups from 0, int32, and broadcast to `ids`.
+    """
+    # TensorFlow Lite would overwrite `ids` with the sum, if a reshape of them came before.
+    flat = (tf.reshape(x, [-1]) for x in (values, ids + groups * (n + 1)))
+    sums = tf.math.unsorted_segment_sum(*flat, tf.size(groups) * (n + 1))
+    return tf.reshape(sums, [-1, n + 1])[:, 1:]
 
 
 def _overlaps(first, second, n):
@@ -326,8 +328,9 @@ def _overlaps(first, second, n):
     if compiled_by_xla():  # a matrix product is fast, and exact for zeros and ones
         return tf.einsum("bhwi,bhwj->bij", *(tf.one_hot(ids - 1, n) for ids in (first, second)))
     pair = tf.where(second > 0, (first - 1) * n + second, 0)
-    pair = tf.reshape(pair, [tf.shape(pair)[0], -1])
-    return tf.reshape(_sum_groups(tf.ones(tf.shape(pair)), pair, n * n), [-1, n, n])
+    images = tf.range(tf.shape(pair)[0])[:, None, None]
+    counts = _sum_groups(tf.ones(tf.shape(pair)), pair, images, n * n)
+    return tf.reshape(counts, [-1, n, n])
 
 
 def _leaders(classes, is_thing, present):
