@@ -9,7 +9,7 @@ from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.records.reader import Records
 from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.inference.predictor import ImagePrediction
-from kmax_tf.report.report import GROUPS
+from kmax_tf.report.quality import GROUPS
 
 LIMIT = 200  # images
 SMALLEST = 10  # pixels of a thing found by Otsu's threshold

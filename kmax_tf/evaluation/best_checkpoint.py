@@ -11,8 +11,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_json, write_atomic
 from kmax_tf.inference import export as saved_model
 from kmax_tf.inference import model_card
-from kmax_tf.report.report import read_lost_segments
-from kmax_tf.run_folder import checkpoint, layout
+from kmax_tf.run_folder import checkpoint, layout, results
 
 
 def update(run_dir: str, model: tf_keras.Model, dataset: Dataset, metrics: dict) -> None:
@@ -62,7 +61,7 @@ def export(run_dir: str, experiment: Experiment, model: tf_keras.Model) -> None:
     print(f"exporting {path} to {target}; this can take minutes", flush=True)
     checkpoint.restore_model(model, path, experiment.dataset)
     facts = model_card.weights_facts(path, _read(layout.metrics(run_dir, best["step"])))
-    facts += [("in training", line.strip()) for line in read_lost_segments(run_dir)]
+    facts += [("in training", line.strip()) for line in results.read_lost_segments(run_dir)]
     saved_model.export(experiment, model, target, facts)
     write_atomic(layout.best_note(target), json.dumps(best))
 

@@ -7,9 +7,10 @@ import tensorflow as tf
 from kmax_tf.evaluation import bootstrap
 from kmax_tf.evaluation.bootstrap import Difference
 from kmax_tf.files import read_json
-from kmax_tf.report import report
+from kmax_tf.report import html_page
 from kmax_tf.report.chart import draw_chart, format_percent
-from kmax_tf.run_folder import layout
+from kmax_tf.report.quality import GROUPS
+from kmax_tf.run_folder import layout, results
 
 CONFIDENCE = 95  # percent
 
@@ -56,23 +57,23 @@ def write_comparison(first: str, second: str, path: str) -> dict[str, Difference
     metrics = [metrics for _, metrics in runs]
     sections = [
         _headline(names, metrics, differences),
-        report.section("Training", _charts(names, [run_dir for run_dir, _ in runs])),
-        report.section("Classes", _class_table(names, metrics)),
-        report.section("Pictures", _pictures(names, runs)),
+        html_page.section("Training", _charts(names, [run_dir for run_dir, _ in runs])),
+        html_page.section("Classes", _class_table(names, metrics)),
+        html_page.section("Pictures", _pictures(names, runs)),
     ]
-    report.write_page(path, " and ".join(names), sections)
+    html_page.write_page(path, " and ".join(names), sections)
     return differences
 
 
 def _names(first, second):
     """The names of the two on the page: the last parts of their paths, or the paths if equal."""
-    names = [report.run_name(name) for name in (first, second)]
+    names = [results.run_name(name) for name in (first, second)]
     return names if names[0] != names[1] else [str(first), str(second)]
 
 
 def _headline(names, metrics, differences):
     rows = []
-    for group, suffix in report.GROUPS:
+    for group, suffix in GROUPS:
         if group in differences:
             difference = differences[group]
             value, low, high = (f"{100 * number:+.2f}" for number in difference)
@@ -88,7 +89,7 @@ def _headline(names, metrics, differences):
         f'<header><div><p class="run">{second} against {first}</p>'
         f'<p class="pq">{100 * overall.value:+.2f}<small>PQ</small></p>'
         f"<p>{verdict(overall)} · {metrics[0]['num_images']:,} images</p></div>"
-        f"<div>{report.table(head, rows, kind='')}"
+        f"<div>{html_page.table(head, rows, kind='')}"
         '<p class="note">The interval estimates how the change would vary with other images, from '
         "thousands of random draws of the same images for both runs. If the interval contains 0, "
         "the change is within the noise of the images. Another seed of the same setting may change "
@@ -103,7 +104,7 @@ def _change(before, after):
 def _charts(names, run_dirs):
     if run_dirs[0] == run_dirs[1]:
         return ""
-    evaluations = [{e["step"]: e for e in report.read_evaluations(run)} for run in run_dirs]
+    evaluations = [{e["step"]: e for e in results.read_evaluations(run)} for run in run_dirs]
     steps = sorted(evaluations[0].keys() | evaluations[1].keys())
     charts = ""
     for key in ("PQ", "AP", "mIoU"):
@@ -126,7 +127,7 @@ def _class_table(names, metrics):
         for name in shared
     ]
     head = ("PQ of class", *map(html.escape, names), "change")
-    return report.table(head, rows) if rows else ""
+    return html_page.table(head, rows) if rows else ""
 
 
 def _pictures(names, runs):
@@ -134,7 +135,7 @@ def _pictures(names, runs):
 
     A run has pictures only of its latest evaluated step.
     """
-    if any(report.read_evaluations(run_dir)[-1]["step"] != m["step"] for run_dir, m in runs):
+    if any(results.read_evaluations(run_dir)[-1]["step"] != m["step"] for run_dir, m in runs):
         return ""
     folders = [layout.pictures(run_dir) for run_dir, _ in runs]
     entries = [{p["folder"]: p for p in metrics["pictures"]} for _, metrics in runs]
@@ -143,7 +144,7 @@ def _pictures(names, runs):
         files = [(folders[0], "image", "image"), (folders[0], "label", "label")]
         files += [(folder, "prediction", name) for folder, name in zip(folders, names, strict=True)]
         figures = "".join(
-            report.picture(tf.io.gfile.join(folder, stem, f"{file}.webp"), title)
+            html_page.picture(tf.io.gfile.join(folder, stem, f"{file}.webp"), title)
             for folder, file, title in files
         )
         facts = " · ".join(

@@ -17,8 +17,9 @@ from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import read_bytes, read_json, write_atomic
 from kmax_tf.inference import predictor
-from kmax_tf.report.report import baseline_text, read_evaluations, write_report
-from kmax_tf.run_folder import checkpoint, layout, provenance, watch
+from kmax_tf.report.quality import baseline_text
+from kmax_tf.report.report import write_report
+from kmax_tf.run_folder import checkpoint, layout, provenance, results, watch
 
 
 def evaluate(
@@ -160,7 +161,7 @@ def _other_records(run_dir, records):
     measured = read_json(path) if tf.io.gfile.exists(path) else {}
     # Figures of older versions do not name their records; the baseline does.
     unnamed = measured.get("dataset", {}).get("fingerprint", records)
-    figures = [*read_evaluations(run_dir), *best_checkpoint.notes(run_dir)]
+    figures = [*results.read_evaluations(run_dir), *best_checkpoint.notes(run_dir)]
     if all(m.get("records", unnamed) == records for m in figures):
         return ""
     places = f"{layout.evaluation(run_dir)} and {layout.best(run_dir)}"
@@ -234,7 +235,7 @@ def _forget_other_training(run_dir, records):
     paths = {checkpoint.step_of(path): path for path in checkpoint.completed(run_dir)}
     found = {step: checkpoint.fingerprint(path) for step, path in paths.items()}
     present = {step: of for step, of in found.items() if of}  # another may be pruned just now
-    evaluated = {m["step"]: m.get("checkpoint") for m in read_evaluations(run_dir)}
+    evaluated = {m["step"]: m.get("checkpoint") for m in results.read_evaluations(run_dir)}
     named = {step for step, of in evaluated.items() if of}  # older versions did not name it
     known = {step for step in named if step in present or step > max(present, default=step)}
     stale = {step for step in known if evaluated[step] != present.get(step)}
@@ -258,5 +259,7 @@ def _publish(run_dir):
     done = layout.all_metrics(run_dir)
     if done:
         write_atomic(layout.latest_metrics(run_dir), read_bytes(done[-1]))
-        write_atomic(layout.metrics_table(run_dir), summary.table(read_evaluations(run_dir)))
+        write_atomic(
+            layout.metrics_table(run_dir), summary.table(results.read_evaluations(run_dir))
+        )
         write_report(run_dir)

@@ -12,7 +12,7 @@ from kmax_tf import visualize
 from kmax_tf.data.datasets import Category
 from kmax_tf.evaluation.metrics import QUALITIES, Metrics
 from kmax_tf.files import matching, read_bytes
-from kmax_tf.report.report import GROUPS, quality_text, short
+from kmax_tf.report.quality import GROUPS, quality_text, short
 from kmax_tf.run_folder import layout
 
 THUMBNAIL = 384  # pixels of the longer side of a picture in TensorBoard, which keeps them all

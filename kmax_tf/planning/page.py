@@ -13,7 +13,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.planning.fingerprint import Fingerprint
 from kmax_tf.planning.plan import Plan
 from kmax_tf.planning.rules import STRIDE
-from kmax_tf.report import report
+from kmax_tf.report import html_page
 
 IMAGES, COLUMNS, THUMBNAIL = 8, 4, 384  # pictures of each kind, and pixels a side
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -27,13 +27,13 @@ def write(
         f"<header><div><p class='run'>{html.escape(experiment.dataset.name)}</p>"
         f"<p>{fingerprint.num_images:,} images, {len(fingerprint.size):,} of them read ·"
         f" {len(fingerprint.area):,} segments</p></div></header>",
-        report.section("Numbers", _numbers(fingerprint, plan)),
-        report.section("Class statistics", _classes(fingerprint, experiment)),
-        report.section("Images with their labels", _figure(_images(experiment, records))),
-        report.section("What the model sees in training", _figure(_crops(experiment, records))),
-        report.section("Settings", _settings(plan)),
+        html_page.section("Numbers", _numbers(fingerprint, plan)),
+        html_page.section("Class statistics", _classes(fingerprint, experiment)),
+        html_page.section("Images with their labels", _figure(_images(experiment, records))),
+        html_page.section("What the model sees in training", _figure(_crops(experiment, records))),
+        html_page.section("Settings", _settings(plan)),
     ]
-    report.write_page(path, f"Plan for {experiment.dataset.name}", sections)
+    html_page.write_page(path, f"Plan for {experiment.dataset.name}", sections)
 
 
 def _numbers(fingerprint, plan):
@@ -55,7 +55,7 @@ def _numbers(fingerprint, plan):
         for name, values in columns.items()
         if len(values)
     ]
-    return report.table(("share below", *(f"{100 * q:g} %" for q in QUANTILES)), rows)
+    return html_page.table(("share below", *(f"{100 * q:g} %" for q in QUANTILES)), rows)
 
 
 def _classes(fingerprint, experiment):
@@ -68,7 +68,7 @@ def _classes(fingerprint, experiment):
         row = kind, f"{mine.sum():,}", f"{images:,}", f"{100 * pixels:.2f}"
         rows.append((html.escape(category.name), *row))
     head = "class", "kind", "segments", f"of {len(fingerprint.size):,} images", "percent of pixels"
-    return report.table(head, rows)
+    return html_page.table(head, rows)
 
 
 def _images(experiment, records):
@@ -119,4 +119,4 @@ def _settings(plan):
         (html.escape(s.name), html.escape(str(s.value)), html.escape(s.reason))
         for s in plan.settings
     ]
-    return report.table(("parameter", "value", "from"), rows, kind="")
+    return html_page.table(("parameter", "value", "from"), rows, kind="")

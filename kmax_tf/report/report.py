@@ -1,21 +1,17 @@
 """The report of a run: metrics, loss curves and pictures on one self-contained HTML page."""
 
-import base64
 import html
-import os
-import re
-from collections.abc import Sequence
 
 import tensorflow as tf
 
 from kmax_tf.errors import InputError
-from kmax_tf.files import field, matching, read_bytes, read_json, write_atomic
+from kmax_tf.files import field, matching, read_bytes, read_json
 from kmax_tf.report import clusters
 from kmax_tf.report.chart import draw_chart, format_percent
-from kmax_tf.run_folder import layout
+from kmax_tf.report.html_page import cluster_titles, section, strip, table, write_page
+from kmax_tf.report.quality import GROUPS, baseline_text
+from kmax_tf.run_folder import layout, results
 
-PAGE = os.path.join(os.path.dirname(__file__), "page.html")
-GROUPS = (("All", ""), ("Things", "_things"), ("Stuff", "_stuff"))
 ROLES = {
     "first": (
         "Pictures",
@@ -32,20 +28,6 @@ ROLES = {
 TITLES = {
     "recall": "recall in training: share of segments found",
     "loss/total": "loss: total, with all decoders",
-}
-NOTES = {
-    "What the clusters do": "Each decoder assigns every pixel to one cluster. PQ of the "
-    "assignment: of the clusters taken as a prediction, at the decoder's stride, with the classes "
-    "that it gives them. PQ of the label: what that stride allows. Pixels that change: their "
-    "cluster is another one than in the decoder before. In use: clusters with a pixel, on average "
-    "over the images.",
-    "Classes": "A segment is found if a prediction has its class and an IoU above 0.5 with it. "
-    "Click a heading to sort.",
-    "Sizes": "Mask AP of the things by their area in the image.",
-    "Lost segments": "Counted in a sample of the training images: training does not see them, or "
-    "the model cannot predict them. The bindings after a colon change that.",
-    "Confusion": "The pairs of classes that cost most pixels, with the share of the true class "
-    "that is predicted as the other.",
 }
 
 
@@ -70,12 +52,12 @@ def write_report(run_dir: str) -> str:
     for key, kind in {"step": int, "num_images": int, "classes": list, "pictures": list}.items():
         field(metrics, key, kind, path)
 
-    evaluations = read_evaluations(run_dir)
+    evaluations = results.read_evaluations(run_dir)
     charts = _quality_charts(evaluations) + _training_charts(layout.training(run_dir))
     config = layout.config(run_dir)
-    lost = "".join(f"<p>{html.escape(line)}</p>" for line in read_lost_segments(run_dir))
+    lost = "".join(f"<p>{html.escape(line)}</p>" for line in results.read_lost_segments(run_dir))
     sections = [
-        _headline(run_name(run_dir), metrics, _baseline(run_dir)),
+        _headline(results.run_name(run_dir), metrics, _baseline(run_dir)),
         section("Training", f'<div class="grid">{charts}</div>' if charts else ""),
         section("What the clusters do", _clusters(metrics, evaluations)),
         section("Lost segments", lost),
@@ -87,54 +69,7 @@ def write_report(run_dir: str) -> str:
     if tf.io.gfile.exists(config):
         text = html.escape(read_bytes(config).decode())
         sections.append(f"<details><summary>config.gin</summary><pre>{text}</pre></details>")
-    return write_page(layout.report(run_dir), run_name(run_dir), sections)
-
-
-def write_page(path: str, title: str, sections: Sequence[str]) -> str:
-    """Writes a page of HTML sections and returns its path."""
-    page = read_bytes(PAGE).decode().replace("{title}", html.escape(title))
-    write_atomic(path, page.replace("{body}", "\n".join(sections)))
-    return path
-
-
-def run_name(run_dir: str) -> str:
-    """The last part of a run folder's path."""
-    return os.path.basename(str(run_dir).rstrip("/"))
-
-
-def read_evaluations(run_dir: str) -> list[dict]:
-    """The metrics of all evaluated steps, ascending."""
-    return [read_json(path) for path in layout.all_metrics(run_dir)]
-
-
-def quality_text(metrics: dict) -> str:
-    """Returns PQ with that of things and stuff: "PQ 79.8 (things 68.9, stuff 96.2)"."""
-    all_, things, stuff = (short(metrics["PQ" + suffix]) for _, suffix in GROUPS)
-    return f"PQ {all_} (things {things}, stuff {stuff})"
-
-
-def short(percent: float | None) -> str:
-    """Formats with one decimal; None becomes a dash."""
-    return "-" if percent is None else f"{percent:.1f}"
-
-
-def section(title: str, content: str) -> str:
-    """A titled section of the page; empty without content."""
-    note = f'<p class="note">{NOTES[title]}</p>' if title in NOTES else ""
-    return f"<section><h2>{title}</h2>{note}{content}</section>" if content else ""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence], kind: str = "sortable") -> str:
-    """A table; `head` and `rows` hold cells of HTML, the first cell of a row is its heading."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    lines = "".join(
-        f"<tr><th>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        for first, *cells in rows
-    )
-    return (
-        f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+    return write_page(layout.report(run_dir), results.run_name(run_dir), sections)
 
 
 def _baseline(run_dir):
@@ -143,23 +78,6 @@ def _baseline(run_dir):
     if not tf.io.gfile.exists(path):
         return ""
     return f"<p>{html.escape(baseline_text(read_json(path)))}</p>"
-
-
-def baseline_text(baseline: dict) -> str:
-    """Returns a line about the trivial baseline of baseline.json."""
-    return (
-        f"trivial baseline ({baseline['name']}): {quality_text(baseline)},"
-        f" on the first {baseline['num_images']} images"
-    )
-
-
-def read_lost_segments(run_dir: str) -> list[str]:
-    """The lines about segments that training or the evaluation loses; none if it was not counted.
-
-    They are those of `segment_counts.describe`.
-    """
-    path = layout.segments(run_dir)
-    return read_bytes(path).decode().splitlines() if tf.io.gfile.exists(path) else []
 
 
 def _headline(name, metrics, baseline):
@@ -301,28 +219,3 @@ def _strip(folder, entry):
             facts.append(f"{kind}: " + ", ".join(f"{n} {name}" for name, n in entry[kind].items()))
     text = html.escape(" · ".join([entry["name"], *facts]))
     return f"<h3>{text}</h3>{strip(place, titles | cluster_titles(place))}"
-
-
-def cluster_titles(place: str) -> dict[str, str]:
-    """The cluster pictures in the folder of an image, {name: title}, in decoder order."""
-    numbers = sorted(
-        int(re.findall(r"_(\d+)\.webp$", path)[0]) for path in matching(place, "assignment_*.webp")
-    )
-    return {f"assignment_{i}": f"clusters, decoder {i}" for i in numbers}
-
-
-def strip(place: str, titles: dict[str, str]) -> str:
-    """Pictures of a folder side by side; `titles` is {name: title}."""
-    figures = "".join(picture(f"{place}/{name}.webp", title) for name, title in titles.items())
-    return f'<div class="strip">{figures}</div>'
-
-
-def picture(path: str, title: str) -> str:
-    """A picture file as a figure of the page; empty if the file is missing."""
-    if not tf.io.gfile.exists(path):
-        return ""
-    data = base64.b64encode(read_bytes(path)).decode()
-    return (
-        f'<figure><img alt="{html.escape(title)}" src="data:image/webp;base64,{data}">'
-        f"<figcaption>{html.escape(title)}</figcaption></figure>"
-    )

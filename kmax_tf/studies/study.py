@@ -28,8 +28,7 @@ from kmax_tf import config, runtime
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import check_literal, matching, read_json, write_atomic
-from kmax_tf.report import report
-from kmax_tf.run_folder import checkpoint, layout
+from kmax_tf.run_folder import checkpoint, layout, results
 
 RATE = "optimizer.AdamW.learning_rate"
 SEED = "experiment.Experiment.seed"
@@ -284,7 +283,7 @@ def _run_one(job, initial, out, threads):
     name = f"{job.variant}, learning rate {job.learning_rate:g}, seed {job.seed}"
     _run_verb(name, _train_command(job.gin_file, bindings, run_dir), run_dir, threads)
     _run_verb(name, [*_evaluate_command(run_dir), "--wait=0"], run_dir, threads)
-    evaluations = {e["step"]: e for e in report.read_evaluations(run_dir)}
+    evaluations = {e["step"]: e for e in results.read_evaluations(run_dir)}
     if missing := [step for step in job.schedule if step not in evaluations]:
         raise InputError(f"{name}: {run_dir} has no figures of the steps {missing}; start it again")
     evaluations = [evaluations[step] for step in job.schedule]  # an interruption saves one more

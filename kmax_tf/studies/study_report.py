@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 from kmax_tf.files import read_json
-from kmax_tf.report import clusters, report
+from kmax_tf.report import clusters, html_page
 from kmax_tf.report.chart import draw_chart, format_percent
 from kmax_tf.run_folder import layout
 from kmax_tf.studies import study
@@ -174,15 +174,15 @@ def write(result: dict, out: str) -> str:
         '<p class="note">Mean ± standard deviation over the seeds. PQ over the schedule is the mean'
         " over the evaluated steps. Differences compare the same seeds, with their"
         f" {CONFIDENCE} % interval by Student's t.</p></div></header>",
-        report.section("Result", report.table(HEAD, cells, kind="") + _origin_note(runs)),
-        report.section("PQ over the steps", _step_table(runs)),
-        report.section("Learning rate search", _search_table(result)),
-        report.section("Training", _charts(runs)),
-        report.section("What the clusters do", _clusters(runs)),
-        report.section("Pictures", _pictures(runs, out)),
+        html_page.section("Result", html_page.table(HEAD, cells, kind="") + _origin_note(runs)),
+        html_page.section("PQ over the steps", _step_table(runs)),
+        html_page.section("Learning rate search", _search_table(result)),
+        html_page.section("Training", _charts(runs)),
+        html_page.section("What the clusters do", _clusters(runs)),
+        html_page.section("Pictures", _pictures(runs, out)),
     ]
     path = layout.report(os.path.join(out, result["name"]))
-    return report.write_page(path, f"Study {result['name']}", sections)
+    return html_page.write_page(path, f"Study {result['name']}", sections)
 
 
 def _origin_note(runs):
@@ -191,7 +191,7 @@ def _origin_note(runs):
 
 def _step_table(runs):
     head = [html.escape(title) for title in _step_head(runs)]
-    return report.table(head, lines, kind="") if (lines := _step_lines(runs)) else ""
+    return html_page.table(head, lines, kind="") if (lines := _step_lines(runs)) else ""
 
 
 def _search_table(result):
@@ -205,7 +205,9 @@ def _search_table(result):
         (html.escape(variant["name"]), *(format_percent(qualities.get(rate)) for rate in rates))
         for variant, qualities in zip(result["variants"], searched, strict=True)
     ]
-    return report.table(("PQ over the schedule", *(f"{rate:g}" for rate in rates)), lines, kind="")
+    return html_page.table(
+        ("PQ over the schedule", *(f"{rate:g}" for rate in rates)), lines, kind=""
+    )
 
 
 def _charts(runs):
@@ -258,7 +260,7 @@ def _clusters(runs):
     for name, members in runs.items():
         found = _decoders(members)
         charts += clusters.charts([*found], [*found.values()], f"{name}: ")
-    return f'{report.table(CLUSTER_HEAD, lines, kind="")}<div class="grid">{charts}</div>'
+    return f'{html_page.table(CLUSTER_HEAD, lines, kind="")}<div class="grid">{charts}</div>'
 
 
 def _pictures(runs, out):
@@ -271,8 +273,8 @@ def _pictures(runs, out):
     for entry in (entry for entry in entries if entry["role"] == "first"):
         place = os.path.join(layout.pictures(os.path.dirname(metrics[0])), entry["folder"])
         strips += f"<h3>{html.escape(entry['name'])}</h3>"
-        strips += report.strip(place, {"image": "image", "label": "label"})
+        strips += html_page.strip(place, {"image": "image", "label": "label"})
         for name, folder in folders.items():
             place = os.path.join(layout.pictures(folder), entry["folder"])
-            strips += report.strip(place, {"prediction": name} | report.cluster_titles(place))
+            strips += html_page.strip(place, {"prediction": name} | html_page.cluster_titles(place))
     return strips
