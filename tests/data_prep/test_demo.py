@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import demo
+from data_prep import demo, digit_scenes
 from kmax_tf import commands, errors
 from kmax_tf.data import datasets
 
@@ -46,16 +46,19 @@ def test_splits_share_no_digit(holdout, sizes):
 
 def test_train_images_use_only_digits_of_train(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(demo, "compose", lambda rng, digits, level: used.append(digits))
+    monkeypatch.setattr(digit_scenes, "compose", lambda rng, digits, level: used.append(digits))
     with pytest.raises(AttributeError):  # nothing was composed
         demo.make_images(str(tmp_path), "train", range(1), "cards", 0, 5)
     assert pictures(used[0]) == pictures(demo.split_digits(0, True)["train"])
 
 
-@pytest.fixture(scope="module", params=demo.LEVELS)
+@pytest.fixture(scope="module", params=digit_scenes.LEVELS)
 def scenes(request):
     digits = demo.split_digits(0, False)["train"]
-    return [demo.compose(np.random.default_rng([0, k]), digits, request.param) for k in range(150)]
+    return [
+        digit_scenes.compose(np.random.default_rng([0, k]), digits, request.param)
+        for k in range(150)
+    ]
 
 
 def things(scene):
@@ -91,7 +94,7 @@ def test_segments_describe_the_ids(scenes):
             assert mask[y + height - 1].any() and mask[:, x + width - 1].any()
 
 
-@pytest.mark.parametrize("level", demo.LEVELS)
+@pytest.mark.parametrize("level", digit_scenes.LEVELS)
 def test_converts_as_genuine_coco_panoptic(tmp_path, level):
     demo.make(str(tmp_path), num_train=3, num_val=0, num_holdout=2, level=level, workers=1)
     assert not (tmp_path / "panoptic_val.json").exists()
