@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import tensorflow as tf
 import tqdm
 
-from kmax_tf import errors
+from kmax_tf import errors, host
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
     """
     if not jobs:
         return []
-    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    workers = min(workers or host.cores(), len(jobs))
     bar = {"total": len(jobs), "unit": "job", "desc": title}
     if workers == 1:
         return list(tqdm.tqdm(map(function, *zip(*jobs, strict=True)), **bar))

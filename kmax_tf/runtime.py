@@ -10,6 +10,7 @@ import tempfile
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf import host
 from kmax_tf.errors import InputError, first_line
 
 _PRECISIONS = ("float32", "mixed_bfloat16")
@@ -61,14 +62,7 @@ def _halve_threads() -> None:
     """
     if "TF_NUM_INTRAOP_THREADS" not in os.environ:
         with contextlib.suppress(RuntimeError):  # TensorFlow runs already
-            tf.config.threading.set_intra_op_parallelism_threads(max(1, cores() // 2))
-
-
-def cores() -> int:
-    """Returns how many cores this process may use; only Linux may give it a part of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+            tf.config.threading.set_intra_op_parallelism_threads(max(1, host.cores() // 2))
 
 
 def hide_gpus() -> None:

@@ -4,16 +4,15 @@ scripts/benchmark_input.py --gin_file=gin/experiments/coco_resnet50.gin --thread
 """
 
 import json
-import os
 
-from kmax_tf import command_line
+from kmax_tf import command_line, host
 
 TPU_V3_HOST = 22.0  # images/s: 8 cores, each 2 images in 0.72 s (official COCO step, compiled)
 
 
 def parse():
     parser = command_line.Parser(__doc__, ["gin_file"], ["gin", "json"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of tf.data")
+    parser.add_argument("--threads", type=int, default=host.cores(), help="of tf.data")
     parser.add_argument("--batch_size", type=int, default=2, help="images per replica")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each stage")
     parser.add_argument(

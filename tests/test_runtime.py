@@ -32,12 +32,6 @@ def test_in_training_an_operation_has_half_of_the_cores_unless_the_user_says_mor
     assert given == expected
 
 
-def test_where_the_system_gives_no_cores_to_a_process_all_count(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert runtime.cores() == 6
-
-
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="this machine has a GPU")
 def test_without_gpu():
     with runtime.strategy("auto").scope():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from kmax_tf import host
 from kmax_tf.data import json_fields
 from kmax_tf.data.coco_panoptic import LabelSegment, number_segments, read_segments
 from kmax_tf.data.datasets import Category, parse_categories
@@ -59,7 +60,7 @@ def panoptic_quality(gt_json: str, gt_folder: str, pred_json: str, pred_folder: 
         labels = map(_read_label, pair, (gt_folder, pred_folder), (known, known))
         return _score(categories, *labels)
 
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
+    with ThreadPoolExecutor(host.cores()) as workers:
         bar = dict(desc="scoring", total=len(truth), unit="image", leave=False, disable=None)
         for matches, numbers in tqdm(workers.map(work, pairs), **bar):
             for index, found in matches.items():

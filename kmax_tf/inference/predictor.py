@@ -4,7 +4,6 @@ import collections
 import functools
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from kmax_tf import host
 from kmax_tf.data.evaluation_input import evaluation_images, evaluation_input
 from kmax_tf.data.records import reader
 from kmax_tf.data.transforms.host import to_original_size
@@ -124,7 +124,7 @@ def predict_split(
     Raises:
         InputError: the records are missing, corrupt, or not as many as they should be.
     """
-    replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, os.cpu_count()
+    replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, host.cores()
     most = experiment.evaluation_batch_size * replicas + 2 * workers
     arguments = zip(itertools.count(), *extra)
     waiting = collections.deque()  # (pixels, future)

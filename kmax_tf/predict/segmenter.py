@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
 
 import numpy as np
-import psutil
 import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from kmax_tf import visualize
+from kmax_tf import host, visualize
 from kmax_tf.data.datasets import Category, parse_categories
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.files import check_literal, expanded, field, read_json
@@ -162,11 +161,11 @@ class Segmenter:
     def _check_memory(self, image):
         """Raises InputError if the system would end this process for the memory of an image."""
         height, width, _ = image.shape
-        needed, free = height * width * self._merged_clusters * MERGING, psutil.virtual_memory()
-        if needed > free.available and not tf.config.list_physical_devices("GPU"):
+        needed, free = height * width * self._merged_clusters * MERGING, host.free_memory()
+        if needed > free and not tf.config.list_physical_devices("GPU"):
             raise InputError(
                 f"{width} x {height} pixels with {self._merged_clusters} masks need"
-                f" {needed / 1e9:.1f} GB, and {free.available / 1e9:.1f} GB are free; scale it down"
+                f" {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; scale it down"
             )
 
     def _predict_tiles(self, images, details, batch_size):
@@ -287,7 +286,7 @@ def predict_sources(
     skipped = []
     with (
         ThreadPoolExecutor(1) as reader,  # one thread reads the frames of a video in order
-        ThreadPoolExecutor(os.cpu_count()) as workers,
+        ThreadPoolExecutor(host.cores()) as workers,
         tqdm(total=len(sources), desc="predicting", unit="image") as bar,
     ):
 

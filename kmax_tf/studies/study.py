@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from kmax_tf import config, runtime
+from kmax_tf import config, host, runtime
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import check_literal, matching, read_json, write_atomic
@@ -270,7 +270,7 @@ def _run_all(wanted, encoder, out, jobs, known):
         yield from ((job, known[job.digest]) for job in wanted if job.digest in known)
         initial = _trained_encoder(encoder, out, len(known)) if todo and encoder else ""
         # With a thread a core in every run, runs at the same time slow each other down by a third.
-        threads = max(1, runtime.cores() // jobs)
+        threads = max(1, host.cores() // jobs)
         results = pool.map(lambda job: _run_one(job, initial, out, threads), todo)
         yield from zip(todo, results, strict=True)
 
@@ -332,7 +332,7 @@ def _trained_encoder(gin_file, out, stored):
         others = f"; {stored} stored runs started from one that is not here" if stored else ""
         tqdm.write(f"training the pixel encoder that all runs start from{others}")
         words = _train_command(gin_file, (), run_dir)
-        _run_verb("pixel encoder", words, run_dir, runtime.cores())
+        _run_verb("pixel encoder", words, run_dir, host.cores())
         with runtime.strategy("cpu").scope():  # the GPUs are for the runs
             model = config.load(Experiment, gin_file).build_model()
         checkpoint.restore_model(model, checkpoint.newest(run_dir))

@@ -4,7 +4,6 @@ The 500 images have 640 x 480 pixels, COCO's classes and 15 segments, most of th
 """
 
 import collections
-import os
 import resource
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from kmax_tf import host
 from kmax_tf.data import datasets
 from kmax_tf.evaluation.metrics import GroundTruth, Metrics, evaluate_image
 from kmax_tf.inference.predictor import ImagePrediction
@@ -49,7 +49,7 @@ def run(
     count: int,
 ) -> tuple[float, float, dict]:
     """Computes all metrics of `count` images as the evaluator does: PQ, AP and mean IoU."""
-    metrics, waiting, workers = Metrics(categories), collections.deque(), os.cpu_count()
+    metrics, waiting, workers = Metrics(categories), collections.deque(), host.cores()
     with ThreadPoolExecutor(workers) as pool:
         for number in range(count + 4 * workers):
             if number < count:
@@ -69,7 +69,7 @@ def main() -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"{1000 * wall / IMAGES:.2f} ms per image on {os.cpu_count()} cores "
+            f"{1000 * wall / IMAGES:.2f} ms per image on {host.cores()} cores "
             f"({1000 * cpu / IMAGES:.2f} ms of CPU time), peak memory {memory:.0f} MB"
         )
 

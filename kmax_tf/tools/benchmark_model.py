@@ -4,7 +4,6 @@ The image is already on the device, and the map is fetched, as in an evaluation.
 drawing are not counted; they overlap with the device's work.
 """
 
-import os
 import platform
 import resource
 import time
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from kmax_tf import host
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.tools import tpu_compile
@@ -95,7 +95,7 @@ def run(predict: Callable, size: tuple[int, int], batch_size: int, seconds: floa
         device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
     else:
-        device = f"a CPU ({platform.machine()}, {os.cpu_count()} cores)"
+        device = f"a CPU ({platform.machine()}, {host.cores()} cores)"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Benchmark(device, (size[0], size[1]), batch_size, compile_seconds, np.array(runs), peak)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from kmax_tf import host
 from kmax_tf.tools import packages
 from kmax_tf.tools.packages import Problem
 
@@ -36,11 +37,10 @@ def examine(options: argparse.Namespace) -> tuple[list[tuple[str, str]], list[Pr
         *packages.check_same_minor(versions),
         *blocking,
     ]
-    gibibytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     rows = [
         ("Python", f"{platform.python_version()} ({sys.executable})"),
         *((name, versions.get(packages.canonical(name), "-")) for name in SHOWN),
-        ("cores, memory", f"{len(os.sched_getaffinity(0))}, {gibibytes:.0f} GiB"),
+        ("cores, memory", f"{host.cores()}, {host.memory() / 2**30:.0f} GiB"),
     ]
     if blocking or not ({"tensorflow", "tensorflow-tpu"} & versions.keys()):
         return rows, problems  # the import of TensorFlow would fail, abort or wait for minutes
