@@ -25,7 +25,7 @@ from kmax_tf.run_folder import checkpoint, layout
 from kmax_tf.studies import study, study_report
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHARED = ("digits", "digits_1200", "encoder")  # files that all studies use
+SHARED = ("digits", "digits_1200", "encoder", "nuclei_1000")  # what studies train
 NAMES = sorted(p.stem for p in (ROOT / "gin/studies").glob("*.gin") if p.stem not in SHARED)
 RESULTS = sorted(ROOT.glob("docs/studies/*/study.json"))
 PQ = {  # at the last step, by variant, learning rate and seed
