@@ -1,12 +1,10 @@
 """The calls of Python: train, evaluate, load. Each runs what the command `kmax` runs."""
 
-import ast
 import inspect
 import logging
 import os
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from kmax_tf import config, predict
@@ -157,24 +155,8 @@ def _lines(bindings):
         if "." not in name and name not in known:
             raise InputError(f"train has no {name!r}{nearest(name, known)}")
         name = name if "." in name else f"experiment.Experiment.{name}"
-        lines.append(f"{name} = {_literal(value, name)}")
+        lines.append(config.binding(name, value))
     return lines
-
-
-def _literal(value, name):
-    """Returns a value as gin reads it; InputError if gin cannot."""
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, str) and value.startswith("@"):
-        return value
-    try:
-        ast.literal_eval(repr(value))
-    except (SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{name}: cannot read {value!r:.80}; give a finite number or a text of Python, or a"
-            " tuple, list or dictionary of them"
-        ) from error
-    return repr(value)
 
 
 def _plan(data, run_dir, device, minutes):

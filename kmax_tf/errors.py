@@ -38,10 +38,14 @@ def nearest(name: str, known: Iterable[str] | dict[str, str]) -> str:
     A dictionary maps each known name to the form shown.
     """
     known = known if isinstance(known, dict) else {other: other for other in known}
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {known[close[0]]!r}?"
+    if close := closest(name, known):
+        return f"; did you mean {known[close]!r}?"
     return f"; there are: {', '.join(known.values())}" if 0 < len(known) <= 20 else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that is like `name`, or None."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def first_line(error: object) -> str:

@@ -4,6 +4,7 @@ import importlib.util
 import textwrap
 from typing import NamedTuple
 
+from kmax_tf import config
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.planning import rules
 from kmax_tf.planning.fingerprint import Fingerprint
@@ -188,6 +189,5 @@ def gin_text(plan: Plan, path: str) -> str:
         if group != (group := name.rpartition(".")[0]):
             lines.append("")
         lines += [f"# {line}" for line in textwrap.wrap(reason, 96)]
-        reference = isinstance(value, str) and value.startswith("@")
-        lines.append(f"{name} = {value if reference else repr(value)}")
+        lines.append(config.binding(name, value))
     return "\n".join(lines) + "\n"
