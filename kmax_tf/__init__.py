@@ -6,9 +6,11 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from kmax_tf import host
+
 # Read when TensorFlow is imported: its C++ code reports errors only, not what it found on the way.
 # Without a GPU it reports nothing: the search for one would end in a line of its own.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists("/dev/nvidia0") else "3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if host.has_nvidia_gpu() else "3")
 # Training, evaluator and workers share a GPU: each takes the memory that it needs, not all of it.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 # And one Keras in a process, ours: importing Keras 3 beside it would take a second of each start.

@@ -1,11 +1,10 @@
-"""What this process may use of its host: cores and memory."""
+"""What this process may use of its host: cores, memory, NVIDIA GPUs."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import re
-
-import psutil
 
 # A container's limit, what it uses, and of that the files the system may drop; control groups 2, 1.
 CONTAINERS = (
@@ -18,6 +17,8 @@ CONTAINERS = (
     ),
 )
 
+NVIDIA = ("/dev/nvidia[0-9]*", "/proc/driver/nvidia/gpus/*", "/usr/lib/wsl/lib/libcuda.so.1")
+
 
 def cores() -> int:
     """Returns how many cores this process may use; only Linux may give it a part of them."""
@@ -28,14 +29,23 @@ def cores() -> int:
 
 def memory() -> int:
     """Returns the memory of this host or container, in bytes."""
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _containers())])
+    return min([_machine().total, *(limit for limit, _ in _containers())])
 
 
 def free_memory() -> int:
     """Returns the memory that this process may still take, in bytes."""
-    return min(
-        [psutil.virtual_memory().available, *(limit - used for limit, used in _containers())]
-    )
+    return min([_machine().available, *(limit - used for limit, used in _containers())])
+
+
+def has_nvidia_gpu() -> bool:
+    """Returns whether Linux, or Windows around it, has a driver for an NVIDIA GPU."""
+    return any(map(glob.glob, NVIDIA))
+
+
+def _machine():
+    import psutil  # every command imports this file, and few need that package
+
+    return psutil.virtual_memory()
 
 
 def _containers():

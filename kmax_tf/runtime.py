@@ -38,6 +38,8 @@ def strategy(device: str, *, trains: bool = False) -> tf.distribute.Strategy:
     if device not in ("auto", "cpu", "gpu"):
         raise InputError(f"device {device!r} is none of auto, cpu, gpu, tpu:NAME, local")
     gpus = tf.config.list_physical_devices("GPU")
+    if device == "auto" and not gpus and host.has_nvidia_gpu():
+        print("device: TensorFlow does not find the NVIDIA GPU; `kmax doctor` tells why")
     if device == "gpu" and not gpus:
         raise InputError("device 'gpu': TensorFlow finds no GPU on this machine")
     if device == "cpu" and gpus:
@@ -52,6 +54,12 @@ def strategy(device: str, *, trains: bool = False) -> tf.distribute.Strategy:
     if trains:
         _halve_threads()
     return tf.distribute.OneDeviceStrategy("/cpu:0")
+
+
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Describes the devices of a strategy, such as "2 x GPU"."""
+    kind = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
+    return f"{strategy.num_replicas_in_sync} x {kind}"
 
 
 def _halve_threads() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from kmax_tf import config
 from kmax_tf.experiment import Experiment
+from kmax_tf.training.batch_size import per_replica_batch_size
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "gin/experiments").glob("*.gin"))
@@ -146,6 +147,8 @@ def test_parses_with_the_official_schedule(path):
         thousands = re.search(r"_(\d+)k$", path.stem)
         steps = int(thousands[1]) * 1000 if thousands else steps
         assert (experiment.batch_size, experiment.steps) == (batch_size, steps)
+    if slice_ := re.search(r"v3-(\d+)", head(path)["Hardware"]):
+        assert per_replica_batch_size(experiment, int(slice_[1])) >= 1  # trains there
 
 
 def test_every_file_is_part_of_an_experiment_or_a_study():

@@ -43,6 +43,14 @@ def test_the_limit_of_a_container_counts(version, limit, expected, machine, tmp_
     assert (host.memory(), host.free_memory()) == expected
 
 
+@pytest.mark.parametrize("name", ["nvidia0", "nvidia1", "nvidiactl"])
+def test_a_driver_tells_of_a_gpu(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "NVIDIA", [f"{tmp_path}/nvidia[0-9]*"])
+    assert not host.has_nvidia_gpu()
+    (tmp_path / name).touch()
+    assert host.has_nvidia_gpu() == (name != "nvidiactl")
+
+
 def test_outside_a_container_the_machine_counts(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "CONTAINERS", [(tmp_path / "none", "limit", "used", "cache")])
     assert (host.memory(), host.free_memory()) == (64 * GB, 40 * GB)

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf import runtime
+from kmax_tf import host, runtime
 from kmax_tf.errors import InputError
 
 
@@ -30,6 +30,21 @@ def test_in_training_an_operation_has_half_of_the_cores_unless_the_user_says_mor
     assert not given
     runtime.strategy("cpu", trains=True)
     assert given == expected
+
+
+def test_devices_are_described(two_replicas):
+    assert runtime.describe(runtime.strategy("cpu")) == "1 x CPU"
+    assert runtime.describe(two_replicas) == "2 x CPU"
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_a_gpu_that_is_not_found_is_said(has_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(host, "has_nvidia_gpu", lambda: has_gpu)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    runtime.strategy("cpu")
+    assert not capsys.readouterr().out
+    runtime.strategy("auto")
+    assert ("does not find the NVIDIA GPU; `kmax doctor`" in capsys.readouterr().out) == has_gpu
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="this machine has a GPU")

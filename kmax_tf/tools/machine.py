@@ -3,7 +3,6 @@
 import argparse
 import collections
 import dataclasses
-import glob
 import itertools
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kmax_tf import config, files
+from kmax_tf import config, files, host
 from kmax_tf.data import datasets, segment_counts
 from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError, first_line
@@ -157,7 +156,7 @@ def examine_devices(wanted: str, versions: Mapping[str, str]) -> tuple[str, list
     seen = collections.Counter(d.device_type for d in tf.config.list_physical_devices())
     problems = check_devices(
         seen,
-        nvidia=bool(glob.glob("/proc/driver/nvidia/gpus/*")),
+        nvidia=host.has_nvidia_gpu(),
         wanted=wanted,
         versions=versions,
         hidden=os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"),

@@ -84,7 +84,8 @@ def _schedule(experiment, k):
 def per_replica_batch_size(experiment: Experiment, replicas: int) -> int:
     """Returns the number of images in a replica's micro-batch.
 
-    Raises InputError if the batch cannot be divided equally.
+    Raises InputError if the batch cannot be divided equally, or a replica has one image where it
+    pastes its images onto each other.
     """
     parts = replicas * experiment.accumulation
     if experiment.batch_size % parts:
@@ -93,6 +94,12 @@ def per_replica_batch_size(experiment: Experiment, replicas: int) -> int:
             f"Experiment.batch_size {experiment.batch_size} cannot be divided among {replicas}"
             f" replicas x {experiment.accumulation} micro-batches; give a multiple of {parts}, such"
             f" as --batch_size={fitting}, which also scales the schedule"
+        )
+    options = experiment.training_input
+    if experiment.batch_size == replicas and options.placement == "device" and options.paste_scales:
+        raise InputError(
+            f"Experiment.batch_size {experiment.batch_size}: each of {replicas} replicas would"
+            " paste its one image onto itself; bind training_input.TrainingInput.placement = 'host'"
         )
     return experiment.batch_size // parts
 

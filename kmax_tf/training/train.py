@@ -79,10 +79,14 @@ def training_dataset(
 def make_strategy(device: str) -> tf.distribute.Strategy:
     """Makes the strategy of a device: those of `runtime.strategy`, and "pjrt" or "pjrt:cpu:N".
 
+    For the first it prints the devices; the trainer of "pjrt" does so itself.
+
     Raises InputError if the device is unknown or missing, or if PJRT is asked for without JAX.
     """
     if device.split(":")[0] != "pjrt":
-        return runtime.strategy(device, trains=True)
+        strategy = runtime.strategy(device, trains=True)
+        print(f"device: {runtime.describe(strategy)}")
+        return strategy
     try:
         from kmax_tf.training import pjrt
     except ImportError as error:

@@ -1,5 +1,6 @@
 """Every experiment file gives a model of the official size, part by part."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -62,7 +63,14 @@ RATES = re.compile(
 )
 
 
-_built = {}  # by what the model is made of
+_built = {}  # parameters, by what the model is made of
+_parts = {}  # built layers, by what they are made of
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_parts():
+    yield
+    _parts.clear()
 
 
 def _parameters(name, *bindings):
@@ -73,8 +81,29 @@ def _parameters(name, *bindings):
     model = [RATES.sub("", section) for section in sections if MODEL.match(section)]
     key = experiment.dataset.num_classes, *model
     if key not in _built:
-        _built[key] = describe.parameters(experiment.build_model())
+        _built[key] = describe.parameters(_sharing(experiment, model).build_model())
     return _built[key]
+
+
+def _sharing(experiment, sections):
+    """The experiment with a model of built parts, where others have them of the same sections."""
+
+    def text(*modules):
+        return "".join(s for s in sections if MODEL.match(s)[1] in modules)
+
+    encoder = experiment.precision, text("kmax", "resnet", "convnext", "efficientnet_lite")
+
+    def make(num_classes):
+        model = experiment.model(num_classes)
+        for part, key in (
+            ("pixel_encoder", encoder),
+            ("pixel_decoder", (*encoder, text("pixel_decoder"))),
+            ("semantic_branch", (*encoder, text("semantic_branch"), num_classes)),
+        ):
+            setattr(model, part, _parts.setdefault((part, *key), getattr(model, part)))
+        return model
+
+    return dataclasses.replace(experiment, model=make)
 
 
 def _rows(names):

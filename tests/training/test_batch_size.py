@@ -87,6 +87,25 @@ def test_a_batch_that_the_replicas_do_not_divide(tiny):
         batch_size.per_replica_batch_size(experiment, 32)
 
 
+@pytest.mark.parametrize("placement, pastes", [("device", True), ("device", False), ("host", True)])
+def test_an_image_is_not_pasted_onto_itself(tiny, placement, pastes):
+    inputs = {"placement": placement, "paste_scales": (0.5,) if pastes else ()}
+    if placement == "device":
+        inputs["decoded_size"] = (97, 97)
+    bound = [f"training_input.TrainingInput.{k} = {v!r}" for k, v in inputs.items()]
+    experiment = tiny("experiment.Experiment.batch_size = 8", *bound)
+    assert batch_size.per_replica_batch_size(experiment, 4) == 2
+    if placement == "device" and pastes:
+        with pytest.raises(InputError, match="each of 8 replicas would paste its one image onto"):
+            batch_size.per_replica_batch_size(experiment, 8)
+    else:
+        assert batch_size.per_replica_batch_size(experiment, 8) == 1
+    parts = tiny(
+        "experiment.Experiment.accumulation = 2", *bound, "experiment.Experiment.batch_size = 8"
+    )
+    assert batch_size.per_replica_batch_size(parts, 4) == 1  # of two, which are pasted
+
+
 def test_numbers_that_make_no_sense(tiny):
     with pytest.raises(InputError, match="accumulation 0 is below 1"):
         tiny("experiment.Experiment.accumulation = 0")

@@ -171,7 +171,7 @@ def make_examples(
     """Makes one replica's batch of training examples.
 
     Args:
-        decoded: a batch of `Decoded`. In a batch of one an image is pasted onto itself.
+        decoded: a batch of `Decoded`; if images are pasted, of two or more.
         options: the experiment's `TrainingInput`.
         num_things, stride: as in `make_targets`.
 
