@@ -5,7 +5,6 @@ seconds: `--help` and a misspelled flag are answered at once.
 """
 
 import argparse
-import difflib
 import faulthandler
 import logging
 import os
@@ -13,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kmax_tf.errors import InputError, file_system_reason
+from kmax_tf.errors import InputError, closest, file_system_reason
 
 
 def positive(text: str) -> int:
@@ -39,7 +38,7 @@ COMMON: dict[str, dict[str, Any]] = {
     },
     "input_size": {
         "nargs": 2,
-        "type": int,
+        "type": positive,
         "metavar": ("H", "W"),
         "help": "height and width in pixels; default: the evaluation's",
     },
@@ -106,9 +105,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """Raises an InputError; a misspelled flag comes first: it may be the required one."""
         for name in (word[2:].split("=")[0] for word in self.words if word.startswith("--")):
-            near = difflib.get_close_matches(name, self.flags, n=1)
-            if near and near != [name]:
-                raise InputError(f"no flag --{name}; did you mean --{near[0]}?")
+            if (near := closest(name, self.flags)) not in (None, name):
+                raise InputError(f"no flag --{name}; did you mean --{near}?")
         raise InputError(f"{message}; see --help")
 
 

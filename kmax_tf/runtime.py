@@ -1,14 +1,17 @@
-"""Device, precision and seed of a program."""
+"""Device, precision, seed and traced models of a program."""
 
 import atexit
 import contextlib
+import gc
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.framework import ops
 
 from kmax_tf import host
 from kmax_tf.errors import InputError, first_line
@@ -125,6 +128,25 @@ def service_address(address: str) -> str:
     if address and not re.fullmatch(r"grpc://[^\s:/]+:\d{1,5}", address):
         raise InputError(f"tf.data service {address!r} is no address; write grpc://HOST:PORT")
     return address
+
+
+def custom_gradients() -> set[str]:
+    """Returns the names of the custom gradients that graphs hold so far; see `forget_models`."""
+    registered = ops.gradient_registry._registry
+    return {name for name in registered if name.startswith("CustomGradient")}
+
+
+def forget_models(gradients: Iterable[str]) -> None:
+    """Frees the models that were traced, unless something else holds them.
+
+    TensorFlow never forgets a custom gradient in a graph, which holds the model.
+
+    Args:
+        gradients: `custom_gradients` of the models.
+    """
+    for name in gradients:
+        del ops.gradient_registry._registry[name]
+    gc.collect()
 
 
 def set_precision(policy: str) -> None:

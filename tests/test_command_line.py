@@ -136,9 +136,10 @@ def test_run(capsys):
 
 @pytest.mark.parametrize("value", ["0", "-1", "x"])
 def test_numbers_that_count_something_are_positive(value):
-    parser = command_line.Parser("Does it.")
-    parser.add_argument("--workers", type=command_line.positive)
+    parser = command_line.Parser("Does it.", optional=["workers", "input_size"])
     assert parser.parse_args(["--workers", "3"]).workers == 3
+    with pytest.raises(InputError, match="^argument --input_size: "):
+        parser.parse_args(["--input_size", "96", value])
     with pytest.raises(InputError, match="^argument --workers: "):
         parser.parse_args(["--workers", value])
 

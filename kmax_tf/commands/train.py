@@ -61,6 +61,7 @@ def main(options):
         options.gin,
         strategy,
         options.run_dir,
+        service,
         batch_size=options.batch_size,
         **{name: getattr(options, name) for name in LENGTHS},
     )

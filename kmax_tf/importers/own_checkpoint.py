@@ -15,7 +15,8 @@ from kmax_tf.importers.variables import variables
 from kmax_tf.run_folder import checkpoint
 
 KIND = "kmax_tf"  # of source that is read here, see names.py
-CHANNELS = "/semantic_branch/classifier/kernel/"
+CHANNELS = "model/semantic_branch/classifier/kernel"
+CENTRES = "model/cluster_path/cluster_centres"
 
 
 class Heads(NamedTuple):
@@ -72,12 +73,10 @@ def heads(path: str, dataset: Dataset) -> Heads | None:
         InputError: the checkpoint is missing or corrupt.
     """
     theirs = checkpoint.read_classes(path) or dataset
-    shapes = dict(tf.train.list_variables(path))
-    channels = [s for name, s in shapes.items() if CHANNELS in name]
-    centres = [s for name, s in shapes.items() if "/cluster_path/cluster_centres/" in name]
+    channels, centres = (checkpoint.variable_shape(path, name) for name in (CHANNELS, CENTRES))
     if not (channels and centres):
         return None
-    return Heads(centres[0][1], channels[0][-1] > theirs.num_classes)
+    return Heads(centres[1], channels[-1] > theirs.num_classes)
 
 
 def start_from(model: tf_keras.Model, path: str, dataset: Dataset, build: Callable) -> list[str]:

@@ -5,6 +5,7 @@ import textwrap
 from typing import NamedTuple
 
 from kmax_tf import config
+from kmax_tf.errors import InputError
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.planning import rules
 from kmax_tf.planning.fingerprint import Fingerprint
@@ -25,7 +26,7 @@ MODULES = {
     "training_input": "kmax_tf.data",
 }
 PARTS = 6  # of a training, with a checkpoint after each
-LOOP = 50  # steps between two actions of the host
+LOOP = 50  # steps between two actions of the host, at most
 FIRST_STEPS = 1200  # before a step is timed
 
 
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     recipe: Recipe
     view: View
     settings: list[Setting]
+    replicas: int = 1  # that share a batch
 
 
 def choose_recipe(device: str, weights: str) -> Recipe:
@@ -107,17 +109,22 @@ def make(
         *_void_channel(heads),
         *_small_model_settings(recipe),
         *rules.merging_settings(fingerprint, view),
-        *_schedule(recipe, FIRST_STEPS, "not timed"),
+        *_schedule(recipe, 1, FIRST_STEPS, "not timed"),
     ]
     return Plan(recipe, view, settings)
 
 
-def with_batch_size(plan: Plan, batch_size: int) -> Plan:
-    """Returns the plan with another batch size, whose learning rate changes in proportion."""
+def with_batch_size(plan: Plan, batch_size: int, replicas: int) -> Plan:
+    """Returns the plan with another batch size, whose learning rate changes in proportion.
+
+    Args:
+        batch_size: images a step, a multiple of `replicas`, which share them.
+    """
     recipe = plan.recipe
     rate = recipe.learning_rate * batch_size / recipe.batch_size
     recipe = recipe._replace(batch_size=batch_size, learning_rate=rate)
-    return _with_schedule(plan._replace(recipe=recipe), FIRST_STEPS, "not timed")
+    plan = plan._replace(recipe=recipe, replicas=replicas)
+    return _with_schedule(plan, FIRST_STEPS, "not timed")
 
 
 def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan:
@@ -126,15 +133,25 @@ def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan
     Args:
         start: seconds until the first step is done.
         seconds: seconds of each further step.
+
+    Raises:
+        InputError: fewer than `PARTS` steps fit.
     """
-    loops = int((60 * minutes - start) / seconds / PARTS / LOOP)
-    time = f"{minutes:g} minutes at {seconds:.2f} s a step and {start:.0f} s before the first"
-    reason = time if loops > 0 else f"the least number of steps; more than {time}"
-    return _with_schedule(plan, max(1, loops) * LOOP * PARTS, reason)
+    part = int((60 * minutes - start) / seconds / PARTS)
+    if part < 1:
+        raise InputError(
+            f"{minutes:g} minutes: startup takes {start:.0f} s, and {PARTS} steps"
+            f" {PARTS * seconds:.0f} s; give more"
+        )
+    # The longest loop of which whole ones leave at most a fifth of a part.
+    loop = next(n for n in range(min(LOOP, part), 0, -1) if part % n <= part / 5)
+    reason = f"{minutes:g} minutes at {seconds:.2f} s a step and {start:.0f} s before the first"
+    return _with_schedule(plan, part // loop * loop * PARTS, reason, loop)
 
 
-def _with_schedule(plan, steps, reason):
-    schedule = {s.name: s for s in _schedule(plan.recipe, steps, reason)}
+def _with_schedule(plan, steps, reason, loop=LOOP):
+    made = _schedule(plan.recipe, plan.replicas, steps, reason, loop)
+    schedule = {s.name: s for s in made}
     return plan._replace(settings=[schedule.get(s.name, s) for s in plan.settings])
 
 
@@ -158,13 +175,14 @@ def _small_model_settings(recipe):
     ]
 
 
-def _schedule(recipe, steps, reason):
+def _schedule(recipe, replicas, steps, reason, loop=LOOP):
     rate = f"for batches of {recipe.batch_size} with this model"
+    each = recipe.batch_size // replicas
     return [
         Setting("experiment.Experiment.batch_size", recipe.batch_size, "images a step"),
-        Setting("experiment.Experiment.evaluation_batch_size", recipe.batch_size, "as in training"),
+        Setting("experiment.Experiment.evaluation_batch_size", each, "per replica, as in training"),
         Setting("experiment.Experiment.steps", steps, reason),
-        Setting("experiment.Experiment.steps_per_loop", LOOP, ""),
+        Setting("experiment.Experiment.steps_per_loop", loop, ""),
         Setting("experiment.Experiment.checkpoint_interval", steps // PARTS, f"{PARTS} in all"),
         Setting("optimizer.AdamW.learning_rate", recipe.learning_rate, rate),
         Setting("optimizer.AdamW.warmup_steps", steps // 20, "a twentieth of the steps"),

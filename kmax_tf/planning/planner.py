@@ -1,5 +1,6 @@
 """Makes a plan from a folder of records: fingerprint, settings, weights, timed steps, page."""
 
+import gc
 import math
 import os
 import tempfile
@@ -28,13 +29,13 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
 
     Raises:
         InputError: `out` is no .gin file, or `minutes` is not above 0 and finite. The records or
-            weights cannot be used. Or not even one image for each replica fits in memory.
+            weights cannot be used. Not even one image for each replica fits in memory, or fewer
+            than `plan.PARTS` steps into the minutes.
     """
-    check_name(out)
-    if not 0 < minutes < math.inf:
-        raise InputError(f"minutes must be above 0 and finite, not {minutes:g}")
+    check(out, minutes)
     # Before the records are read, or a GPU stays visible.
     strategy = runtime.strategy(device, trains=True)
+    print(f"device: {runtime.describe(strategy)}")
     stem = os.path.splitext(out)[0]
     dataset = datasets.load(data_dir)
     records = reader.find(data_dir, "train", dataset)
@@ -52,7 +53,8 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
         heads = own_checkpoint.heads(start, dataset)
     made = plan.make(found, recipe, data_dir, start, heads)
     replicas = strategy.num_replicas_in_sync
-    made = plan.with_batch_size(made, -(-recipe.batch_size // replicas) * replicas)
+    batch_size = -(-recipe.batch_size // replicas) * replicas
+    made = plan.with_batch_size(made, batch_size, replicas)
     experiment = _load(made)
     if recipe.package:
         _import_package(recipe.package, experiment, start)
@@ -67,10 +69,16 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
     print(f"wrote {out} and {stem}.html")
 
 
-def check_name(path: str) -> None:
-    """Raises InputError if the path of a plan does not end in .gin."""
-    if not path.endswith(".gin"):
-        raise InputError(f"{path}: the plan is a gin file; give a name that ends in .gin")
+def check(out: str, minutes: float) -> None:
+    """Checks what a plan is asked for, before anything slow.
+
+    Raises:
+        InputError: `out` is no .gin file, or `minutes` is not above 0 and finite.
+    """
+    if not out.endswith(".gin"):
+        raise InputError(f"{out}: the plan is a gin file; give a name that ends in .gin")
+    if not 0 < minutes < math.inf:
+        raise InputError(f"minutes must be above 0 and finite, not {minutes:g}")
 
 
 def _load(made):
@@ -92,7 +100,8 @@ def _time(made, strategy):
         if half == 0:
             raise InputError(f"{reason}; free its memory, or plan with --device=cpu") from error
         print(f"{reason}: trying batches of {half} images", flush=True)
-    return _time(plan.with_batch_size(made, half), strategy)  # after the traceback's memory is free
+    gc.collect()  # frees the model, which the traceback held
+    return _time(plan.with_batch_size(made, half, replicas), strategy)
 
 
 def _try(weights, experiment):

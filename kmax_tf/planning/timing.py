@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from kmax_tf import runtime
 from kmax_tf.data.records import reader
 from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
@@ -26,6 +27,7 @@ def load(
     bindings: Sequence[str],
     strategy: tf.distribute.Strategy,
     run_dir: str,
+    service: str = "",
     *,
     batch_size: int | None = None,
     steps: int | None = None,
@@ -36,6 +38,7 @@ def load(
 
     Args:
         run_dir: a run that has begun keeps its number of steps, whatever `minutes` are.
+        service: as in `train.training_dataset`, for the timed steps.
         batch_size: images a step, of all replicas together.
         epochs: passes over the training images.
         minutes: of training on this machine.
@@ -56,12 +59,17 @@ def load(
             print(f"{run_dir}: keeps its {steps} steps; minutes apply to new runs only")
         else:
             print(f"timing the steps, to fit {minutes:g} minutes", flush=True)
-            steps = steps_within(minutes, experiment, strategy)
+            steps = steps_within(minutes, experiment, strategy, service)
     return scaling.load(gin_file, bindings, batch_size=batch_size, steps=steps)
 
 
-def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tuple[float, float]:
-    """Trains up to `STEPS` steps and forgets them; nothing is written.
+def time_steps(
+    experiment: Experiment, strategy: tf.distribute.Strategy, service: str = ""
+) -> tuple[float, float]:
+    """Trains up to `STEPS` steps and forgets them and the model; nothing is written.
+
+    Args:
+        service: as in `train.training_dataset`.
 
     Returns:
         The seconds that a training needs beside its steps, estimated from its start with
@@ -72,12 +80,20 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
         DoesNotFit: a step needs more memory than the device has.
     """
     scaling.per_replica_batch_size(experiment, strategy.num_replicas_in_sync)
+    others = runtime.custom_gradients()
+    try:
+        return _time_steps(experiment, strategy, service)
+    finally:
+        runtime.forget_models(runtime.custom_gradients() - others)
+
+
+def _time_steps(experiment, strategy, service):
     begin = time.perf_counter()
     records = train.training_records(experiment)
     with memory.named_errors(), tempfile.TemporaryDirectory() as folder:
         trainer = train.new_trainer(experiment, strategy, folder)
-        stride = trainer.model.output_stride
-        trainer.train_dataset = train.training_dataset(experiment, records, strategy, stride, 0)
+        source = records, strategy, trainer.model.output_stride, 0, service
+        trainer.train_dataset = train.training_dataset(experiment, *source)
         trainer.prepare()
     skips = experiment.training_input.skip_corrupt
     with reader.named_errors(records, experiment.data_dir, skips=skips), memory.named_errors():
@@ -92,13 +108,19 @@ def time_steps(experiment: Experiment, strategy: tf.distribute.Strategy) -> tupl
     return START * (first - begin), (time.perf_counter() - first) / steps
 
 
-def steps_within(minutes: float, experiment: Experiment, strategy: tf.distribute.Strategy) -> int:
+def steps_within(
+    minutes: float, experiment: Experiment, strategy: tf.distribute.Strategy, service: str
+) -> int:
     """Returns how many steps fit into `minutes`, with this timing and the start of the training.
 
-    Raises InputError if none fits, or as `time_steps` does.
+    Args:
+        service: as in `train.training_dataset`.
+
+    Raises:
+        InputError: none fits, or as `time_steps` does.
     """
     begin = time.perf_counter()
-    first, each = time_steps(experiment, strategy)
+    first, each = time_steps(experiment, strategy, service)
     start = time.perf_counter() - begin + first
     # All hosts must take the same number.
     start, each, one = (preemption.sum_of_hosts(strategy, v) for v in (start, each, 1.0))

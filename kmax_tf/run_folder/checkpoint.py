@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 from absl import logging
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from kmax_tf.data import datasets
 from kmax_tf.data.datasets import Dataset
@@ -37,6 +38,7 @@ from kmax_tf.run_folder import layout
 
 UNREADABLE = (tf.errors.OpError, IndexError)  # IndexError: a truncated file
 _WRITING = "writing-"
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # key of the objects and their attributes
 
 
 class Description(tf.train.experimental.PythonState):
@@ -229,6 +231,32 @@ def restore_initial(model: tf_keras.Model, path: str) -> None:
 def has_heads(path: str) -> bool:
     """Returns whether a checkpoint holds a whole model, not only an encoder."""
     return not _items(path).isdisjoint({"ema", "model"})
+
+
+def variable_shape(path: str, name: str) -> list[int] | None:
+    """Returns the shape of a variable in a checkpoint, None if there is no such variable.
+
+    The key of a variable is the shortest path to it, so the optimizer's for what a run trained.
+
+    Args:
+        path: prefix of the checkpoint.
+        name: attributes that lead to the variable, such as "model/cluster_path/cluster_centres".
+
+    Raises:
+        InputError: the checkpoint is missing or corrupt.
+    """
+    try:
+        reader = tf.train.load_checkpoint(path)
+        nodes = TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH)).nodes
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    node = nodes[0]
+    for part in name.split("/"):
+        children = {child.local_name: child.node_id for child in node.children}
+        if part not in children:
+            return None
+        node = nodes[children[part]]
+    return reader.get_variable_to_shape_map()[node.attributes[0].checkpoint_key]
 
 
 def _items(path):

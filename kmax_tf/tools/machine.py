@@ -91,8 +91,10 @@ def check_run_dir(path: str) -> tuple[str, list[Problem]]:
     except InputError as error:
         return "cannot hold checkpoints", [_problem(error)]
     folder = os.path.abspath(path) if "://" not in path else path
-    while folder.startswith("/") and not os.path.isdir(folder):
+    while folder.startswith("/") and not os.path.exists(folder):
         folder = os.path.dirname(folder)
+    if os.path.isfile(folder):
+        return "is not a folder", [Problem(f"{folder} is a file", "choose another run_dir")]
     trial = os.path.join(folder, f"doctor-{uuid.uuid4().hex[:8]}")
     try:
         files.write_atomic(trial, "")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from kmax_tf.errors import InputError, file_system_reason, first_line
+from kmax_tf.run_folder import checkpoint
 
 
 class DoesNotFit(InputError):
@@ -20,11 +21,19 @@ class DoesNotFit(InputError):
 
 
 @contextlib.contextmanager
-def named_errors() -> Iterator[None]:
-    """Turns TensorFlow's error about memory into `DoesNotFit`; a full disk has the same one."""
+def named_errors(run_dir: str = "") -> Iterator[None]:
+    """Turns TensorFlow's error about memory into `DoesNotFit`; a full disk has the same one.
+
+    A run with a checkpoint keeps its settings, so there it becomes an InputError of another remedy.
+    """
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
         if file_system_reason(error):
             raise
+        if run_dir and checkpoint.completed(run_dir):
+            raise InputError(
+                f"{run_dir}: the device's memory is full ({first_line(error):.200}); end other"
+                " programs there, such as the evaluator, and run the same command again"
+            ) from error
         raise DoesNotFit(error) from error

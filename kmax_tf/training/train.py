@@ -136,7 +136,7 @@ def train(
     split = f"{experiment.data_dir}: split {experiment.train_split!r}"
     with (
         reader.named_errors(records, split, skips=experiment.training_input.skip_corrupt),
-        memory.named_errors(),
+        memory.named_errors(run_dir),
         _progress(experiment, records, start, strategy) as progress,
     ):
         trainer.prepare()
@@ -173,8 +173,9 @@ def _run(trainer, folder, progress, came):
 
     def next_loop(step):
         if stop:  # not earlier: orbit writes the summary after `after_loop`
-            command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
-            progress.write(f"stopped at step {step}; to resume, run the same command: {command}")
+            again = f"run the same command: {sys.argv[0]} {shlex.join(sys.argv[1:])}"
+            again = "call it again" if hasattr(sys, "ps1") else again  # in a notebook
+            progress.write(f"stopped at step {step}; to resume, {again}")
             raise SystemExit(preemption.RESTART)
         # Loops end where summaries and checkpoints are due, wherever the run resumed.
         return min(length, every - step % every)

@@ -80,6 +80,8 @@ def test_plans_the_training_too(folder, monkeypatch):
     """--plan is `kmax plan` of the new records; its own test shows what that writes."""
     with pytest.raises(SystemExit, match="own: the plan is a gin file"):
         run(folder, "--plan", str(folder.parent / "own"))
+    with pytest.raises(SystemExit, match="minutes must be above 0 and finite, not 0"):
+        run(folder, "--plan", str(folder.parent / "own.gin"), "--minutes", "0")
     assert not (folder.parent / "out [2]?").exists()
     plans = []
     monkeypatch.setattr(planner, "run", lambda *arguments: plans.append(arguments))

@@ -1,10 +1,7 @@
 """A model is filled from other code's weights entirely or not at all."""
 
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,7 +20,6 @@ from kmax_tf.model.convnext import ConvNeXt
 from kmax_tf.parity.encoders import unpadded_convnext
 from kmax_tf.run_folder import checkpoint
 
-ROOT = pathlib.Path(__file__).parents[2]
 HEADS = ["cluster_path/head", "cluster_path/decoders/0/head", "semantic_branch"]
 
 
@@ -364,7 +360,7 @@ def test_torch_convnext(convnext, names_of):
     assert_close(convnext, folded(expected))
 
 
-def test_script(tiny, tmp_path):
+def test_command(tiny, tmp_path, capsys):
     """From a safetensors file to a checkpoint, and from that to a run folder for other programs."""
     experiment = tiny(MAX_POOL, RELU)
     with open(tmp_path / "tiny.gin", "a") as file:
@@ -392,12 +388,10 @@ def test_script(tiny, tmp_path):
         return stop.value.code
 
     path = tmp_path / "encoder-0"
-    script = [sys.executable, ROOT / "scripts" / "import_checkpoint.py"]
-    command = [*script, *words(path, "imagenet_torch", "w.safetensors")[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert f"wrote {len(expected)} variables" in done.stdout and str(path) in done.stdout
-    assert "newly initialized, not in the source: pixel_decoder" in done.stdout
+    commands.main(words(path, "imagenet_torch", "w.safetensors"))
+    told = capsys.readouterr().out
+    assert f"wrote {len(expected)} variables" in told and str(path) in told
+    assert "newly initialized, not in the source: pixel_decoder" in told
     before = {p: v.numpy() for p, v in variables(model).items() if "pixel_encoder/" not in p}
     checkpoint.restore_initial(model, str(path))
     assert_close(model, folded(expected))

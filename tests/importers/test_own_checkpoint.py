@@ -14,6 +14,7 @@ from kmax_tf.importers import output, own_checkpoint
 from kmax_tf.importers.variables import variables
 from kmax_tf.run_folder import checkpoint
 from kmax_tf.training import train
+from kmax_tf.training.trainer import make_trainer
 
 MAX_POOL = "resnet.ResNet.max_pool = True"
 HEADS = ["cluster_path/head", "cluster_path/decoders/0/head", "semantic_branch"]
@@ -174,3 +175,20 @@ def test_training_says_its_classes(tiny, build, tmp_path, monkeypatch):
     lines = start(model, path, classes)
     assert lines[0] == "kept the weights of classes: sky" and len(lines) == 3
     assert found.categories == experiment.dataset.categories and found.name == "panoptic_digits"
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_heads_of_a_run(tiny, tmp_path, decay):
+    """Its optimizer has its weights too, by shorter names."""
+    bindings = [
+        f"experiment.Experiment.ema_decay = {decay}",
+        "kmax_decoder.ClusterPath.num_clusters = 24",
+        "semantic_branch.SemanticBranch.void_channel = True",
+    ]
+    trainer = make_trainer(tiny(*bindings), runtime.strategy("cpu"))
+    trainer.save(str(tmp_path / "run"))
+    dataset = trainer.experiment.dataset
+    found = own_checkpoint.heads(own_checkpoint.find(str(tmp_path / "run")), dataset)
+    assert found == own_checkpoint.Heads(num_clusters=24, void_channel=True)
+    encoder = output.write(trainer.model, None, str(tmp_path / "encoder-0"))
+    assert own_checkpoint.heads(encoder, dataset) is None

