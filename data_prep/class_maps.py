@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from data_prep import class_table, drawing, label_pairs, pool, raw_dataset
+from data_prep import class_table, drawing, label_pairs, pool, raw_dataset, raw_images
 from kmax_tf import errors
 from kmax_tf.data import datasets
 
@@ -62,14 +62,14 @@ def _count(listings: list[raw_dataset.Listing], workers: int | None) -> collecti
 
 
 def draw(
-    isthing: dict[int, bool], source: raw_dataset.Source, size: tuple[int, int]
+    isthing: dict[int, bool], source: raw_dataset.Source, facts: raw_images.Facts
 ) -> drawing.Drawing:
-    """Draws the classes of a class map, whose size may differ from `size`.
+    """Draws the classes of a class map, whose size may differ from that of `facts`.
 
     Args:
         isthing: value of each class -> whether its parts are segments of their own.
         source: the image.
-        size: (height, width) of the image.
+        facts: of its file.
     """
     values = label_pairs.read_values(source.labels)
     segment_map, segments = np.zeros(values.shape, np.int32), []

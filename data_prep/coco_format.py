@@ -3,6 +3,7 @@
 kmax_tf/commands/prepare/coco_format.py shows the files.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -36,32 +37,28 @@ def read(
                 f"{flag}: {len(folders)} folders for {len(panoptic_json)} JSON files; give one for"
                 " each or one for all"
             )
-    items, seen, categories = [], set(), None
-    for index, path in enumerate(panoptic_json):
+    items, categories = {}, None
+    pairs = zip(itertools.cycle(images), itertools.cycle(panoptic_dir), strict=True)
+    for path, pair in zip(panoptic_json, pairs, strict=False):
         panoptic = coco_panoptic.read_panoptic(path)
         categories = categories or panoptic.categories
         if not datasets.same_classes(categories, panoptic.categories):
             raise errors.InputError(
                 f'{path}: "categories" differ from those of {panoptic_json[0]}; make them equal'
             )
-        added = from_annotations(
-            panoptic.annotations,
-            path,
-            images[index % len(images)],
-            panoptic_dir[index % len(panoptic_dir)],
-        )
-        for item in added:
-            if item.annotation.image_id in seen:
+        if count := len(panoptic.unlabelled):
+            print(f"{path}: {count} images without an annotation: left out")
+        for item in from_annotations(panoptic.annotations, path, *pair):
+            if item.annotation.image_id in items:
                 raise errors.InputError(
                     f'{path}: "image_id" {item.annotation.image_id} is also in another JSON file of'
                     " this split; keep one annotation, or number the images anew if they differ"
                 )
-            seen.add(item.annotation.image_id)
-        items += added
+            items[item.annotation.image_id] = item
     stem = os.path.splitext(os.path.basename(panoptic_json[0]))[0]
     if not items:
         raise errors.InputError(f'{path}: "annotations" is empty; add annotations to convert')
-    return items, datasets.Dataset(name or stem, categories)
+    return list(items.values()), datasets.Dataset(name or stem, categories)
 
 
 def from_annotations(

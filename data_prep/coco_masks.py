@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from data_prep import drawing, raw_dataset
+from data_prep import drawing, raw_dataset, raw_images
 from kmax_tf import errors, files
 
 CORNERS = 3  # of the smallest polygon
@@ -28,16 +28,22 @@ class Objects(NamedTuple):
     objects: list[Object]
 
 
-def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
-    """Draws the objects of an image of `size`, (height, width).
+def draw(source: raw_dataset.Source, facts: raw_images.Facts) -> drawing.Drawing:
+    """Draws the objects of an image.
 
     Raises InputError if the JSON gives it another size, or if a mask is wrong.
     """
-    if source.labels.size not in (None, size):
-        height, width = source.labels.size
+    size, given = facts.size[::-1], source.labels.size
+    if given not in (None, size):
+        problem = (
+            f"{source.file_name}: the upright image is {size[1]} x {size[0]}, but {given[1]} x"
+            f" {given[0]} in the JSON"
+        )
+        if given != facts.stored_size[::-1]:
+            raise errors.InputError(f"{problem}; export its annotations again")
         raise errors.InputError(
-            f"{source.file_name}: the upright image is {size[1]} x {size[0]}, but {width} x"
-            f" {height} in the JSON; export its annotations again"
+            f"{problem}, its size before the EXIF turn; if the masks fit the upright image, delete"
+            ' "width" and "height" from the JSON, else save the image upright and label it again'
         )
     notes, masks = collections.Counter(), []
     for where, segment, segmentation in source.labels.objects:

@@ -64,7 +64,7 @@ def convert(
         run: runs a function over jobs: pool.run or beam.run.
 
     Returns:
-        The size of the split.
+        The size of the split, and the fingerprint of its records.
 
     Raises:
         InputError: the source is wrong. Then only finished shards in <split>.partial are new. Also
@@ -119,6 +119,9 @@ def _make(items, dataset, out_dir, split, num_shards, run):
     digests = [hashlib.sha1(repr(share).encode()).hexdigest()[:16] for share in shares]
     parts = [os.path.join(partial, "-".join(pair)) for pair in zip(names, digests, strict=True)]
     run(convert_shard, list(zip(shares, parts, strict=True)))
+    contents = " ".join(files.read_bytes(_note(part)).decode().split()[1] for part in parts)
+    fingerprint = hashlib.sha1(contents.encode()).hexdigest()[:16]
+    size = size._replace(fingerprint=fingerprint)
     return _Made(split, size, dict(zip(names, parts, strict=True)))
 
 
@@ -157,22 +160,32 @@ def _publish(every: Sequence[_Made], dataset: datasets.Dataset, folder: str) -> 
 
 
 def convert_shard(items: list[Item], path: str) -> None:
-    """Writes one file of records, unless it was made from files of the same content."""
-    note, digest, temporary = f"{path}.sha1", _digest(items), f"{path}.tmp"
+    """Writes one file of records, unless it was made from files of the same content.
+
+    Its `_note` tells the digests of these files and of the records.
+    """
+    note, digest, temporary = _note(path), _digest(items), f"{path}.tmp"
     if tf.io.gfile.exists(path) and tf.io.gfile.exists(note):
-        if files.read_bytes(note).decode() == digest:
+        if files.read_bytes(note).decode().startswith(f"{digest} "):
             return
         tf.io.gfile.remove(note)
+    content = hashlib.sha1()
     try:
         with _writing(path):
             with tf.io.TFRecordWriter(temporary) as writer:
-                for item in items:
-                    writer.write(convert_item(item))
+                for record in map(convert_item, items):
+                    content.update(hashlib.sha1(record).digest())
+                    writer.write(record)
             tf.io.gfile.rename(temporary, path, overwrite=True)
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
-    files.write_atomic(note, digest)
+    files.write_atomic(note, f"{digest} {content.hexdigest()}")
+
+
+def _note(path: str) -> str:
+    """Returns the path of the note about a shard, a file because Beam's workers return nothing."""
+    return f"{path}.sha1"
 
 
 def _digest(items: list[Item]) -> str:

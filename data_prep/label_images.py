@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import drawing, label_pairs, raw_dataset
+from data_prep import drawing, label_pairs, raw_dataset, raw_images
 
 THING = 1  # id of the category of all objects
 VOID = 255  # in a palette
@@ -23,8 +23,8 @@ def read(flags: Any) -> raw_dataset.RawDataset:
     return raw_dataset.RawDataset(listings, categories, background, draw, notes, remarks)
 
 
-def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
-    """Numbers the objects of a label image; its size may differ from `size`."""
+def draw(source: raw_dataset.Source, facts: raw_images.Facts) -> drawing.Drawing:
+    """Numbers the objects of a label image; its size may differ from that of `facts`."""
     values = label_pairs.read_values(source.labels)
     void = values == VOID
     if void.any():

@@ -76,7 +76,7 @@ def _write_one(
     source, facts = picture
     path = os.path.join(share.raw, source.file_name)
     content = files.read_bytes(path)
-    drawn = raw.draw(source, facts.size[::-1])
+    drawn = raw.draw(source, facts)
     serialize.check_label_size(content, facts.size, drawn.segment_map.shape[::-1], path)
     drawn = drawing.fill(drawn, raw.background)
     stem = files.flat_name(source.image_id)

@@ -65,9 +65,9 @@ def list_folder(folder: str, notes: collections.Counter) -> raw_dataset.Listing:
     return raw_dataset.Listing(folder, sources)
 
 
-def draw(source: raw_dataset.Source, size: tuple[int, int]) -> drawing.Drawing:
-    """Draws the masks of an image of `size`, (height, width)."""
-    segment = drawing.Segment(THING)
+def draw(source: raw_dataset.Source, facts: raw_images.Facts) -> drawing.Drawing:
+    """Draws the masks of an image; InputError if one is wrong, or of another size."""
+    segment, size = drawing.Segment(THING), facts.size[::-1]
     return drawing.paint(size, [drawing.crop(read_mask(p, size), segment) for p in source.labels])
 
 

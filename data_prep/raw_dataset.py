@@ -35,7 +35,7 @@ class RawDataset(NamedTuple):
     listings: list[Listing]  # of training and validation, or one of both
     categories: tuple[datasets.Category, ...]
     background: int | None  # id of the category of pixels of nothing; None leaves them void
-    draw: Callable[[Source, tuple[int, int]], drawing.Drawing]  # gets (height, width) of the image
+    draw: Callable[[Source, raw_images.Facts], drawing.Drawing]
     notes: collections.Counter[str]  # what was left out, and how often
     remarks: list[str]  # further lines to print
 
@@ -56,14 +56,16 @@ def look_at_all(listing: Listing, workers: int | None) -> list[Picture]:
     """Reads the facts of all images of a listing; InputError if there are none, or one is wrong."""
     if not listing.sources:
         raise errors.InputError(f"{listing.images}: no image has labels; check the folders")
-    shares = [(listing.images, sources) for sources in jobs(listing.sources)]
+    names = [source.file_name for source in listing.sources]  # no labels, which may be large
+    shares = [(listing.images, part) for part in jobs(names)]
     looked = pool.run(look, shares, workers, "reading images")
-    return [picture for found in looked for picture in found]
+    facts = [fact for found in looked for fact in found]
+    return list(map(Picture, listing.sources, facts))
 
 
-def look(images: str, sources: list[Source]) -> list[Picture]:
+def look(images: str, file_names: list[str]) -> list[raw_images.Facts]:
     """Reads the facts of some images in the folder `images`."""
-    return [Picture(source, _look_at(images, source.file_name)) for source in sources]
+    return [_look_at(images, name) for name in file_names]
 
 
 def _look_at(images: str, file_name: str) -> raw_images.Facts:

@@ -21,6 +21,7 @@ class Facts(NamedTuple):
 
     digest: str  # SHA-1 of the file
     size: tuple[int, int]  # (width, height) of the upright image
+    stored_size: tuple[int, int]  # the same before EXIF turns it
     is_recorded: bool  # whether records hold the format
 
 
@@ -56,11 +57,11 @@ def look(path: str) -> Facts:
     content = files.read_bytes(path)
     digest = hashlib.sha1(content).hexdigest()
     picture = _open(content, path)
+    stored = picture.size
     if picture.format not in RECORDED:
-        return Facts(digest, _upright(picture, path).size, False)
-    size = picture.size
+        return Facts(digest, _upright(picture, path).size, stored, False)
     turned = orientation.swaps_sides(orientation.read(content))
-    return Facts(digest, size[::-1] if turned else size, True)
+    return Facts(digest, stored[::-1] if turned else stored, stored, True)
 
 
 def to_png(content: bytes, path: str) -> bytes:

@@ -4,14 +4,13 @@ A verb's module has `parse`, which returns its flags, and `main`, which runs the
 takes long inside `main`, so that `--help` and mistakes are answered at once.
 """
 
-import difflib
 import gc
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from kmax_tf import command_line
+from kmax_tf import command_line, errors
 
 VERBS = {
     "prepare": "make records of a dataset: kmax prepare FORMAT",
@@ -83,6 +82,6 @@ def _choose(words, choices, program, kind):
         print(f"usage: {program} {kind.upper()} ...\n", *rows, sep="\n")
         print(f"\n{program} {kind.upper()} --help lists the flags.")
         sys.exit()
-    near = difflib.get_close_matches(word, choices, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
+    near = errors.closest(word, choices)
+    hint = f"did you mean {near}?" if near else f"see {program} --help"
     sys.exit(f"error: no {kind} {word!r}; {hint}")

@@ -19,6 +19,8 @@ def parse():
 
 def main(options):
     from kmax_tf import config, runtime
+    from kmax_tf.data import datasets
+    from kmax_tf.data.records import reader
     from kmax_tf.errors import InputError
     from kmax_tf.evaluation import submission
     from kmax_tf.experiment import Experiment
@@ -30,13 +32,18 @@ def main(options):
         experiment = dataclasses.replace(
             experiment, evaluation_split=options.split or experiment.evaluation_split
         )
-        is_cityscapes = experiment.dataset.name == "cityscapes"
+        dataset, official = experiment.dataset, datasets.load("cityscapes")
+        is_cityscapes = datasets.same_classes(dataset.categories, official.categories)
         if options.labels and not is_cityscapes:
-            raise InputError("--labels is for Cityscapes; kmax evaluate scores COCO")
-        labels = submission.find_labels(options.labels, options.out) if options.labels else []
+            raise InputError("--labels is for Cityscapes' 19 classes; kmax evaluate scores others")
+        labels = []
+        if options.labels:
+            count = reader.count(predictor.evaluation_records(experiment))
+            split = experiment.evaluation_split
+            labels = submission.find_labels(options.labels, options.out, split, count)
         path = options.checkpoint or checkpoint.newest(options.run_dir)
         model = experiment.build_evaluation_model()
-        checkpoint.restore_model(model, path, experiment.dataset)
+        checkpoint.restore_model(model, path, dataset)
         write = submission.write_cityscapes if is_cityscapes else submission.write_coco
         write(experiment, predictor.build_predictor(model, experiment), options.out)
     print(f"wrote the predictions of {path} to {options.out}")

@@ -27,10 +27,11 @@ class Category(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The size of one split."""
+    """The size of one split, and a fingerprint of its records."""
 
     num_examples: int
     num_shards: int
+    fingerprint: str | None = None  # None for records of older versions
 
     def shard_lengths(self) -> list[int]:
         """Returns the number of examples of each shard; example i is in shard i % num_shards."""
@@ -169,7 +170,7 @@ def split_names(folder: str) -> list[str]:
 
 
 def read_split(folder: str, split: str) -> Split:
-    """Returns the size of one split of a folder of records; InputError if it does not exist."""
+    """Returns one split of a folder of records; InputError if it does not exist."""
     path = os.path.join(folder, FILE_NAME)
     splits = files.field(files.read_json(path), "splits", dict, path)
     if split not in splits:
@@ -177,9 +178,9 @@ def read_split(folder: str, split: str) -> Split:
             f'{path}: no split "{split}", only {", ".join(sorted(splits)) or "none"};'
             " choose one of them, or convert that split"
         )
-    return Split(
-        *(json_fields.integer(splits[split], key, f"{path}: {split}") for key in Split._fields)
-    )
+    entry, where = splits[split], f"{path}: {split}"
+    num_examples, num_shards = (json_fields.integer(entry, k, where) for k in Split._fields[:2])
+    return Split(num_examples, num_shards, entry.get("fingerprint"))
 
 
 def with_split(folder: str, dataset: Dataset, split: str, size: Split | None) -> str:

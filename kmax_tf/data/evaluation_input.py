@@ -53,5 +53,4 @@ def evaluation_images(records: Records) -> tf.data.Dataset:
     def image(record):
         return records.parse(record)._replace(segment_map=tf.zeros([0, 0], tf.int32))
 
-    # One after another, for an image may be large.
-    return reader.serialized(records).map(image).prefetch(1)
+    return reader.decode_each(reader.serialized(records), image, large=True)

@@ -144,9 +144,10 @@ def _sample(
             pasted_stuff=stuff,
         )
 
-    images = _spread(records, options.skip_corrupt).map(load, tf.data.AUTOTUNE, deterministic=True)
+    chosen = _spread(records, options.skip_corrupt)
+    images = reader.decode_each(chosen, load, large=scale is not None)
     pixels = 0
-    for size, image in images.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+    for size, image in images.as_numpy_iterator():
         yield image
         pixels += int(size) + math.prod(options.size)
         if pixels > PIXELS:

@@ -6,6 +6,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from kmax_tf.data.datasets import Dataset
+from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.inference.predictor import ImagePrediction
@@ -15,11 +16,16 @@ LIMIT = 200  # images
 SMALLEST = 10  # pixels of a thing found by Otsu's threshold
 
 
-def measure(records: Records, dataset: Dataset) -> dict | None:
+def measure(records: Records, dataset: Dataset, *, large: bool) -> dict | None:
     """Measures the better one of the trivial predictions on the first images of a split.
 
     The first one gives all pixels to the most frequent stuff class. The second one exists for one
     thing and one stuff class: connected components above or below Otsu's threshold.
+
+    Args:
+        records: of the split.
+        dataset: its classes.
+        large: the images may be large, see `reader.decode_each`.
 
     Returns:
         {"name", "num_images", "PQ", "PQ_things", "PQ_stuff"}, in percent as in metrics.json. None
@@ -29,7 +35,7 @@ def measure(records: Records, dataset: Dataset) -> dict | None:
         return None
     examples = tf.data.TFRecordDataset(records.paths).take(LIMIT)
     parse = tf.autograph.experimental.do_not_convert(records.parse)
-    examples = examples.map(parse, tf.data.AUTOTUNE, deterministic=True)
+    examples = reader.decode_each(examples, parse, large=large)
     stuff = _most_frequent_stuff(examples, dataset)
     ways = {f"all pixels {dataset.categories[stuff].name}": lambda image: all_one(image, stuff)}
     if (dataset.num_things, dataset.num_classes) == (1, 2):
@@ -41,7 +47,7 @@ def measure(records: Records, dataset: Dataset) -> dict | None:
 def _shown(examples):
     """The examples, with a progress bar."""
     bar = dict(desc="trivial baseline", unit="image", leave=False, disable=None)
-    return tqdm(examples.prefetch(1), **bar)
+    return tqdm(examples, **bar)
 
 
 def _most_frequent_stuff(examples, dataset):

@@ -50,7 +50,7 @@ def evaluate(
             return image, None
         return image, clusters.count(categories, truth, prediction, experiment.evaluation_size)
 
-    images = predictor.predict_split(experiment, predict, work, _labels(records))
+    images = predictor.predict_split(experiment, predict, work, _labels(experiment, records))
     bar = dict(desc=f"evaluating step {step}", unit="image", leave=False, disable=None)
     for image, counts in tqdm(images, total=records.num_examples, **bar):
         totals.add(image.prediction.image_id, image.metrics)
@@ -61,15 +61,14 @@ def evaluate(
     return metrics, totals.image_counts(), examples
 
 
-def _labels(records):
+def _labels(experiment, records):
     """The examples of the records, without their images."""
 
     @tf.autograph.experimental.do_not_convert
     def label(record):
         return records.parse(record)._replace(image=tf.zeros([0, 0, 3], tf.uint8))
 
-    labels = reader.serialized(records).map(label, tf.data.AUTOTUNE, deterministic=True)
-    return labels.prefetch(tf.data.AUTOTUNE)
+    return reader.decode_each(reader.serialized(records), label, large=experiment.tiles is not None)
 
 
 def evaluate_run(
@@ -198,7 +197,8 @@ def _show_baseline(experiment, records, of_records, run_dir):
     result = read_json(path) if tf.io.gfile.exists(path) else {}
     if not result.items() >= of.items():
         with reader.named_errors(records, "the evaluation split"):
-            result = baseline.measure(records, experiment.dataset)
+            tiled = experiment.tiles is not None
+            result = baseline.measure(records, experiment.dataset, large=tiled)
         if result is None:
             return
         result |= of

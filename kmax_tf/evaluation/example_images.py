@@ -63,8 +63,7 @@ class ExampleImages:
         """Keeps an image if it is among the first, the best or the worst so far."""
         if len(self._first) < FIRST:
             self._first.append(image.with_cached_image())
-        elif image.metrics.counts:  # not empty in both prediction and ground truth
-            quality = image.metrics.quality
+        elif (quality := image.metrics.quality) is not None:
             _keep(self._best, BEST, (quality, -image.number), image)
             _keep(self._worst, WORST, (-quality, -image.number), image)
 
@@ -73,7 +72,7 @@ class ExampleImages:
 
         Returns:
             A dict for each image: "role" ("first", "worst" or "best"), "folder" (below `folder`),
-            "name", "PQ" in percent, and "missed" and "false", {class name: segments}.
+            "name", "PQ" in percent or None, and "missed" and "false", {class name: segments}.
         """
         if tf.io.gfile.exists(folder):
             tf.io.gfile.rmtree(folder)
@@ -98,9 +97,10 @@ class ExampleImages:
                 if counts[count]
             }
 
+        quality = image.metrics.quality
         return {
             "name": image.prediction.name,
-            "PQ": 100 * image.metrics.quality,
+            "PQ": None if quality is None else 100 * quality,
             "missed": failures("fn"),
             "false": failures("fp"),
         }

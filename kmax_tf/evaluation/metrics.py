@@ -45,7 +45,7 @@ class ImageMetrics(NamedTuple):
     """The contribution of one image to the metrics of a dataset."""
 
     size: tuple[int, int]  # height, width in pixels
-    quality: float  # PQ of this image alone, a fraction; 0 without segments
+    quality: float | None  # PQ of this image alone, a fraction; None without counts
     counts: dict  # class index -> {"iou_sum", "tp", "fp", "fn"}
     true_things: list  # COCO annotations
     predicted_things: list  # COCO annotations with a score
@@ -135,7 +135,7 @@ def _runs_of_segments(segment_map):
 
 def match_segments(
     categories: Sequence[Category], size: tuple, true: dict[int, dict], predicted: dict[int, dict]
-) -> tuple[float, dict]:
+) -> tuple[float | None, dict]:
     """Matches the segments of one image.
 
     Args:
@@ -160,7 +160,7 @@ def match_segments(
         for index, entry in results["per_class"].items()
         if entry["tp"] + entry["fp"] + entry["fn"]
     }
-    return max(results["All"]["pq"], 0.0), counts
+    return results["All"]["pq"] if counts else None, counts
 
 
 class Metrics:

@@ -101,11 +101,12 @@ def _write_panoptic(experiment, predict, target, categories, write_image=lambda 
             {"id": k, "category_id": categories[image.segment_class[k - 1]].id}
             for k in np.unique(image.segment_map[image.segment_map > 0]).tolist()
         ]
-        name = f"{os.path.splitext(os.path.basename(image.name))[0]}.png"
-        if name in taken:  # images of one name in several folders
-            name = f"{flat_name(image.image_id)}.png"
-        taken.add(name)
-        writer.add(image.image_id, image.name, image.segment_map, segments, name)
+        stem = os.path.splitext(os.path.basename(image.name))[0]
+        # Folders may have images of one name. No stem has a "/", so no two names are the same.
+        name = f"{stem}/{image.image_id}" if stem in taken else stem
+        taken.add(stem)
+        png = f"{flat_name(name)}.png"
+        writer.add(image.image_id, image.name, image.segment_map, segments, png)
     writer.finish()
 
 
@@ -115,22 +116,30 @@ def _png(image):
     return content.getvalue()
 
 
-def find_labels(folder: str, out: str) -> list[str]:
+def find_labels(folder: str, out: str, split: str, count: int) -> list[str]:
     """Lists the labels of a split of Cityscapes, which the official script reads.
 
     Args:
         folder: a folder of cities, with *_gtFine_instanceIds.png files.
         out: where the predictions will be.
+        split: name of the split, for messages.
+        count: number of its images.
+
+    Returns:
+        The paths of the labels, sorted.
 
     Raises:
-        InputError: there are none; or one of both places is remote.
+        InputError: there are not as many labels as images; or one of both places is remote.
     """
     if "://" in folder + out:
         raise InputError("--labels: the official script reads local files only; use local paths")
     below = ((place, name) for place, _, names in tf.io.gfile.walk(folder) for name in names)
     found = sorted(os.path.join(*path) for path in below if path[1].endswith(LABELS))
-    if not found:
-        raise InputError(f"{folder}: has no *{LABELS}; give the split's folder in gtFine")
+    if len(found) != count:
+        raise InputError(
+            f"{folder}: has {len(found)} *{LABELS} for the {count} images of split {split!r}; give"
+            " the folder of this split in gtFine"
+        )
     return found
 
 

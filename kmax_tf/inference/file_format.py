@@ -23,7 +23,8 @@ OUTPUTS = {  # `Panoptic`
     "segment_map": "int32 [batch, height, width]: 0 void, k the k-th segment",
     "segment_class": "int32 [batch, segments]: place in categories.json from 0, -1 for no segment",
     "segment_confidence": "float32 [batch, segments], probability of the class",
-    "segment_score": "float32 [batch, segments], that times the mean probability of the mask",
+    "segment_score": "float32 [batch, segments], that times its pixels' mean probability of"
+    " their likeliest masks",
     "semantic_map": "int32 [batch, height, width]: class of the likeliest mask, without void",
 }
 

@@ -21,7 +21,7 @@ class Panoptic(NamedTuple):
     segment_map: tf.Tensor  # int32 [batch, height, width], 0 void, k the k-th segment
     segment_class: tf.Tensor  # int32 [batch, segments], class index, -1 for no segment
     segment_confidence: tf.Tensor  # float32 [batch, segments], class probability, 0 to 1
-    segment_score: tf.Tensor  # float32 [batch, segments], that times the mean mask probability
+    segment_score: tf.Tensor  # float32 [batch, segments], that times the mean `Pasted.probability`
     semantic_map: tf.Tensor  # int32 [batch, height, width], class index of the likeliest mask
 
 

@@ -24,7 +24,7 @@ class Segment(NamedTuple):
         id: its number on the map, from 1.
         category_id: its class, the `id` of one of the categories.
         isthing: whether the class is countable, such as cars; else it is stuff, such as sky.
-        score: probability of its class times that of its mask, 0 to 1.
+        score: probability of its class times the mean one of its pixels' likeliest masks, 0 to 1.
         area: in pixels.
         box: left, top, width and height in pixels.
     """

@@ -55,14 +55,15 @@ def describe_records(dataset: Dataset, records: Records) -> dict:
     """Describes the records of a split, as a dict for JSON.
 
     Returns:
-        The number of "files", their "bytes", and a "fingerprint" of the classes and of the files'
-        names and sizes.
+        The number of "files", their "bytes", and a "fingerprint". This is of the classes, of the
+        files' names and sizes and, if the records have one, of their fingerprint.
     """
     with ThreadPoolExecutor(32) as pool:  # on gs:// each answer takes its time
         sizes = list(pool.map(lambda path: tf.io.gfile.stat(path).length, records.paths))
     names = map(os.path.basename, records.paths)
     labels = [c[:3] for c in dataset.categories], dataset.label_divisor, dataset.ignore_label
-    content = json.dumps([labels, list(zip(names, sizes, strict=True))])
+    stored = [records.fingerprint] if records.fingerprint else []  # older records have none
+    content = json.dumps([labels, list(zip(names, sizes, strict=True)), *stored])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     return {"files": len(sizes), "bytes": sum(sizes), "fingerprint": fingerprint}
 

@@ -111,8 +111,8 @@ def test_folder_and_file_give_the_same_and_splits_add_up(tmp_path):
     path.write_text(datasets.with_split(str(tmp_path), coco, "val", datasets.Split(3, 1)))
     assert datasets.load(str(tmp_path)) == datasets.load(str(path))
     assert datasets.load(str(tmp_path)).categories == coco.categories
-    assert datasets.read_split(str(tmp_path), "train") == (9, 2)
-    assert datasets.read_split(str(tmp_path), "val") == (3, 1)
+    assert datasets.read_split(str(tmp_path), "train") == (9, 2, None)
+    assert datasets.read_split(str(tmp_path), "val") == (3, 1, None)
     with pytest.raises(errors.InputError, match='no split "test", only train, val'):
         datasets.read_split(str(tmp_path), "test")
 

@@ -1,5 +1,6 @@
 """The training input: position by step, every example once an epoch, no Python operation."""
 
+import dataclasses
 import glob
 import os
 import pathlib
@@ -17,6 +18,7 @@ from kmax_tf.errors import InputError
 from kmax_tf.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
+THIN = [(2, 3000), (3000, 2), (1, 700), (1, 1)]  # heights and widths
 NUMBER = 26  # divided by neither 3 shards nor 4 hosts
 EVERYTHING = dict(
     size=(33, 41),
@@ -143,24 +145,35 @@ def test_interrupted_at_twenty_steps(paths, hosts):
         assert_equal(batches(paths, len(rest), start_step=int(start), **common), rest)
 
 
+@pytest.fixture(scope="module")
+def thin(made, tmp_path_factory):
+    """A file of two records of each thin size."""
+    path = str(tmp_path_factory.mktemp("thin") / "train-00000-of-00001.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for number in (0, 1):
+            for height, width in THIN:
+                writer.write(made.record(number, height, width))
+    return [path]
+
+
 @pytest.mark.parametrize("placement", training_input.PLACEMENTS)
-@pytest.mark.parametrize("height, width", [(2, 3000), (3000, 2), (1, 700), (1, 1)])
-def test_thin_images_keep_a_pixel(made, tmp_path, height, width, placement):
-    thin = made.write(str(tmp_path), [0, 1], num_shards=1, height=height, width=width)
-    common = dict(number=2, batch_size=1)
+def test_thin_images_keep_a_pixel(thin, placement):
     options = EVERYTHING | dict(placement=placement, color=None)
-    if placement == "host":
-        for image, _ in batches(thin, 4, options, **common):
-            assert image.shape == (1, 33, 41, 3) and np.isfinite(image).all()
-        options |= dict(augment=False)
-        image, _ = batches(thin, 1, options, **common)[0]
+    for batch in batches(thin, 4 * len(THIN), options, number=2 * len(THIN), batch_size=1):
+        if placement == "host":
+            assert batch[0].shape == (1, 33, 41, 3) and np.isfinite(batch[0]).all()
+        else:
+            assert batch.size.min() == 1
+            assert all(side.min() >= 1 for side in batch.params.geometry[:2])
+
+
+def test_thin_images_fill_a_side_of_the_crop(thin):
+    options = EVERYTHING | dict(augment=False, shuffle_buffer=1)  # in the order of the file
+    whole = batches(thin, 2 * len(THIN), options, number=2 * len(THIN), batch_size=1)
+    for (height, width), (image, _) in zip(2 * THIN, whole, strict=True):
         shown = (image[0] != 127.5).any(axis=-1)
         rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
         assert rows.size == (1 if width > height else 33) and columns.size > 0
-    else:
-        for decoded in batches(thin, 4, options, **common):
-            assert decoded.size.min() == 1 or width == height
-            assert all(side.min() >= 1 for side in decoded.params.geometry[:2])
 
 
 def test_replicas_share_the_images_of_a_step(paths):
@@ -228,39 +241,47 @@ def operations(dataset):
     return {node.op for node in nodes}
 
 
-def load(path, *bindings):
-    """The experiment of a file; the one for a dataset of one's own with COCO's classes."""
-    own = ["datasets.load.source = 'coco'"] if "own_dataset" in path else []
-    return config.load(Experiment, path, [*own, *bindings])
-
-
-def experiments():
-    """The experiments of gin/, one for each different input."""
+def inputs():
+    """Datasets and options of gin/experiments, one for each set of operations."""
     different = {}
     for path in sorted(glob.glob(str(ROOT / "gin/experiments/*.gin"))):
-        experiment = load(path)
-        different.setdefault((experiment.dataset.name, experiment.training_input), path)
+        own = ["datasets.load.source = 'coco'"] if "own_dataset" in path else []
+        experiment = config.load(Experiment, path, own)
+        for placement in training_input.PLACEMENTS:
+            options = experiment.training_input
+            augment = options.augment or placement == "device"
+            options = dataclasses.replace(options, placement=placement, augment=augment)
+            # Numbers and classes change no operation, but for a number that leaves a step out.
+            branches = vars(options) | {"small_thing_weight": options.small_thing_weight != 1}
+            key = placement, *map(bool, branches.values())
+            name = f"{placement}-{os.path.basename(path)}"
+            different.setdefault(key, pytest.param(experiment.dataset, options, id=name))
     return list(different.values())
 
 
-@pytest.mark.parametrize("path", experiments(), ids=os.path.basename)
-@pytest.mark.parametrize("placement", training_input.PLACEMENTS)
-def test_no_python_operation_in_any_training_input(paths, path, placement):
+@pytest.mark.parametrize(("dataset", "options"), inputs())
+def test_no_python_operation_in_any_training_input(paths, dataset, options):
     """On a slice the input runs in servers without Python."""
-    bindings = [f"training_input.TrainingInput.placement = '{placement}'"]
-    if placement == "device":
-        bindings.append("training_input.TrainingInput.augment = True")
-    experiment = load(path, *bindings)
-    dataset = training_input.training_input(
-        found(paths),
-        experiment.dataset,
-        experiment.training_input,
+    names = operations(
+        training_input.training_input(
+            found(paths), dataset, options, stride=4, batch_size=2, seed=0
+        )
+    )
+    assert "DecodePng" in names or "DecodeImage" in names
+    assert not [name for name in names if "PyFunc" in name or name == "GeneratorDataset"]
+
+
+def test_a_python_operation_would_be_found(paths):
+    def parse(record):
+        return example.parse(tf.numpy_function(lambda x: x, [record], tf.string))  # noqa: TID251
+
+    options = training_input.TrainingInput(size=(33, 41), augment=False)
+    with_python = training_input.training_input(
+        Records(paths, parse, NUMBER),
+        datasets.load("panoptic_digits"),
+        options,
         stride=4,
         batch_size=2,
         seed=0,
     )
-    names = operations(dataset)
-    assert "DecodePng" in names or "DecodeImage" in names
-    assert not [name for name in names if "PyFunc" in name or name == "GeneratorDataset"]
-    with_python = dataset.map(lambda *x: tf.numpy_function(lambda: np.int64(1), [], tf.int64))  # noqa: TID251
     assert any("PyFunc" in name for name in operations(with_python))

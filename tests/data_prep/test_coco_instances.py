@@ -153,16 +153,28 @@ def test_folders_of_the_validation(source, write_json, tmp_path, read_labels):
         run("--val_images", str(tmp_path / "images"), "--val_json", val)
 
 
-def test_labels_fit_the_upright_image(source, tmp_path, read_labels):
+@pytest.mark.parametrize("kind", ["jpg", "webp"])  # webp becomes an upright PNG
+def test_labels_fit_the_upright_image(kind, source, tmp_path, read_labels):
     content, run, out = source
     stored = Image.fromarray(np.zeros((W, H, 3), np.uint8))
     exif = stored.getexif()
     exif[0x0112] = 6  # shown turned by a quarter: H x W
-    stored.save(tmp_path / "images/1.jpg", exif=exif)
-    content["images"][1]["file_name"] = "1.jpg"
+    stored.save(tmp_path / f"images/1.{kind}", exif=exif)
+    content["images"][1]["file_name"] = f"1.{kind}"
+    swap_sides(content)  # as Label Studio does
+    with pytest.raises(
+        SystemExit, match="is 30 x 20, but 20 x 30 in the JSON, .*delete"
+    ) as stopped:
+        run()
+    assert str(stopped.value).endswith(
+        ", its size before the EXIF turn; if the masks fit the upright image, delete"
+        ' "width" and "height" from the JSON, else save the image upright and label it again'
+    )
+    del content["images"][1]["width"], content["images"][1]["height"]
     run()
     labels = {**read_labels(out, "train"), **read_labels(out, "val")}
-    np.testing.assert_array_equal(labels["1.jpg"]["box", False][0], box(0, 0, 5, 5))
+    name = "1.jpg" if kind == "jpg" else "1.png"
+    np.testing.assert_array_equal(labels[name]["box", False][0], box(0, 0, 5, 5))
 
 
 def test_colors_of_tools_are_read(source):

@@ -216,6 +216,25 @@ def converted(read, tmp_path, alone, monkeypatch, shards):
     return made
 
 
+def test_the_fingerprint_is_that_of_the_content(source, tmp_path, alone, monkeypatch):
+    """Names and sizes of the files stay the same if a class or crowd is corrected."""
+
+    def make(**corrected):
+        read = source(lambda c: c["annotations"][2]["segments_info"][0].update(corrected))
+        convert.convert(*read, str(tmp_path / "out"), "train", 2, alone)
+        sizes = {name: len(data) for name, data in shards(tmp_path).items()}
+        return datasets.read_split(str(tmp_path / "out"), "train").fingerprint, sizes
+
+    (first, sizes), *others = make(), make(category_id=5), make(category_id=1, iscrowd=1)
+    assert len({first, *(fingerprint for fingerprint, _ in others)}) == 3
+    assert all(same == sizes for _, same in others)
+    interrupt(source, tmp_path, alone, monkeypatch, shards=2)
+    assert make() == others[1]  # of its two files, one was already there
+    assert make(iscrowd=0) == (first, sizes)
+    convert.convert(*source(), str(tmp_path / "out"), "val", 2, alone)
+    assert datasets.read_split(str(tmp_path / "out"), "train").fingerprint == first
+
+
 def test_a_split_that_lost_a_file_does_not_stop_another(source, tmp_path, alone, capsys):
     out = str(tmp_path / "out")
     convert.convert(*source(), out, "val", 2, alone)

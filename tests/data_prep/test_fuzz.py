@@ -147,6 +147,8 @@ def serialized(schema):
         "official": {
             "image/encoded": png.getvalue(),
             "image/filename": b"a",
+            "image/height": [4],
+            "image/width": [6],
             "image/segmentation/class/encoded": (label.astype("<i4") * 256 + 1).tobytes(),
         },
         "tfds": {

@@ -3,7 +3,7 @@
 import json
 import pathlib
 import re
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -139,6 +139,21 @@ def test_corrupt_records_are_reported_and_the_others_read(records, tmp_path):
     assert "corrupt files of records (1)" in text and corrupt.name in text
 
 
+def test_files_whose_first_record_is_damaged_are_all_named(digits, alone):
+    folder, flags = digits
+    read = coco_format.read(*([flags[k]] for k in ("images", "panoptic_json", "panoptic_dir")))
+    convert.convert(*read, str(folder / "records"), "train", 4, alone)
+    paths = [pathlib.Path(path) for path in shards.paths(str(folder / "records"), "train")]
+    for path in (paths[0], paths[3]):
+        data = bytearray(path.read_bytes())
+        data[20] ^= 1
+        path.write_bytes(data)
+    dataset = validate.converted(str(folder / "records"), "train")
+    text, count = validate.validate(dataset, str(folder / "out"), 1)
+    assert count == 2 and "train: 6 images" in text and "corrupt files of records (2)" in text
+    assert paths[0].name in text and paths[3].name in text
+
+
 def test_records_that_are_missing_are_an_error(records, tmp_path):
     for path in pathlib.Path(records).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -164,14 +179,15 @@ def test_records_of_other_categories(records, tmp_path):
     assert problems and all(p.text.startswith("a: category ") for p in problems)
 
 
-def test_command_line(digits):
+def test_command_line(digits, monkeypatch, capsys):
     folder, flags = digits
-    command = [sys.executable, ROOT / "scripts/validate_dataset.py", "--out", folder / "out"]
-    command += ["--workers", "1"]
-    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    command = [str(ROOT / "scripts/validate_dataset.py"), f"--out={folder}/out", "--workers=1"]
+    command += [f"--{key}={value}" for key, value in flags.items()]
     (folder / "train/000003.jpg").unlink()
-    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "1 errors; all problems" in done.stdout
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(command[0], run_name="__main__")
+    assert stop.value.code == 1 and "1 errors; all problems" in capsys.readouterr().out
 
 
 RAW = ["--images=i", "--panoptic_json=j", "--panoptic_dir=d"]

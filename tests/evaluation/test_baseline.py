@@ -60,17 +60,17 @@ def test_the_better_one_counts(tmp_path):
         )
     cell, ground = (Category(k, "ab"[k - 5], k == 5, (k, 0, 0)) for k in (5, 6))
     records = Records([path], example.parse, 1)
-    found = baseline.measure(records, Dataset("cells", (cell, ground)))
+    found = baseline.measure(records, Dataset("cells", (cell, ground)), large=False)
     assert found == {
         **{"name": "Otsu's threshold", "num_images": 1},
         **{"PQ": 100, "PQ_things": 100, "PQ_stuff": 100},
     }
-    assert baseline.measure(records, Dataset("cells", (cell,))) is None
+    assert baseline.measure(records, Dataset("cells", (cell,)), large=False) is None
 
 
 def test_the_most_frequent_stuff_of_several(records):
     dataset = datasets.load(records)
-    found = baseline.measure(reader.find(records, "val", dataset), dataset)
+    found = baseline.measure(reader.find(records, "val", dataset), dataset, large=False)
     pixels = dict.fromkeys((c.name for c in dataset.categories if not c.isthing), 0)
     names = {c.id: c.name for c in dataset.categories}
     for path in shards.paths(records, "val"):

@@ -50,7 +50,8 @@ def evaluated(records, tiny_text, tmp_path_factory):
     experiment = config.load(Experiment, str(root / "tiny.gin"))
     experiment = dataclasses.replace(experiment, model=Shifted, steps=2, evaluation_batch_size=3)
     records = predictor.evaluation_records(experiment)
-    labels = [metrics.ground_truth(experiment.dataset, e) for e in evaluate._labels(records)]
+    read = evaluate._labels(experiment, records)
+    labels = [metrics.ground_truth(experiment.dataset, label) for label in read]
     labels = [(label.segment_map, label.segment_class) for label in labels]
 
     def build_predictor(model, experiment):

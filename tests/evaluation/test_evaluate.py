@@ -1,6 +1,7 @@
 """The evaluator: each checkpoint of a running training once, and nothing lost on the way."""
 
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -8,17 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from data_prep import coco_format, convert, pool
 from kmax_tf import config, runtime
-from kmax_tf.data import datasets
-from kmax_tf.data.records import example, serialize, shards
+from kmax_tf.data import datasets, segment_counts
+from kmax_tf.data.evaluation_input import evaluation_images
+from kmax_tf.data.records import example, reader, serialize, shards
 from kmax_tf.data.transforms.targets import class_indices
 from kmax_tf.errors import InputError
-from kmax_tf.evaluation import bootstrap, evaluate
+from kmax_tf.evaluation import baseline, bootstrap, evaluate
 from kmax_tf.evaluation.metrics import quality_of_counts
 from kmax_tf.experiment import Experiment
 from kmax_tf.files import write_atomic
@@ -366,6 +371,79 @@ def test_figures_of_other_settings_or_records_are_not_the_runs(tiny, tmp_path, c
     write_atomic(layout.baseline(run_dir), json.dumps({"dataset": {"fingerprint": "others"}}))
     write_atomic(str(path), json.dumps(content))
     refused(tiny(steps), "run: has metrics of other records")
+
+
+def test_a_corrected_class_makes_other_records(tiny, records, tmp_path):
+    """The files keep their names and sizes."""
+    root, folder = pathlib.Path(records).parent, tmp_path / "records"
+    experiment = tiny(f"experiment.Experiment.data_dir = '{folder}'")
+    content = json.loads((root / "panoptic_val.json").read_text())
+
+    def convert_and_describe():
+        (tmp_path / "val.json").write_text(json.dumps(content))
+        paths = root / "val", tmp_path / "val.json", root / "panoptic_val"
+        read = coco_format.read(*([str(path)] for path in paths))
+        convert.convert(*read, str(folder), "val", 2, functools.partial(pool.run, workers=1))
+        found = predictor.evaluation_records(experiment)
+        return provenance.describe_records(experiment.dataset, found)
+
+    before = convert_and_describe()
+    run_dir, figures = str(tmp_path / "run"), {"step": 1, "records": before["fingerprint"]}
+    write_atomic(layout.metrics(run_dir, 1), json.dumps(figures))
+    assert convert_and_describe() == before
+    segment = content["annotations"][0]["segments_info"][0]
+    segment["category_id"] = segment["category_id"] % 10 + 1  # 1 to 10 are the digits
+    after = convert_and_describe()
+    assert after.pop("fingerprint") != before.pop("fingerprint") and after == before
+    with pytest.raises(InputError, match="run: has metrics of other records"):
+        evaluate.evaluate_run(experiment, run_dir)
+
+
+@pytest.fixture
+def slow_user(monkeypatch):
+    """A function that makes another one slow, and a list: the records that waited at each call."""
+    open_files, read, waiting = tf.data.TFRecordDataset, tf.Variable(0), []
+    many = tf.data.Options()
+    many.threading.private_threadpool_size = 8  # a machine of as many cores
+
+    def count(record):
+        read.assign_add(1)
+        return record
+
+    def open_and_count(paths):
+        return open_files(paths).map(count).with_options(many)
+
+    def slow(function=lambda *_: None):
+        def use(*arguments):
+            time.sleep(0.1)
+            waiting.append(int(read) - len(waiting) - 1)
+            return function(*arguments)
+
+        return use
+
+    monkeypatch.setattr(tf.data, "TFRecordDataset", open_and_count)
+    return slow, waiting
+
+
+@pytest.mark.parametrize("kind", ["labels", "images", "baseline", "segment counts"])
+def test_images_of_tiles_are_decoded_one_by_one(tiny, tmp_path, monkeypatch, kind, request):
+    """They may be large: one is in use, and one waits."""
+    experiment = tiny("experiment.Experiment.tiles = @tiles.Tiles()")
+    records = reader.find(experiment.data_dir, "train", experiment.dataset)
+    slow, waiting = request.getfixturevalue("slow_user")  # after the schema was read
+    if kind == "labels":
+        list(map(slow(), evaluate._labels(experiment, records)))
+    elif kind == "images":
+        list(map(slow(), evaluation_images(records)))
+    elif kind == "baseline":
+        monkeypatch.setattr(baseline, "ground_truth", slow(baseline.ground_truth))
+        evaluate._show_baseline(experiment, records, {}, str(tmp_path))
+    else:
+        monkeypatch.setattr(segment_counts, "_count_crop", slow(segment_counts._count_crop))
+        path = types.SimpleNamespace(num_clusters=16)
+        model = types.SimpleNamespace(output_stride=4, cluster_path=path)
+        segment_counts.of_experiment(records, experiment, model)
+    assert len(waiting) >= 6 and max(waiting) <= 1
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from kmax_tf.data.datasets import Category
 from kmax_tf.evaluation.example_images import BEST, FIRST, WORST, EvaluatedImage, ExampleImages
 from kmax_tf.evaluation.metrics import GroundTruth, evaluate_image
 from kmax_tf.inference.predictor import ImagePrediction
+from kmax_tf.report import chart
 
 CATEGORIES = (Category(1, "cat", True, (255, 0, 0)), Category(2, "sky", False, (0, 0, 255)))
 HEIGHT, WIDTH = 30, 40
@@ -71,6 +72,19 @@ def test_first_best_and_worst(tmp_path):
         WIDTH,
         3,
     )
+
+
+def test_an_empty_image_that_is_right_has_no_quality(tmp_path):
+    """The pages show a dash; 0.00 would say that all is wrong."""
+    image, empty = evaluated(0, 20, []), np.zeros((HEIGHT, WIDTH), np.int32)
+    prediction = image.prediction._replace(segment_map=empty)
+    label = image.ground_truth._replace(segment_map=empty)
+    measured = evaluate_image(CATEGORIES, label, prediction)
+    examples = ExampleImages(CATEGORIES)
+    examples.offer(EvaluatedImage(0, prediction, label, measured))
+    (entry,) = examples.write(str(tmp_path))
+    assert (entry["PQ"], entry["missed"], entry["false"]) == (None, {}, {})
+    assert chart.format_percent(entry["PQ"]) == "–"
 
 
 def test_large_images_are_kept_with_fewer_pixels(tmp_path):

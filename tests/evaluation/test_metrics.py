@@ -274,6 +274,7 @@ def test_nothing_labelled_and_nothing_found():
     measured = evaluate_image(
         CATEGORIES, GroundTruth(empty, none, none), predicted(empty, none, none, empty)
     )
+    assert measured.quality is None  # not 0, for nothing is wrong
     metrics.add("0", measured)
     assert metrics.quality()["All"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 0}
     assert metrics.average_precision()["AP"] is None

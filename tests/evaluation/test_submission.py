@@ -14,12 +14,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from kmax_tf import commands, config
 from kmax_tf.data import datasets
 from kmax_tf.data.coco_writer import PanopticWriter
 from kmax_tf.data.records import serialize, shards
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import evaluate, submission
 from kmax_tf.evaluation.coco_score import panoptic_quality
+from kmax_tf.importers import output
 from kmax_tf.model.postprocess import Panoptic
 
 SIDE = 97  # what the toy experiment evaluates at, so that nothing is resized
@@ -172,6 +174,46 @@ def test_cityscapes_submission_scores_as_the_evaluator_says(cityscapes, tmp_path
         assert np.isnan(expected) or entry["IoU"] == pytest.approx(100 * expected, abs=1e-10)
 
 
+def test_images_of_one_name_have_files_of_their_own(cityscapes, tmp_path):
+    """They are in two folders, and the ids of some are the names of others."""
+    experiment, labels = cityscapes
+    folder = tmp_path / "records"
+    names = ["cam1/1.png", "cam1/2.png", *(f"cam2/{k}.png" for k in range(1, 5))]
+    size = datasets.Split(len(names), 1)
+    text = datasets.with_split(str(folder), experiment.dataset, "val", size)
+    (folder / "dataset.json").write_text(text)
+    with tf.io.TFRecordWriter(str(folder / shards.name("val", 0, 1))) as writer:
+        for number, name in reversed([*enumerate(names, start=1)]):
+            image = tf.io.encode_png(np.zeros((40, 50 + number, 3), np.uint8)).numpy()
+            facts = dict(image=image, filename=name, image_id=str(number), segment_map=None)
+            none = dict(segment_id=[], category_id=[], is_crowd=[])
+            writer.write(serialize.record(**facts, **none))
+    submission.write_coco(experiment, noisy_predictor(labels), f"{tmp_path}/a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        widths = {
+            entry["image_id"]: Image.open(archive.open(f"a/{entry['file_name']}")).width
+            for entry in json.loads(archive.read("a.json"))["annotations"]
+        }
+    assert widths == {number: 50 + number for number in range(1, 7)}
+
+
+def test_a_dataset_that_is_only_named_cityscapes_makes_a_zip(tiny, tmp_path):
+    """`kmax prepare class_maps --out data/cityscapes` names a dataset after its folder."""
+    dataset = datasets.Dataset("cityscapes", (datasets.Category(1, "cell", True, (9, 9, 9)),))
+    folder, rng = tmp_path / "cityscapes", np.random.default_rng(3)
+    write_records(folder, dataset, [segments_of(rng, dataset) for _ in NAMES])
+    places = ("datasets.load.source", "experiment.Experiment.data_dir")
+    experiment = tiny(*(f'{place} = "{folder}"' for place in places))
+    run = str(tmp_path / "run")
+    output.write(experiment.build_evaluation_model(), experiment.dataset, run)
+    words = ["submit", f"--run_dir={run}", f"--out={tmp_path}/a.zip"]
+    commands.main(words)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert len(json.loads(archive.read("a.json"))["annotations"]) == len(NAMES)
+    with pytest.raises(SystemExit, match="error: --labels is for Cityscapes' 19 classes; kmax"):
+        commands.main([*words, f"--labels={tmp_path}"])
+
+
 @pytest.mark.parametrize("kind", ["panoptic", "semantic", "instance"])
 def test_a_submission_is_not_mixed_with_another(kind, cityscapes, tmp_path):
     experiment, labels = cityscapes
@@ -205,13 +247,28 @@ def test_the_zip_is_made_where_it_has_room(cityscapes, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "zips") == ["b.zip"]
 
 
+def test_labels_of_another_split_are_told_before_the_predictions(cityscapes, tiny, tmp_path):
+    """Before the checkpoint is looked for, too: there is none."""
+    records = f'experiment.Experiment.data_dir = "{tmp_path}/records"'
+    tiny('datasets.load.source = "cityscapes"', records)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.gin").write_text(config.resolved())
+    (tmp_path / "gtFine/bonn").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / f"gtFine/bonn/{number}_gtFine_instanceIds.png").write_bytes(b"")
+    words = ["submit", f"--run_dir={tmp_path}/run", f"--out={tmp_path}/out"]
+    message = r"gtFine: has 3 \*_gtFine_instanceIds.png for the 5 images of split 'val'; give"
+    with pytest.raises(SystemExit, match=message):
+        commands.main([*words, f"--labels={tmp_path}/gtFine"])
+
+
 def test_cityscapes_average_precision(cityscapes, tmp_path, monkeypatch):
     """The official reader and script, called as its own main does, give the same."""
     experiment, labels = cityscapes
     gt, out = tmp_path / "gtFine", tmp_path / "out"
     write_official_labels(gt, experiment.dataset, labels)
     submission.write_cityscapes(experiment, noisy_predictor(labels), str(out))
-    found = submission.find_labels(str(gt), str(out))
+    found = submission.find_labels(str(gt), str(out), "val", len(NAMES))
     ours = submission.cityscapes_average_precision(str(out), found)
     script = pytest.importorskip("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
     monkeypatch.setattr(script, "writeDict2JSON", lambda content, path: None)
@@ -228,10 +285,8 @@ def test_cityscapes_average_precision(cityscapes, tmp_path, monkeypatch):
     )
     assert ours["AP"] == official["averages"]["allAp"] and 0 < ours["AP"] < 1
     assert ours["AP50"] == official["averages"]["allAp50%"] > ours["AP"]
-    with pytest.raises(InputError, match="has no .*_gtFine_instanceIds.png"):
-        submission.find_labels(str(out), str(out))
     with pytest.raises(InputError, match="reads local files only"):
-        submission.find_labels(str(gt), "gs://bucket/out")
+        submission.find_labels(str(gt), "gs://bucket/out", "val", len(NAMES))
     (out / "instance" / f"{NAMES[2]}.txt").unlink()
     with pytest.raises(InputError, match=f"{NAMES[2]}.txt: missing"):
         submission.cityscapes_average_precision(str(out), found)

@@ -12,18 +12,21 @@ def parse(serialized: tf.Tensor, dataset: datasets.Dataset) -> Example:
 
     The label is raw int32, rank * label_divisor + instance, see `Dataset`, and absent for testing.
     Instances of things count from 1; instance 0 of a thing is crowd. The record has no segment ids,
-    so they are 1 to s, and no image id, so it is the file name.
+    so they are 1 to s, and no image id, so it is the file name. Height, width and label are of the
+    upright image, but it is decoded as stored: if EXIF turns it by 90 degrees, it is corrupt.
     """
     record = tf.io.parse_single_example(
         serialized,
         {
             "image/encoded": example.TEXT,
             "image/filename": example.TEXT,
+            "image/height": tf.io.FixedLenFeature([], tf.int64),
+            "image/width": tf.io.FixedLenFeature([], tf.int64),
             "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, ""),
         },
     )
     image = example.decode_image(record["image/encoded"])
-    shape = tf.shape(image)[:2]
+    shape = tf.cast([record["image/height"], record["image/width"]], tf.int32)
     raw = record["image/segmentation/class/encoded"]
     divisor, ignore = dataset.label_divisor, dataset.ignore_label
     label = tf.cond(

@@ -5,7 +5,6 @@ first record tell which one it is.
 """
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ class Records(NamedTuple):
     paths: list[str]  # the shards, in order
     parse: Callable[[tf.Tensor], Example]  # of a record, string scalar, by TensorFlow operations
     num_examples: int | None  # None if only counting tells, see `count`
+    fingerprint: str | None = None  # of their content, None if it is not stored
 
 
 def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
@@ -33,18 +33,19 @@ def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
             records have other classes than `dataset`.
     """
     paths = shards.paths(folder, split)
-    first = next(itertools.chain.from_iterable(map(shards.read, paths)), None)
+    path, first = _first_record(paths)
     if first is None:
         raise errors.InputError(f"{folder}: split {split!r} holds no example; convert it again")
     try:
         keys = tf.train.Example.FromString(first).features.feature.keys()
     except Exception as error:  # of protobuf, whose kind depends on its version
         raise errors.InputError(
-            f"{paths[0]}: its records are no tf.train.Example; convert them with kmax prepare"
+            f"{path}: its records are no tf.train.Example; convert them with kmax prepare"
         ) from error
     if "panoptic/encoded" in keys:
         datasets.check_classes(folder, dataset)
-        return Records(paths, example.parse, datasets.read_split(folder, split).num_examples)
+        stored = datasets.read_split(folder, split)
+        return Records(paths, example.parse, stored.num_examples, stored.fingerprint)
     if "panoptic_image" in keys:
         ids = tfds.category_ids(folder, dataset)
         return Records(paths, lambda record: tfds.parse(record, ids), None)
@@ -56,9 +57,26 @@ def find(folder: str, split: str, dataset: datasets.Dataset) -> Records:
             )
         return Records(paths, lambda record: deeplab2.parse(record, dataset), None)
     raise errors.InputError(
-        f"{paths[0]}: records of an unknown schema, with {', '.join(sorted(keys)) or 'no keys'};"
+        f"{path}: records of an unknown schema, with {', '.join(sorted(keys)) or 'no keys'};"
         " convert them with kmax prepare"
     )
+
+
+def _first_record(paths: list[str]) -> tuple[str, bytes | None]:
+    """Returns the first file whose first record can be read, and that record.
+
+    The record is None if all files are empty. Raises InputError if none can be read.
+    """
+    damage = []
+    for path in paths:
+        try:
+            for record in shards.read(path):
+                return path, record
+        except errors.InputError as error:
+            damage.append(error)
+    if damage:
+        raise damage[0]
+    return paths[0], None
 
 
 def count(records: Records) -> int:
@@ -77,6 +95,20 @@ def serialized(records: Records) -> tf.data.Dataset:
     if records.num_examples is None:
         return found
     return found.apply(tf.data.experimental.assert_cardinality(records.num_examples))
+
+
+def decode_each(dataset: tf.data.Dataset, decode: Callable, *, large: bool) -> tf.data.Dataset:
+    """Decodes the records of a dataset in order.
+
+    Args:
+        dataset: its elements are the arguments of `decode`.
+        decode: parses a record by TensorFlow operations.
+        large: the images may be large: decode one at a time, while the one before is used.
+    """
+    if large:  # without `synchronous`, tf.data would parallelize this map too
+        return dataset.map(decode, synchronous=True).prefetch(1)
+    decoded = dataset.map(decode, tf.data.AUTOTUNE, deterministic=True)
+    return decoded.prefetch(tf.data.AUTOTUNE)
 
 
 def check(records: Records) -> None:

@@ -1,6 +1,5 @@
 """Operations in the form that suits a CPU or XLA."""
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.ops import control_flow_util
 
-from kmax_tf.errors import InputError
+from kmax_tf import errors
 
 
 def compiled_by_xla() -> bool:
@@ -80,9 +79,9 @@ def get_activation(name: str | None) -> Callable:
         return gelu if name == "gelu" else tf_keras.activations.get(name)
     except ValueError:
         known = [n for n in vars(tf_keras.activations) if n.islower() and n[0] != "_"]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "bind one of Keras, such as 'relu'"
-        raise InputError(f"no activation {name!r}; {hint}") from None
+        near = errors.closest(name, known)
+        hint = f"did you mean {near!r}?" if near else "bind one of Keras, such as 'relu'"
+        raise errors.InputError(f"no activation {name!r}; {hint}") from None
 
 
 @tf.custom_gradient

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from kmax_tf import errors
 from kmax_tf.data import segment_counts, training_input
-from kmax_tf.data.records import corrupt, example
+from kmax_tf.data.records import corrupt, example, reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.data.transforms import device
 
@@ -96,6 +96,29 @@ def test_damaged_bytes_lose_the_rest_of_their_file(made, tmp_path):
         kept = {made.record(k) for k in (0, 1, 3, 5)}
         assert set(epoch) == {*kept, b""} and epoch[4:] == [b"", b""]
     assert order(3) == epochs[3:] and order(8) == epochs[8:]
+
+
+def test_a_split_is_read_whichever_first_record_is_damaged(made, tmp_path):
+    paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=4)
+    damage(paths[0])  # records 0 and 4
+    damage(paths[3])  # record 3
+    records = reader.find(str(tmp_path), "train", made.dataset)
+    assert records == Records(paths, example.parse, NUMBER)
+    _, ours = next(iter(input_of(records.paths, made)))
+    assert float(corrupt.count(ours)) == 3
+    damage(paths[1])
+    damage(paths[2])
+    with pytest.raises(errors.InputError, match="train-00000-of-00004.tfrecord: .*convert again"):
+        reader.find(str(tmp_path), "train", made.dataset)
+
+
+def damage(path):
+    """Flips a bit of the first record."""
+    with open(path, "r+b") as file:
+        file.seek(20)
+        byte = file.read(1)[0]
+        file.seek(20)
+        file.write(bytes([byte ^ 1]))
 
 
 def test_a_file_that_cannot_be_opened_is_named(made, tmp_path):

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import io
 import json
 
 import numpy as np
@@ -175,6 +176,8 @@ def official_record(label, image_shape=(2, 3, 3), **changes):
     values = {
         "image/encoded": tf.io.encode_png(np.zeros(image_shape, np.uint8)).numpy(),
         "image/filename": b"a",
+        "image/height": image_shape[0],
+        "image/width": image_shape[1],
         "image/channels": 3,
         "image/segmentation/class/encoded": np.asarray(label, "<i4").tobytes(),
         **changes,
@@ -338,6 +341,19 @@ def test_records_of_other_classes_are_refused(tiny):
     assert reader.find(folder, "val", datasets.load("panoptic_digits")).parse is example.parse
     with pytest.raises(errors.InputError, match="its classes are not those of dataset 'coco'"):
         reader.find(folder, "val", datasets.load("coco"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"image/segmentation/class/encoded": None}])
+def test_an_official_image_that_exif_turns_is_corrupt(tmp_path, changes):
+    """The official tool stores the file as it is, and the sizes and the label upright."""
+    jpeg, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # the orientation: turned by 90 degrees
+    Image.new("RGB", (60, 40)).save(jpeg, "JPEG", exif=exif)
+    changes = {"image/encoded": jpeg.getvalue(), **changes}
+    write(tmp_path, official_record(np.zeros([60, 40]), (60, 40, 3), **changes))
+    found = reader.find(str(tmp_path), "val", datasets.load("coco"))
+    with pytest.raises(errors.InputError, match="record 0 is corrupt .sizes of image and labels"):
+        reader.check(found)
 
 
 def test_check_names_the_first_corrupt_record(tmp_path):

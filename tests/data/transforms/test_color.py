@@ -69,6 +69,7 @@ def test_the_policy_as_drawn(image):
     """Each sub-policy is taken, and its operations applied one after the other."""
     frame, outcomes = color.whole_frame(tf.constant(image)), set()
 
+    @tf.autograph.experimental.do_not_convert
     def augmented(seed):
         params = geometry.draw_params(tf.stack([0, seed]), (1.0,))
         result = color.augment(tf.constant(image), params, 0.2, frame)
