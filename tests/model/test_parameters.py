@@ -80,30 +80,27 @@ def _parameters(name, *bindings):
     sections = re.split(r"(?=^# Parameters for )", config.resolved(), flags=re.MULTILINE)
     model = [RATES.sub("", section) for section in sections if MODEL.match(section)]
     key = experiment.dataset.num_classes, *model
-    if key not in _built:
-        _built[key] = describe.parameters(_sharing(experiment, model).build_model())
-    return _built[key]
-
-
-def _sharing(experiment, sections):
-    """The experiment with a model of built parts, where others have them of the same sections."""
 
     def text(*modules):
-        return "".join(s for s in sections if MODEL.match(s)[1] in modules)
+        return "".join(section for section in model if MODEL.match(section)[1] in modules)
 
     encoder = experiment.precision, text("kmax", "resnet", "convnext", "efficientnet_lite")
 
-    def make(num_classes):
-        model = experiment.model(num_classes)
-        for part, key in (
+    def sharing(num_classes):
+        """The model, with the parts that were built from the same sections."""
+        made = experiment.model(num_classes)
+        for part, source in (
             ("pixel_encoder", encoder),
             ("pixel_decoder", (*encoder, text("pixel_decoder"))),
             ("semantic_branch", (*encoder, text("semantic_branch"), num_classes)),
         ):
-            setattr(model, part, _parts.setdefault((part, *key), getattr(model, part)))
-        return model
+            setattr(made, part, _parts.setdefault((part, *source), getattr(made, part)))
+        return made
 
-    return dataclasses.replace(experiment, model=make)
+    if key not in _built:
+        shared = dataclasses.replace(experiment, model=sharing)
+        _built[key] = describe.parameters(shared.build_model())
+    return _built[key]
 
 
 def _rows(names):

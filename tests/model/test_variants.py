@@ -45,7 +45,7 @@ CROSS_ATTENTIONS = {
 }
 
 
-def _model(encoder, stages=4, **cluster_path):
+def _unbuilt(encoder, stages=4, **cluster_path):
     return kmax.KMaX(
         3,
         ENCODERS[encoder](),
@@ -66,7 +66,14 @@ def _model(encoder, stages=4, **cluster_path):
         functools.partial(
             semantic_branch.SemanticBranch, channels=8, rates=(2,), low_level=((3, 4),)
         ),
-    ).create_variables(65, 97)
+    )
+
+
+def _model(encoder, **options):
+    return _unbuilt(encoder, **options).create_variables(65, 97)
+
+
+_float32 = functools.cache(_model)  # for several tests
 
 
 @pytest.fixture
@@ -99,7 +106,8 @@ def _check(model, image):
 def test_encoders(encoder, precision, image):
     runtime.set_precision(precision)
     try:
-        outputs = _check(_model(encoder), image)
+        model = _float32(encoder) if precision == "float32" else _model(encoder)
+        outputs = _check(model, image)
     finally:
         runtime.set_precision("float32")
     assert [p.mask_logits.shape[1:] for p in outputs.auxiliary] == [
@@ -137,7 +145,8 @@ def test_fifth_stage_is_at_the_stem(encoder, stride, image):
 def test_all_decays_but_norms_biases_and_tables(encoder):
     """As in the official code, what is of the encoder with its rate, a tenth."""
     fixed = ("beta", "gamma", "bias", "layer_scale", "_positions", "cluster_centres")
-    model = _model(encoder)
+    model = _float32(encoder)
+    before = model.get_weights()
     for variable in model.trainable_variables:
         variable.assign(tf.ones_like(variable))
     optimizer = AdamW(steps=10, learning_rate=1.0, warmup_steps=0)
@@ -149,6 +158,7 @@ def test_all_decays_but_norms_biases_and_tables(encoder):
             rate = 0.1 if path.startswith("pixel_encoder/") else 1.0
             decay = 0.0 if path.endswith(fixed) else 0.05 * rate
             np.testing.assert_allclose(variable.numpy(), 1 - decay, rtol=1e-6, err_msg=path)
+    model.set_weights(before)
 
 
 def test_drop_path_is_where_the_official_models_have_it():
@@ -168,7 +178,7 @@ def test_drop_path_is_where_the_official_models_have_it():
 
 
 def test_size_that_does_not_fit():
-    model = _model("convnext")
+    model = _unbuilt("convnext")
     with pytest.raises(InputError, match="image size 64 x 97: .* 32 plus one, such as 65, 97"):
         model.create_variables(64, 97)
 
