@@ -6,7 +6,7 @@ kmax_tf/commands/prepare/ade20k.py shows the files.
 import os
 
 from data_prep import coco_format, convert
-from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data import datasets
 
 FOLDERS = {"train": "training", "val": "validation"}
 
@@ -25,7 +25,7 @@ def read(folder: str, split: str, semantic: bool) -> tuple[list[convert.Item], d
         items = coco_format.from_annotations(annotations, images, images, labels)
         return [item._replace(num_classes=dataset.num_classes) for item in items], dataset
     labels = os.path.join(folder, f"ade20k_panoptic_{split}")
-    panoptic = coco_panoptic.read_panoptic(f"{labels}.json", dataset)
+    panoptic = coco_format.read_labels(f"{labels}.json", dataset)
     # The script counts the area of stuff before it puts things over it, so areas are wrong.
     annotations = [
         annotation._replace(segments=tuple(s._replace(area=None) for s in annotation.segments))

@@ -6,7 +6,7 @@ kmax_tf/commands/prepare/coco.py shows the files.
 import os
 
 from data_prep import coco_format, convert
-from kmax_tf.data import coco_panoptic, datasets
+from kmax_tf.data import datasets
 
 
 def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]:
@@ -16,6 +16,6 @@ def read(folder: str, split: str) -> tuple[list[convert.Item], datasets.Dataset]
     if split == "test":
         return convert.list_unlabelled(images, "*.jpg", lambda stem: stem.lstrip("0")), dataset
     labels = os.path.join(folder, "annotations", f"panoptic_{split}2017")
-    panoptic = coco_panoptic.read_panoptic(f"{labels}.json", dataset)
+    panoptic = coco_format.read_labels(f"{labels}.json", dataset)
     items = coco_format.from_annotations(panoptic.annotations, f"{labels}.json", images, labels)
     return items, dataset

@@ -40,14 +40,12 @@ def read(
     items, categories = {}, None
     pairs = zip(itertools.cycle(images), itertools.cycle(panoptic_dir), strict=True)
     for path, pair in zip(panoptic_json, pairs, strict=False):
-        panoptic = coco_panoptic.read_panoptic(path)
+        panoptic = read_labels(path)
         categories = categories or panoptic.categories
         if not datasets.same_classes(categories, panoptic.categories):
             raise errors.InputError(
                 f'{path}: "categories" differ from those of {panoptic_json[0]}; make them equal'
             )
-        if count := len(panoptic.unlabelled):
-            print(f"{path}: {count} images without an annotation: left out")
         for item in from_annotations(panoptic.annotations, path, *pair):
             if item.annotation.image_id in items:
                 raise errors.InputError(
@@ -59,6 +57,16 @@ def read(
     if not items:
         raise errors.InputError(f'{path}: "annotations" is empty; add annotations to convert')
     return list(items.values()), datasets.Dataset(name or stem, categories)
+
+
+def read_labels(
+    path: str, dataset: datasets.Dataset | None = None
+) -> coco_panoptic.PanopticDataset:
+    """Reads a JSON file as `read_panoptic` does, and prints how many images are left out."""
+    panoptic = coco_panoptic.read_panoptic(path, dataset)
+    if count := len(panoptic.unlabelled):
+        print(f"{path}: {count} images without an annotation: left out")
+    return panoptic
 
 
 def from_annotations(

@@ -83,7 +83,7 @@ def take(records: Records, dataset: Dataset) -> Fingerprint:
 
     rows, sizes, largest = [], [], 0
     with reader.named_errors(records, "the records"):
-        items = chosen.map(labels, tf.data.AUTOTUNE).as_numpy_iterator()
+        items = reader.decode_each(chosen, labels, large=True).as_numpy_iterator()
         bar = dict(total=-(-count // every), unit="image", leave=False, disable=None)
         for number, item in enumerate(tqdm(items, "labels", **bar)):
             segment_map, categories, crowd, length = item

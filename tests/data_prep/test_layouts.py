@@ -72,13 +72,18 @@ def test_coco(samples, tmp_path, prepare, read_all, assert_equals_source, capsys
     sample, source = samples / "coco_sample/sample_data", tmp_path / "coco"
     labels = source / "annotations/panoptic_val2017"
     shutil.copytree(sample / "panoptic_examples", labels)
-    shutil.copy(sample / "panoptic_examples.json", f"{labels}.json")
     for split in ("val", "test"):
         shutil.copytree(sample / "input_images", source / f"{split}2017")
-    prepare("coco", "--source", source, "--split", "val", "test")
-    assert "split test, 2 images, 2 shards" in capsys.readouterr().out
-
     content = json.loads((sample / "panoptic_examples.json").read_text())
+    more = [*content["images"], {"id": 1, "file_name": "unlabelled.jpg"}]
+    (source / "annotations/panoptic_val2017.json").write_text(
+        json.dumps(content | {"images": more})
+    )
+    prepare("coco", "--source", source, "--split", "val", "test")
+    printed = capsys.readouterr().out
+    assert "split test, 2 images, 2 shards" in printed
+    assert "1 images without an annotation: left out" in printed
+
     examples = read_all(tmp_path / "out", "val")
     assert sorted(examples) == ["142238", "439180"]
     for entry in content["annotations"]:
@@ -149,7 +154,7 @@ def test_ade20k_semantic(ade, tmp_path, prepare, read_all):
         np.testing.assert_array_equal(category[example.segment_map.numpy()], semantic - 1)
 
 
-def test_ade20k_panoptic(ade, tmp_path, prepare, read_all, write_json):
+def test_ade20k_panoptic(ade, tmp_path, prepare, read_all, write_json, capsys):
     """Made as Mask2Former's script does: things over stuff whose area was counted before."""
     labels = ade / "ade20k_panoptic_val"
     labels.mkdir()
@@ -178,8 +183,10 @@ def test_ade20k_panoptic(ade, tmp_path, prepare, read_all, write_json):
         wanted[path.stem] = [s["id"] for s in [*segments, thing] if s is not stuff], ids
     for c in datasets.load("ade20k").categories:
         content["categories"].append({"id": c.id, "name": f" {c.name}, x", "isthing": c.isthing})
+    content["images"].append({"id": "unlabelled", "file_name": "unlabelled.jpg"})
     write_json(ade / "ade20k_panoptic_val.json", content)
     prepare("ade20k", "--source", ade, "--split", "val")
+    assert "1 images without an annotation: left out" in capsys.readouterr().out
     for name, example in read_all(tmp_path / "out", "val").items():
         kept, ids = wanted[name]
         assert example.segment_id.numpy().tolist() == kept
