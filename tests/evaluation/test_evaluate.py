@@ -1,6 +1,7 @@
 """The evaluator: each checkpoint of a running training once, and nothing lost on the way."""
 
 import csv
+import dataclasses
 import functools
 import json
 import os
@@ -15,9 +16,10 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from stubs import Stub
 
 from data_prep import coco_format, convert, pool
-from kmax_tf import config, runtime
+from kmax_tf import config
 from kmax_tf.data import datasets, segment_counts
 from kmax_tf.data.evaluation_input import evaluation_images
 from kmax_tf.data.records import example, reader, serialize, shards
@@ -215,7 +217,7 @@ def test_corrupt_checkpoint_is_skipped_and_another_runs_is_not_kept(
     tiny, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(evaluate.best_checkpoint, "export", lambda *_: None)  # takes long
-    experiment = tiny("experiment.Experiment.steps = 2")
+    experiment = dataclasses.replace(tiny("experiment.Experiment.steps = 2"), model=Stub)
     run_dir = str(tmp_path / "run")
     with pytest.raises(InputError, match="has no checkpoint yet"):
         evaluate.evaluate_run(experiment, run_dir, once=True)
@@ -244,8 +246,7 @@ def test_corrupt_checkpoint_is_skipped_and_another_runs_is_not_kept(
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
     # The weights of another training, at a step that this run has, too.
     kept = {path: path.read_bytes() for path in tmp_path.glob("run/**/*") if path.is_file()}
-    weight = saver.model.trainable_variables[0]
-    weight.assign(weight + 1)
+    saver.model.step.assign(1.0)
     other = saver.write(str(tmp_path / "other-2"))
     capsys.readouterr()
     assert evaluate.evaluate_run(experiment, run_dir, once=True, checkpoint_path=other)["step"] == 2
@@ -472,12 +473,11 @@ def test_a_training_begun_again_is_evaluated_again(tiny, tmp_path, monkeypatch):
         tf.io.gfile.makedirs(folder)
 
     monkeypatch.setattr(evaluate.best_checkpoint.saved_model, "export", make_folder)
-    experiment = tiny("experiment.Experiment.steps = 2")
-    run_dir, models = str(tmp_path / "run"), []
-    for seed in (1, 2):
-        runtime.set_seed(seed)
-        models.append(experiment.build_evaluation_model())
-        saver = tf.train.Checkpoint(model=models[-1])
+    experiment = dataclasses.replace(tiny("experiment.Experiment.steps = 2"), model=Stub)
+    run_dir, model = str(tmp_path / "run"), experiment.build_evaluation_model()
+    saver = tf.train.Checkpoint(model=model)
+    for weight in (1.0, 2.0):
+        model.step.assign(weight)
         checkpoint.save(saver, run_dir, step=2, keep=1)
         metrics = evaluate.evaluate_run(experiment, run_dir)
         of = checkpoint.fingerprint(checkpoint.newest(run_dir))
