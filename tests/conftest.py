@@ -1,26 +1,32 @@
 """What several tests share: a few images of the built-in dataset, and a toy model on them."""
 
-import kmax_tf  # noqa: F401 (before TensorFlow, whose settings it makes)
+import kmax_tf  # before TensorFlow, whose settings it makes
 
 # isort: split
 import collections
 import functools
 import gc
 import pathlib
+import runpy
 import signal
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tensorflow.python.framework import ops
 
 from data_prep import coco_format, convert, demo, pool
 from kmax_tf import config, runtime
 from kmax_tf.experiment import Experiment
-from kmax_tf.inference import export
+from kmax_tf.inference import export, predictor
+from kmax_tf.predict import Segmenter
+
+TESTS = pathlib.Path(__file__).parent
+sys.path[:0] = [str(TESTS), str(TESTS / "training")]  # for stubs and toy
+from stubs import Stub  # noqa: E402
 
 # Two devices for the tests of replicas; to be said before TensorFlow touches the CPU.
 tf.config.set_logical_device_configuration(
@@ -63,7 +69,7 @@ def own_command_line(monkeypatch):
 def pytest_generate_tests(metafunc):
     """Gives `golden` each folder of golden numbers: the project's own, and that of --shared."""
     if "golden" in metafunc.fixturenames:
-        folders = {"own": pathlib.Path(__file__).parent / "golden"}
+        folders = {"own": TESTS / "golden"}
         if shared := metafunc.config.getoption("shared"):
             folders["shared"] = shared.resolve() / "golden"
         metafunc.parametrize("golden", folders.values(), ids=folders)
@@ -162,9 +168,39 @@ def exported(records, tmp_path_factory) -> Exported:
 
 
 @pytest.fixture(scope="session")
+def segmenter(exported) -> Segmenter:
+    """The export, loaded once for all tests that leave it as it is."""
+    return kmax_tf.load(exported.folder)
+
+
+@pytest.fixture(scope="session")
+def predict_batch(exported) -> Callable:
+    """The function of `build_predictor` for the exported model, which is traced once."""
+    return predictor.build_predictor(exported.model, exported.experiment)
+
+
+@pytest.fixture
+def stub(exported) -> Stub:
+    """Stands for the exported model."""
+    return Stub(exported.experiment.dataset.num_classes)
+
+
+@pytest.fixture(scope="session")
 def two_replicas() -> tf.distribute.MirroredStrategy:
     """One for all tests: another's collectives would get the numbers of this one's."""
     return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+
+
+@pytest.fixture
+def run_script(monkeypatch) -> Callable:
+    """A function: the name of a script and its words -> runs it in this process."""
+
+    def run(name, *words):
+        path = str(TESTS.parent / "scripts" / name)
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        runpy.run_path(path, run_name="__main__")
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -194,12 +230,9 @@ def zero_weights():
 
 @pytest.fixture
 def forget_models():
-    """Frees the models that were traced: TensorFlow never forgets a custom gradient in a graph."""
+    """Frees all models that were traced, those of other tests too."""
     yield
-    registry = ops.gradient_registry._registry
-    for name in [n for n in registry if n.startswith("CustomGradient")]:
-        del registry[name]
-    gc.collect()
+    runtime.forget_models(runtime.custom_gradients())
 
 
 @pytest.fixture

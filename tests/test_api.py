@@ -85,17 +85,16 @@ def test_from_records_to_a_picture(exported, records, tiny_text, tmp_path, capsy
         np.testing.assert_array_equal(visualize.decode(result._repr_png_()), picture)
 
 
-def test_a_path_pathlib_pillow_and_numpy_give_one_map(exported, tmp_path):
+def test_a_path_pathlib_pillow_and_numpy_give_one_map(exported, segmenter, tmp_path):
     photo = next((pathlib.Path(exported.experiment.data_dir).parent / "val").iterdir())
     path = tmp_path / "photo.png"  # decoders agree on every bit of a PNG
     Image.open(photo).save(path)
-    model = kmax_tf.load(exported.folder)
-    expected = model.predict(str(path))
+    expected = segmenter.predict(str(path))
     assert len(expected.segments) > 1
     for image in (path, Image.open(path), np.asarray(Image.open(path))):
-        np.testing.assert_array_equal(model.predict(image).panoptic_map, expected.panoptic_map)
+        np.testing.assert_array_equal(segmenter.predict(image).panoptic_map, expected.panoptic_map)
     with pytest.raises(InputError, match="images: give paths of images, videos or folders"):
-        model.predict_to_coco([np.asarray(Image.open(path))], tmp_path / "out")
+        segmenter.predict_to_coco([np.asarray(Image.open(path))], tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,21 @@
 import pytest
 
 from kmax_tf.errors import InputError
+from kmax_tf.model.kmax import KMaX
 
 ROWS = "training_input.TrainingInput.max_segments = {}"
 DROP = "kmax_decoder.ClusterPath.drop_query = True"
+
+
+@pytest.fixture(autouse=True)
+def without_variables(monkeypatch):
+    """Building checks the size and makes no variables, which takes its time."""
+
+    def create_variables(model, height, width):
+        model.check_size(height, width)
+        return model
+
+    monkeypatch.setattr(KMaX, "create_variables", create_variables)
 
 
 @pytest.mark.parametrize(

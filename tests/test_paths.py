@@ -256,7 +256,7 @@ def test_a_training_on_a_full_disk(tiny, tmp_path):
     assert checkpoint.completed(str(tmp_path / "run")) == []
 
 
-def test_an_export_that_cannot_be_written_leaves_the_old_one(exported, tmp_path, monkeypatch):
+def test_an_export_that_cannot_be_written_leaves_the_old_one(exported, stub, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         pathlib.Path(arguments[1]).mkdir()
         raise tf.errors.ResourceExhaustedError(
@@ -267,7 +267,7 @@ def test_an_export_that_cannot_be_written_leaves_the_old_one(exported, tmp_path,
     (tmp_path / "export" / "saved_model.pb").write_text("the old one")
     monkeypatch.setattr(tf.saved_model, "save", fail)
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        export.export(exported.experiment, exported.model, str(tmp_path / "export"))
+        export.export(exported.experiment, stub, str(tmp_path / "export"))
     assert os.listdir(tmp_path) == ["export"]
     assert (tmp_path / "export" / "saved_model.pb").read_text() == "the old one"
 

@@ -28,10 +28,10 @@ def loaded(exported):
 
 
 @pytest.fixture(scope="module")
-def evaluated(exported):
+def evaluated(exported, predict_batch):
     """What the evaluator sees of the validation images, a list of `ImagePrediction`."""
-    run = predictor.build_predictor(exported.model, exported.experiment)
-    return list(predictor.predict_split(exported.experiment, run, lambda _, segmented: segmented))
+    split = exported.experiment, predict_batch
+    return list(predictor.predict_split(*split, lambda _, segmented: segmented))
 
 
 @pytest.fixture(scope="module")
@@ -169,31 +169,33 @@ def stub_of_saving(monkeypatch):
 
 @pytest.mark.parametrize("merges_there", [True, False])
 def test_the_number_of_masks_at_the_size_of_the_image_is_told(
-    exported, merges_there, tmp_path, monkeypatch
+    exported, loaded, stub, merges_there, tmp_path, monkeypatch
 ):
     """Prediction needs it to know what an image takes of the memory."""
     stub_of_saving(monkeypatch)
     merging = dataclasses.replace(exported.experiment.postprocess, at_image_size=merges_there)
     experiment = dataclasses.replace(exported.experiment, postprocess=merging)
-    export.export(experiment, exported.model, str(tmp_path / "export"))
+    export.export(experiment, stub, str(tmp_path / "export"))
     described = json.loads((tmp_path / "export/categories.json").read_text())
-    clusters = exported.model(tf.zeros([1, 97, 97, 3])).final.class_logits.shape[1]
+    clusters = stub(tf.zeros([1, 97, 97, 3]), training=False).final.class_logits.shape[1]
     assert described.get("merged_clusters") == (clusters if merges_there else None)
     monkeypatch.setattr(tf.saved_model, "load", lambda folder: exported_signatures())
     assert predict.load(str(tmp_path / "export"))._merged_clusters == merges_there * clusters
+    probability = loaded.signatures["uint8_details"].structured_outputs["class_probability"]
+    assert probability.shape[1] == exported.model.cluster_path.num_clusters  # of the real model
 
 
 def exported_signatures():
     return types.SimpleNamespace(signatures={"uint8_details": None})
 
 
-def test_masks_at_the_size_of_the_image_are_of_one_image_at_a_time(exported):
+def test_masks_at_the_size_of_the_image_are_of_one_image_at_a_time(exported, stub):
     """Those of a batch of photos would take ten times the memory."""
     together = {}
     for merges_there in (False, True):
         merging = dataclasses.replace(exported.experiment.postprocess, at_image_size=merges_there)
         experiment = dataclasses.replace(exported.experiment, postprocess=merging)
-        run = export.ExportedModel(exported.model, experiment).signatures()["uint8"]
+        run = export.ExportedModel(stub, experiment).signatures()["uint8"]
         operations = run.get_concrete_function().graph.get_operations()
         loops = [operation for operation in operations if "While" in operation.type]
         together[merges_there] = sorted(loop.get_attr("parallel_iterations") for loop in loops)
@@ -201,19 +203,19 @@ def test_masks_at_the_size_of_the_image_are_of_one_image_at_a_time(exported):
     assert together == {False: [10, 10], True: [1, 10]}
 
 
-def test_a_link_stays_and_its_target_is_replaced(exported, tmp_path, monkeypatch):
+def test_a_link_stays_and_its_target_is_replaced(exported, stub, tmp_path, monkeypatch):
     stub_of_saving(monkeypatch)
     (tmp_path / "disk/old").mkdir(parents=True)
     (tmp_path / "disk/old/saved_model.pb").write_text("the old one")
     (tmp_path / "export").symlink_to("disk/old")
-    export.export(exported.experiment, exported.model, f"{tmp_path}/export/")
+    export.export(exported.experiment, stub, f"{tmp_path}/export/")
     assert (tmp_path / "export").is_symlink()
     assert (tmp_path / "export/saved_model.pb").read_text() == "the new one"
     assert os.listdir(tmp_path / "disk") == ["old"]
     assert sorted(os.listdir(tmp_path)) == ["disk", "export"]
 
 
-def test_an_export_that_cannot_be_replaced_stays(exported, tmp_path, monkeypatch):
+def test_an_export_that_cannot_be_replaced_stays(exported, stub, tmp_path, monkeypatch):
     stub_of_saving(monkeypatch)
     (tmp_path / "export").mkdir()
     (tmp_path / "export/saved_model.pb").write_text("the old one")
@@ -226,10 +228,10 @@ def test_an_export_that_cannot_be_replaced_stays(exported, tmp_path, monkeypatch
 
     monkeypatch.setattr(tf.io.gfile, "rename", refuse)
     with pytest.raises(tf.errors.FailedPreconditionError):
-        export.export(exported.experiment, exported.model, f"{tmp_path}/export")
+        export.export(exported.experiment, stub, f"{tmp_path}/export")
     assert (tmp_path / "export/saved_model.pb").read_text() == "the old one"
     with pytest.raises(InputError, match="^/proc: is a mount point, and cannot be replaced; name"):
-        export.export(exported.experiment, exported.model, "/proc")
+        export.export(exported.experiment, stub, "/proc")
 
 
 @pytest.mark.slow
@@ -262,7 +264,7 @@ def test_the_evaluators_export_is_not_replaced(tmp_path):
         commands.main(words)
 
 
-def test_only_an_export_is_replaced(exported, tmp_path, capsys):
+def test_only_an_export_is_replaced(exported, stub, tmp_path, capsys):
     """Else --out=RUN would delete the checkpoints of the run."""
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "exports/one").mkdir(parents=True)
@@ -277,14 +279,14 @@ def test_only_an_export_is_replaced(exported, tmp_path, capsys):
         ("file", "is a file"),
     ):
         with pytest.raises(InputError, match=f"{name}: {what}, and would be replaced"):
-            export.export(exported.experiment, exported.model, str(tmp_path / name))
+            export.export(exported.experiment, stub, str(tmp_path / name))
     assert sorted(tmp_path.rglob("*")) == before
     # What an interrupted replacement leaves, of the evaluator's too.
     (tmp_path / "half/variables").mkdir(parents=True)
     (tmp_path / "half/best.json").write_text("{}")
     (tmp_path / "half/0a1b2c3d.tmp").write_text("a part of a file")
     (tmp_path / "half/model.onnx").write_text("of an older checkpoint")
-    export.export(exported.experiment, exported.model, str(tmp_path / "half"))
+    export.export(exported.experiment, stub, str(tmp_path / "half"))
     assert (tmp_path / "half/saved_model.pb").exists()
     assert not (tmp_path / "half/model.onnx").exists()
     assert not (tmp_path / "half/0a1b2c3d.tmp").exists()
@@ -293,10 +295,10 @@ def test_only_an_export_is_replaced(exported, tmp_path, capsys):
     )
 
 
-def test_describes_itself(exported):
+def test_describes_itself(exported, segmenter):
     experiment = config.load(Experiment, os.path.join(exported.folder, "config.gin"))
     assert experiment.postprocess == exported.experiment.postprocess
-    assert predict.load(exported.folder).categories == exported.experiment.dataset.categories
+    assert segmenter.categories == exported.experiment.dataset.categories
     card = files.read_bytes(os.path.join(exported.folder, "model_card.md")).decode()
     for category in experiment.dataset.categories:
         assert category.name in card

@@ -97,10 +97,10 @@ def test_the_share_of_pixels_that_differ(ours, share):
 
 
 @pytest.mark.slow
-def test_onnx_gives_what_the_model_gives(exported, made, images):
+def test_onnx_gives_what_the_model_gives(made, images, predict_batch):
     file = made("onnx.ONNX")
     ours, _ = file.kind.load_predictor(file.content)(images)  # three at once
-    expected, _ = predictor.build_predictor(exported.model, exported.experiment)(images)
+    expected, _ = predict_batch(images)
     assert np.mean(ours.segment_map != expected.segment_map) <= 1e-4
     assert np.mean(ours.semantic_map != expected.semantic_map) <= 1e-4
     np.testing.assert_array_equal(ours.segment_class, expected.segment_class)
@@ -129,9 +129,9 @@ def test_onnx_of_a_whole_resnet50():
 
 
 @pytest.mark.slow
-def test_tflite_gives_nearly_what_the_model_gives(exported, made, images):
+def test_tflite_gives_nearly_what_the_model_gives(made, images, predict_batch):
     ours, _ = TFLITE.load_predictor(made("tflite.TFLITE").content)(images)
-    expected, _ = predictor.build_predictor(exported.model, exported.experiment)(images)
+    expected, _ = predict_batch(images)
     assert np.mean(ours.semantic_map == expected.semantic_map) > 0.9
     for place in range(len(images)):
         part = slice(place, place + 1)
@@ -154,11 +154,11 @@ def test_gelu_is_converted(name):
         np.testing.assert_allclose(values, tf.nn.gelu(image) + i, atol=1e-5)
 
 
-def test_a_refusal_of_the_converter(exported):
+def test_a_refusal_of_the_converter(exported, stub):
     def refuse(*_):
         raise RuntimeError("somewhere: error: no Fancy\nsomewhere else: error: no Fancy\n")
 
-    segmenter = export.ExportedModel(exported.model, exported.experiment)
+    segmenter = export.ExportedModel(stub, exported.experiment)
     with pytest.raises(
         InputError, match="Lite converter rejects the model: no Fancy; export it in float32"
     ):
@@ -203,7 +203,7 @@ def test_an_export_checks_the_file_and_tells_how_to_run_it(
     ],
 )
 def test_the_card_fits_an_image_as_the_savedmodel(
-    exported, kind, length, expected, tmp_path, monkeypatch
+    exported, stub, kind, length, expected, tmp_path, monkeypatch
 ):
     """A small image may keep its scale, and a photo of a phone is turned upright."""
     experiment = exported.experiment
@@ -212,7 +212,7 @@ def test_the_card_fits_an_image_as_the_savedmodel(
     if kind == "not enlarged":
         training = dataclasses.replace(experiment.training_input, resize_to_crop=False)
         experiment = dataclasses.replace(experiment, training_input=training)
-    card = model_card.text(experiment, exported.model, [], {}, {}, [TFLITE])
+    card = model_card.text(experiment, stub, [], {}, {}, [TFLITE])
     code, _ = re.findall(r"```python\n(.*?)```", card.split("## Other runtimes")[1], re.DOTALL)
     monkeypatch.chdir(tmp_path)
     pixels = np.zeros([length, length // 2, 3], np.uint8)
@@ -221,7 +221,7 @@ def test_the_card_fits_an_image_as_the_savedmodel(
     Image.fromarray(np.rot90(pixels)).save("photo.jpg", exif=turned)
     place = {}
     exec(code, place)
-    fitted = export.ExportedModel(exported.model, experiment)._fit(tf.constant(pixels)).fitted_size
+    fitted = export.ExportedModel(stub, experiment)._fit(tf.constant(pixels)).fitted_size
     assert place["photo"].size == tuple(fitted.numpy()[::-1])
     assert tuple(fitted) == expected
 
@@ -256,15 +256,15 @@ def test_without_a_segment_nothing_is_said_to_be_the_same():
 
 
 @pytest.mark.slow
-def test_a_file_that_segments_differently_is_not_exported(exported, tmp_path):
+def test_a_file_that_segments_differently_is_not_exported(exported, stub, tmp_path):
     def nothing(content):
-        clusters = exported.model.cluster_path.num_clusters
+        clusters = stub.cluster_path.num_clusters
         empty = panoptic(np.zeros(exported.experiment.evaluation_size, np.int32), *[-1] * clusters)
         return lambda image: (empty, [])
 
     kind = TFLITE._replace(convert=lambda *_: b"", load_predictor=nothing, largest_difference=1e-4)
     with pytest.raises(InputError, match=r"model.tflite: 0 segments, where the SavedModel has \d"):
-        export.export(exported.experiment, exported.model, str(tmp_path / "e"), formats=[kind])
+        export.export(exported.experiment, stub, str(tmp_path / "e"), formats=[kind])
     assert not os.listdir(tmp_path)
 
 

@@ -66,10 +66,10 @@ def segment():
     return names["segment"]
 
 
-def test_documented_client_gets_what_predict_gives(server, segment, exported):
+def test_documented_client_gets_what_predict_gives(server, segment, exported, segmenter):
     folder = pathlib.Path(exported.experiment.data_dir).parent / "val"
     path = str(folder / image_sources.find([str(folder)])[1][0].name)
-    expected = predict.load(exported.folder)(path, details=True)
+    expected = segmenter(path, details=True)
     result = segment(path, server, "serving_details")
     np.testing.assert_array_equal(result["panoptic_map"], expected.panoptic_map)
     np.testing.assert_array_equal(result["assignments"], expected.assignments)

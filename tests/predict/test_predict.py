@@ -1,13 +1,12 @@
 """What scripts/predict.py leaves is what the evaluator sees; nothing that it is given ends it."""
 
 import collections
+import functools
 import io
 import json
 import pathlib
 import random
 import shutil
-import subprocess
-import sys
 import types
 
 import numpy as np
@@ -29,13 +28,6 @@ from kmax_tf.predict import image_sources, output_files
 from kmax_tf.predict import segmenter as segmenter_module
 from kmax_tf.predict.output_files import Labels, OutputFiles, confident_part
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def segmenter(exported):
-    return predict.load(exported.folder)
-
 
 @pytest.fixture(scope="module")
 def photos(exported):
@@ -54,8 +46,7 @@ def run(segmenter, paths, folder, **options):
     return skipped
 
 
-def test_three_lines(exported, photos):
-    segmenter = predict.load(exported.folder)
+def test_three_lines(segmenter, photos):
     path = image_sources.find([photos])[1][0].name
     result = segmenter(f"{photos}/{path}")
     assert result.panoptic_map.shape == image_sources.read_image(f"{photos}/{path}").shape[:2]
@@ -64,11 +55,10 @@ def test_three_lines(exported, photos):
     assert result.assignments is None
 
 
-def test_files_are_what_the_evaluator_sees(segmenter, exported, photos, tmp_path):
+def test_files_are_what_the_evaluator_sees(segmenter, exported, predict_batch, photos, tmp_path):
     assert run(segmenter, [photos], tmp_path) == []
     content = json.loads((tmp_path / "predictions.json").read_text())
     found = {a["image_id"]: a for a in content["annotations"]}
-    predict_batch = predictor.build_predictor(exported.model, exported.experiment)
     seen = list(predictor.predict_split(exported.experiment, predict_batch, lambda _, image: image))
     assert len(found) == len(seen) == 3
     categories = exported.experiment.dataset.categories
@@ -353,6 +343,19 @@ def test_reading_ahead_shrinks_when_images_grow(monkeypatch):
     assert given == len(asked) == 24
 
 
+@functools.cache
+def out_of_memory():
+    """TensorFlow's error, before which it waits ten seconds for memory."""
+
+    @tf.function(autograph=False)
+    def allocate(count):
+        return tf.reduce_sum(tf.random.stateless_uniform([count], [0, 0]))
+
+    with pytest.raises(tf.errors.ResourceExhaustedError) as refused:
+        allocate(tf.constant(10**14, tf.int64))
+    return refused.value
+
+
 class Small:
     """A SavedModel that runs out of memory as TensorFlow's do, above so many images at once."""
 
@@ -363,15 +366,11 @@ class Small:
     def run(self, images):
         self.tried.append(len(images))
         if len(images) > self.fits:
-            self.allocate(tf.constant(10**14, tf.int64))
+            raise out_of_memory()
         maps = tf.cast(images[..., 0], tf.int32)
         nothing = np.zeros((len(images), 0))
         names = ("segment_id", *predict.Segment._fields[1:])
         return {"panoptic_map": maps} | {name: tf.constant(nothing) for name in names}
-
-    @tf.function(autograph=False)
-    def allocate(self, count):
-        return tf.reduce_sum(tf.random.stateless_uniform([count], [0, 0]))
 
 
 def brightness(count):
@@ -608,14 +607,11 @@ def test_the_folder_of_labels_needs_their_list(words):
 
 
 @pytest.mark.parametrize("positional", [True, False])
-def test_command_line(positional, exported, photos, tmp_path, capsys):
+def test_command_line(positional, exported, photos, run_script, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     if positional:
         commands.main(["predict", exported.folder, *out, photos])  # images after a flag, too
-        printed = capsys.readouterr().out
     else:
-        words = [f"--export={exported.folder}", f"--images={photos}", *out]
-        command = [sys.executable, ROOT / "scripts/predict.py", *words]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "3 images, 0 skipped" in printed
+        run_script("predict.py", f"--export={exported.folder}", f"--images={photos}", *out)
+    assert "3 images, 0 skipped" in capsys.readouterr().out
     assert len(list((tmp_path / "out/predictions").iterdir())) == 3

@@ -402,14 +402,9 @@ def segmenter(tiled):
 
 
 @pytest.fixture(scope="module")
-def run(exported):
-    return predictor.build_predictor(exported.model, exported.experiment)
-
-
-@pytest.fixture(scope="module")
-def evaluated(run, tiled):
+def evaluated(predict_batch, tiled):
     """What the evaluator sees of the validation images, a list of `ImagePrediction`."""
-    return list(predictor.predict_split(tiled[0], run, lambda _, segmented: segmented))
+    return list(predictor.predict_split(tiled[0], predict_batch, lambda _, segmented: segmented))
 
 
 @pytest.fixture(scope="module")
@@ -436,12 +431,12 @@ def test_segmenter_gives_what_the_evaluator_gives(segmenter, evaluated, photos):
         assert result.confidence is None
 
 
-def test_tiles_are_those_of_the_model(run, exported, evaluated, photos):
+def test_tiles_are_those_of_the_model(predict_batch, exported, evaluated, photos):
     """The stitched result is made of what the model says of each part of the enlarged image."""
     expected, size = evaluated[0], exported.experiment.evaluation_size
     scaled = host.resize_image(photos[expected.name], tf.constant([194, 194]))
     canvases = tf.stack([scaled[r : r + 97, c : c + 97] for r in (0, 48, 97) for c in (0, 48, 97)])
-    panoptic, _ = run(canvases)
+    panoptic, _ = predict_batch(canvases)
     middle = panoptic.semantic_map[4]  # the middle tile owns pixels 72 to 120 of both sides
     nearest = np.floor(np.arange(97) * np.float32(193 / 96) + 0.5).astype(int)
     inside = nearest[(nearest >= 80) & (nearest < 112)]
@@ -454,22 +449,24 @@ def test_tiles_are_those_of_the_model(run, exported, evaluated, photos):
     assert (ours == theirs)[stuff[own][:, own]].mean() > 0.9
 
 
-def of_one_tile(run, image, size):
+def of_one_tile(predict_batch, image, size):
     """What the model says of an image at `size` within one tile: map, `Panoptic`, clusters."""
     sample = geometry.Sample(image, tf.zeros(image.shape[:2], tf.int32))
     canvas = host.pad(host.resize(sample, size), tf.constant([0, 0]), (97, 97)).image
-    panoptic, clusters = run(canvas[None])
+    panoptic, clusters = predict_batch(canvas[None])
     segment_map = host.to_original_size(panoptic.segment_map[0], size, image.shape[:2])
     return segment_map, panoptic, clusters, canvas
 
 
-def test_evaluator_gives_what_the_model_says_of_an_image_of_one_tile(run, exported, photos):
+def test_evaluator_gives_what_the_model_says_of_an_image_of_one_tile(
+    predict_batch, exported, photos
+):
     # Batches of one, as below: on some CPUs a batch rounds otherwise than its images.
     options = dict(tiles=Tiles(0.5, 40), evaluation_batch_size=1)
     experiment = dataclasses.replace(exported.experiment, **options)
-    for image in predictor.predict_split(experiment, run, lambda _, segmented: segmented):
+    for image in predictor.predict_split(experiment, predict_batch, lambda _, segmented: segmented):
         size = tf.constant([48, 48])  # 48.5, rounded to even
-        expected, panoptic, clusters, canvas = of_one_tile(run, photos[image.name], size)
+        expected, panoptic, clusters, canvas = of_one_tile(predict_batch, photos[image.name], size)
         np.testing.assert_array_equal(image.segment_map, expected)
         np.testing.assert_array_equal(image.segment_class, panoptic.segment_class[0])
         np.testing.assert_array_equal(image.segment_score, panoptic.segment_score[0])
@@ -478,11 +475,13 @@ def test_evaluator_gives_what_the_model_says_of_an_image_of_one_tile(run, export
         np.testing.assert_array_equal(image.fitted_size, size)
 
 
-def test_segmenter_gives_what_the_model_says_of_an_image_of_one_tile(run, segmenter, photos):
+def test_segmenter_gives_what_the_model_says_of_an_image_of_one_tile(
+    predict_batch, segmenter, photos
+):
     [photo, *_] = photos.values()
     for shape in ((30, 48), (48, 20)):
         image = photo[: shape[0], : shape[1]]
-        expected, *_ = of_one_tile(run, image, tf.constant([2 * side for side in shape]))
+        expected, *_ = of_one_tile(predict_batch, image, tf.constant([2 * side for side in shape]))
         result = segmenter(image, details=True)
         np.testing.assert_array_equal(result.panoptic_map, expected)
         assert len(result.assignments) == 1 and expected.numpy().any()
@@ -501,8 +500,8 @@ def test_two_replicas_give_what_one_gives(exported, tiled, evaluated, two_replic
         np.testing.assert_array_equal(ours.segment_map, expected.segment_map)
 
 
-def test_evaluation_in_tiles(run, tiled, tmp_path):
-    metrics, _, examples = evaluate.evaluate(tiled[0], run, step=1)
+def test_evaluation_in_tiles(predict_batch, tiled, tmp_path):
+    metrics, _, examples = evaluate.evaluate(tiled[0], predict_batch, step=1)
     assert metrics["num_images"] == 3 and metrics["mIoU"] > 0
     for entry in examples.write(str(tmp_path)):
         names = {path.name for path in (tmp_path / entry["folder"]).iterdir()}

@@ -35,11 +35,6 @@ RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 256, (8, 10, 3), np.uint8)).resize((640, 512))
 
 
-@pytest.fixture(scope="module")
-def segmenter(exported):
-    return predict.load(exported.folder)
-
-
 def views_of(segmenter, path):
     return web_demo.views_of(segmenter, path.name, path.read_bytes())
 

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
@@ -12,7 +10,6 @@ from kmax_tf.errors import InputError
 from kmax_tf.files import NotAtHand
 from kmax_tf.run_folder import checkpoint, layout, watch
 
-ROOT = pathlib.Path(__file__).parents[2]
 DATA = ".data-00000-of-00001"
 
 
@@ -158,8 +155,8 @@ def test_without_a_run_there_is_one_clear_line(tmp_path):
         watch.wait_for_config(str(tmp_path), seconds=0)
 
 
-def test_once_does_not_wait_for_a_run_that_is_not_there(tmp_path):
-    command = [sys.executable, ROOT / "scripts/evaluate.py", "--run_dir", tmp_path, "--once"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert f"error: {tmp_path}/config.gin: missing; start kmax train" in done.stderr
+def test_once_does_not_wait_for_a_run_that_is_not_there(run_script, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_script("evaluate.py", f"--run_dir={tmp_path}", "--once", "--wait=1")
+    assert f"error: {tmp_path}/config.gin: missing; start kmax train" in ended.value.code
+    assert "waiting for" not in capsys.readouterr().err

@@ -1,8 +1,6 @@
 """The description of a model, and the count of multiply-adds."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
@@ -69,11 +67,10 @@ def test_multiply_adds():
     assert describe.multiply_adds(outputs) == convolutions + 35 * 3 * 8 + 2 * 9 * 5 + 2 * 25 * 3
 
 
-def test_script():
-    command = [sys.executable, "scripts/describe.py", "--gin_file=gin/experiments/demo.gin"]
-    command += ["--input_size", "97", "193", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    description = json.loads(result.stdout)
+def test_script(run_script, capsys):
+    words = ["--gin_file=gin/experiments/demo.gin", "--input_size", "97", "193", "--json"]
+    run_script("describe.py", *words)
+    description = json.loads(capsys.readouterr().out)
     parameters = description["parameters"]
     assert parameters["total"] == sum(parameters["by_part"].values())
     assert description["outputs"]["final/mask_logits"] == [1, 25, 49, 16]

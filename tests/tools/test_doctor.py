@@ -2,11 +2,10 @@
 
 import argparse
 import importlib.metadata
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
+import toy
 
 from kmax_tf.run_folder import checkpoint
 from kmax_tf.tools import machine, packages
@@ -153,6 +152,9 @@ def test_run_dir(tmp_path):
     assert machine.check_run_dir(str(tmp_path / "runs/coco")) == ("can be written", [])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
+    for below in ("file", "file/run"):
+        shown, (problem,) = machine.check_run_dir(str(tmp_path / below))
+        assert shown == "is not a folder" and problem.what == f"{tmp_path}/file is a file"
     shown, problems = machine.check_run_dir("/proc/kmax")
     assert shown == "cannot be written" and len(whats(problems)) == 1
     shown, (problem,) = machine.check_run_dir(str(tmp_path / "a[1]"))
@@ -161,10 +163,10 @@ def test_run_dir(tmp_path):
 
 
 def test_lost_segments(tiny, records):
-    lines, problems = machine.check_segments(tiny(), records)
+    lines, problems = machine.check_segments(toy.of(tiny()), records)
     assert not problems and lines[0].startswith("segments") and "6 images" in lines[0]
     rows = "training_input.TrainingInput.max_segments = 99"
-    lines, problems = machine.check_segments(tiny(rows), records)
+    lines, problems = machine.check_segments(toy.of(tiny(rows)), records)
     assert not lines
     assert whats(problems) == [f"{rows.replace(' =', '')} exceeds the 16 clusters of training"]
 
@@ -172,9 +174,10 @@ def test_lost_segments(tiny, records):
 def test_weights_to_start_from(tiny, tmp_path):
     """Training would refuse them at once, unless the run has a checkpoint of its own."""
     tiny()
+    (tmp_path / "toy.gin").write_text(toy.GIN)
     missing = str(tmp_path / "weights-0")
     options = argparse.Namespace(
-        gin_file=str(tmp_path / "tiny.gin"),
+        gin_file=str(tmp_path / "toy.gin"),
         gin=[f"experiment.Experiment.initial_checkpoint = {missing!r}"],
         data_dir=None,
         run_dir=str(tmp_path / "run"),
@@ -183,7 +186,7 @@ def test_weights_to_start_from(tiny, tmp_path):
     _, problems = machine.examine_folders(options)
     (what,) = whats(problems)
     assert what.startswith(f"{missing}: cannot be read")
-    weights = tf.train.Checkpoint(model=tiny().build_model())
+    weights = tf.train.Checkpoint(model=toy.of(tiny()).build_model())
     checkpoint.save(weights, options.run_dir, 1, keep=1)
     rows, problems = machine.examine_folders(options)
     assert not problems and any("6 images" in row[1] for row in rows)
@@ -192,22 +195,18 @@ def test_weights_to_start_from(tiny, tmp_path):
     assert not machine.examine_folders(options)[1]
 
 
-def run(*words):
-    program = [sys.executable, "scripts/doctor.py", *words]
-    done = subprocess.run(program, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout
-
-
-def test_the_command(tmp_path):
+def test_the_command(run_script, tmp_path, capsys):
     """On this machine: the rows, and the one problem."""
-    status, output = run(
-        "--gin_file=gin/experiments/demo.gin",
-        f"--data_dir={tmp_path}",
-        f"--run_dir={tmp_path / 'run'}",
-        "--gin=experiment.Experiment.evaluation_split = 'train'",
-    )
-    assert status == 1
+    with pytest.raises(SystemExit) as ended:
+        run_script(
+            "doctor.py",
+            "--gin_file=gin/experiments/demo.gin",
+            f"--data_dir={tmp_path}",
+            f"--run_dir={tmp_path / 'run'}",
+            "--gin=experiment.Experiment.evaluation_split = 'train'",
+        )
+    assert ended.value.code == 1  # that of an error is its text
+    output = capsys.readouterr().out
     for row in ("Python", "tensorflow", "tf_keras", "hotcoco", "libtpu", "devices", "cores"):
         assert f"\n{row}" in f"\n{output}"
     assert 'no records of split "train"' in output.split("Problems:")[1]
