@@ -252,7 +252,7 @@ def test_runs_start_from_one_path_wherever_the_study_is_called(
 
 def test_runs_at_the_same_time_share_the_cores(two_variants, trained, tmp_path, monkeypatch):
     run_one, threads = study._run_one, []
-    monkeypatch.setattr(study.runtime, "cores", lambda: 8)
+    monkeypatch.setattr(study.host, "cores", lambda: 8)
     monkeypatch.setattr(study, "_run_one", lambda *args: threads.append(args[3]) or run_one(*args))
     study.run("s", two_variants, str(tmp_path), seeds=1, jobs=2)
     assert set(threads) == {4}
