@@ -3,18 +3,16 @@
 import contextlib
 import pathlib
 import socket
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import toy
 
 from kmax_tf.run_folder import checkpoint
 
 FOLDER = pathlib.Path(__file__).parent
-sys.path.insert(0, str(FOLDER))  # for chaos_processes and toy
-import toy  # noqa: E402
 
 STEPS = 20
 

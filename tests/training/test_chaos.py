@@ -24,7 +24,8 @@ REAL_KILLS = 9  # of the training
 def start():
     """Starts a function of chaos_processes as a process, with TensorFlow imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["chaos_processes"])
+    # Its server does not see the folder of chaos_processes.
+    context.set_forkserver_preload(["kmax_tf.training.train", "kmax_tf.evaluation.evaluate"])
     processes = []
 
     def start(function, *arguments):
