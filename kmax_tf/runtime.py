@@ -65,6 +65,13 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     return f"{strategy.num_replicas_in_sync} x {kind}"
 
 
+def is_this_cpu(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether the strategy has no device but the CPU of this process."""
+    if not isinstance(strategy, tf.distribute.OneDeviceStrategy):
+        return False
+    return strategy.extended.worker_devices == ("/job:localhost/replica:0/task:0/device:CPU:0",)
+
+
 def _halve_threads() -> None:
     """Gives each operation half of the cores, unless the environment sets a number.
 

@@ -42,8 +42,7 @@ def evaluation_input(
         )
 
     examples = reader.serialized(records).map(prepare, tf.data.AUTOTUNE, deterministic=True)
-    batches = examples.batch(batch_size)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return examples.batch(batch_size).prefetch(1)
 
 
 def evaluation_images(records: Records) -> tf.data.Dataset:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from kmax_tf.data import autotuning
 from kmax_tf.data.datasets import Dataset
 from kmax_tf.data.records import corrupt, reader
 from kmax_tf.data.records.reader import Records
@@ -135,6 +136,7 @@ def training_input(
     if service:
         policy = tf.data.experimental.service.ShardingPolicy.DYNAMIC
         batches = batches.apply(tf.data.experimental.service.distribute(policy, service))
+        batches = autotuning.off(batches)  # here; the options above are the servers'
     return batches.prefetch(1)
 
 
@@ -178,7 +180,8 @@ def ordered_records(
         share = tf.data.Dataset.zip(orders).skip(first - begin).shard(num_hosts, 0)
         return share.enumerate().map(lambda i, pair: (first + i * num_hosts, *pair))
 
-    return tf.data.Dataset.range(start // num_examples, ENDLESS).flat_map(epoch)
+    epochs = tf.data.Dataset.range(start // num_examples, ENDLESS).flat_map(epoch)
+    return autotuning.off(epochs)
 
 
 def step_examples(

@@ -46,7 +46,7 @@ def training_dataset(
     stride: int,
     start_step: int,
     service: str = "",
-) -> tf.distribute.DistributedDataset:
+) -> tf.distribute.DistributedDataset | tf.data.Dataset:
     """Builds the distributed training input of `records`, from `start_step` on.
 
     Args:
@@ -73,6 +73,8 @@ def training_dataset(
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return batches.apply(endless)
 
+    if runtime.is_this_cpu(strategy):  # a copying iterator would be tuned, see autotuning.py
+        return per_host(tf.distribute.InputContext())
     return strategy.distribute_datasets_from_function(per_host)
 
 

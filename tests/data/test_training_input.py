@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kmax_tf import config
 from kmax_tf.data import datasets, training_input
-from kmax_tf.data.evaluation_input import evaluation_input
+from kmax_tf.data.evaluation_input import evaluation_images, evaluation_input
 from kmax_tf.data.records import example, serialize
 from kmax_tf.data.records.reader import Records
 from kmax_tf.errors import InputError
@@ -269,6 +269,25 @@ def test_no_python_operation_in_any_training_input(paths, dataset, options):
     )
     assert "DecodePng" in names or "DecodeImage" in names
     assert not [name for name in names if "PyFunc" in name or name == "GeneratorDataset"]
+
+
+@pytest.mark.parametrize("made_of", ["training", "evaluation", "images"])
+def test_no_input_is_autotuned(paths, made_of):
+    """The thread of the autotuning can keep a process from its end for a minute."""
+    dataset = datasets.load("panoptic_digits")
+    inputs = {
+        "training": lambda: training_input.training_input(
+            found(paths),
+            dataset,
+            training_input.TrainingInput(**EVERYTHING),
+            stride=4,
+            batch_size=2,
+            seed=0,
+        ),
+        "evaluation": lambda: evaluation_input(found(paths), (33, 41), 2, enlarge=False),
+        "images": lambda: evaluation_images(found(paths)),
+    }
+    assert inputs[made_of]().options().autotune.enabled is False
 
 
 def test_a_python_operation_would_be_found(paths):

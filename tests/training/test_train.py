@@ -50,6 +50,19 @@ def batch(experiment, stride, size):
     return tf.nest.map_structure(lambda *values: tf.concat(values, axis=0), *parts)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_only_several_devices_get_copies(tiny, devices):
+    """A copying iterator is autotuned whatever the dataset's options are."""
+    names = [f"/cpu:{i}" for i in range(devices)]
+    strategies = tf.distribute.OneDeviceStrategy(names[0]), tf.distribute.MirroredStrategy(names)
+    experiment = tiny()
+    records = train.training_records(experiment)
+    dataset = train.training_dataset(
+        experiment, records, strategies[devices - 1], stride=4, start_step=0
+    )
+    assert isinstance(dataset, tf.data.Dataset) == (devices == 1)
+
+
 def on_replicas(strategy, function, parts):
     """function(image, targets) on each replica, i taking parts[i]; returns replica 0's result."""
 

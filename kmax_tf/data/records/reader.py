@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from kmax_tf import errors
-from kmax_tf.data import datasets
+from kmax_tf.data import autotuning, datasets
 from kmax_tf.data.records import deeplab2, example, shards, tfds
 from kmax_tf.data.records.example import Example
 
@@ -91,7 +91,7 @@ def serialized(records: Records) -> tf.data.Dataset:
 
     The dataset ends in a FailedPreconditionError if a file lost records; see `named_errors`.
     """
-    found = tf.data.TFRecordDataset(records.paths)
+    found = autotuning.off(tf.data.TFRecordDataset(records.paths))
     if records.num_examples is None:
         return found
     return found.apply(tf.data.experimental.assert_cardinality(records.num_examples))
@@ -105,10 +105,10 @@ def decode_each(dataset: tf.data.Dataset, decode: Callable, *, large: bool) -> t
         decode: parses a record by TensorFlow operations.
         large: the images may be large: decode one at a time, while the one before is used.
     """
+    dataset = autotuning.off(dataset)
     if large:  # without `synchronous`, tf.data would parallelize this map too
         return dataset.map(decode, synchronous=True).prefetch(1)
-    decoded = dataset.map(decode, tf.data.AUTOTUNE, deterministic=True)
-    return decoded.prefetch(tf.data.AUTOTUNE)
+    return dataset.map(decode, tf.data.AUTOTUNE, deterministic=True).prefetch(1)
 
 
 def check(records: Records) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from kmax_tf import errors, files
+from kmax_tf.data import autotuning
 
 
 def name(split: str, index: int, count: int) -> str:
@@ -46,7 +47,7 @@ def paths(folder: str, split: str) -> list[str]:
 def read(path: str) -> Iterator[bytes]:
     """Yields the serialized records of one file; InputError if it is missing or corrupt."""
     try:
-        yield from tf.data.TFRecordDataset(path).as_numpy_iterator()
+        yield from autotuning.off(tf.data.TFRecordDataset(path)).as_numpy_iterator()
     except tf.errors.OpError as error:
         raise errors.InputError(
             f"{path}: missing or corrupt records ({error.message}); convert again"
