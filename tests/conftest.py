@@ -257,3 +257,15 @@ def shared(pytestconfig) -> pathlib.Path:
     if folder is None:
         pytest.skip("needs real images: --shared DIR")
     return folder.resolve()
+
+
+@pytest.fixture
+def round_products(monkeypatch) -> Callable:
+    """A function that lets `tf.einsum` round what it multiplies to bfloat16, as a TPU does."""
+    exact = tf.einsum
+
+    def rounded(equation, *factors):
+        factors = [tf.cast(tf.cast(x, tf.bfloat16), x.dtype) for x in factors]
+        return exact(equation, *factors)
+
+    return lambda: monkeypatch.setattr(tf, "einsum", rounded)

@@ -54,7 +54,8 @@ def match_segments(
     # [batch, segments, clusters], 1 for each match: at most one per row and per column.
     matched = tf.one_hot(cluster_of_segment, num_clusters)
     is_matched = tf.reduce_any(matched > 0, axis=1)
-    class_of_cluster = tf.einsum("bgn,bg->bn", matched, tf.cast(classes, tf.float32))
+    # No einsum: a TPU would round classes above 256 to bfloat16.
+    class_of_cluster = tf.reduce_sum(tf.cast(matched, tf.int32) * classes[:, :, None], axis=1)
     quality, confidence = (
         tf.maximum(tf.reduce_sum(matched * v, axis=1), terms.PROBABILITY_FLOOR)
         for v in (dice, probability)
@@ -68,7 +69,7 @@ def match_segments(
         dice=dice,
         cost=cost,
         cluster_of_pixel=look_up(cluster_of_segment + 1, segment) - 1,  # 0 for no segment
-        class_of_cluster=tf.where(is_matched, tf.cast(class_of_cluster, tf.int32), void_class),
+        class_of_cluster=tf.where(is_matched, class_of_cluster, void_class),
         mask_weight=tf.where(is_matched, confidence, 0.0),
         class_weight=tf.where(is_matched, quality, share),
     )

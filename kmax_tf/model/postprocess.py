@@ -135,8 +135,8 @@ class PostProcess:
         leader = _leaders(pasted.mask_class, is_thing, area > 0)
 
         member = tf.one_hot(leader, n)  # [batch, mask, segment]
-        area, confidence, probability = (
-            tf.einsum("bm,bms->bs", value, member)
+        area, confidence, probability = (  # no einsum: a TPU would round areas to bfloat16
+            tf.reduce_sum(value[:, :, None] * member, axis=1)
             for value in (area, area * pasted.confidence, probability)
         )
         confidence = tf.math.divide_no_nan(confidence, area)

@@ -108,6 +108,16 @@ def test_found_are_segments_whose_cluster_has_their_class_and_more_than_half_of_
     np.testing.assert_array_equal(found, [1, 1])
 
 
+def test_a_tpu_keeps_classes_beyond_256(targets, round_products):
+    classes = np.array([[257, 999, 511, -1], [301, 0, 255, -1]], np.int32)
+    targets = targets._replace(segment_class=tf.constant(classes))
+    cluster = targets.segment.numpy() % CLUSTERS  # void: the last one
+    final = Prediction(30 * tf.one_hot(cluster, CLUSTERS), tf.zeros([2, CLUSTERS, 1001]), None)
+    round_products()
+    matching = match_segments(final, targets)
+    np.testing.assert_array_equal(matching.class_of_cluster[:, :3], classes[:, :3])
+
+
 def test_unmatched_clusters_weigh_their_share_of_void_or_the_rest(outputs, targets):
     official, meant = (
         match_segments(outputs.final, targets, u) for u in ("void_share", "nonvoid_share")

@@ -150,6 +150,13 @@ def test_scores_of_a_whole_photo_are_means_of_all_its_pixels():
     np.testing.assert_allclose(panoptic.segment_score[0], confidence * np.array(expected), 1e-5)
 
 
+def test_a_tpu_rounds_no_area(prediction, round_products):
+    exact = SETTINGS(prediction, SIZE, THINGS)
+    round_products()
+    for ours, expected in zip(SETTINGS(prediction, SIZE, THINGS), exact, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
 @pytest.mark.xla
 @pytest.mark.parametrize("ties", [False, True])
 def test_compiled_by_xla_it_is_the_same(prediction, ties):
