@@ -19,7 +19,8 @@ from kmax_tf import config
 from kmax_tf.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "gin/README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 PAGES += [ROOT / "docs/demo.ipynb", ROOT / "scripts/quickstart"]
 # Whole commands, not mentions: of fenced blocks, indented lines, and some in a sentence.
 FENCED = r"```bash\n(.*?)```"
