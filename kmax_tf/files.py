@@ -1,5 +1,6 @@
 """Lists folders, and reads and writes whole files, local or on gs://."""
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -180,7 +181,7 @@ def write_atomic(path: str, data: bytes | str) -> None:
             file.write(data)
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except tf.errors.OpError as error:
-        if tf.io.gfile.exists(temporary):
+        with contextlib.suppress(tf.errors.OpError):  # never written, or out of reach, too
             tf.io.gfile.remove(temporary)
         reason = error.message.removeprefix(f"{temporary}; ")
-        raise InputError(f"{path}: cannot be written ({reason}); check space and path") from error
+        raise _kind(error)(f"{path}: cannot be written ({reason}); check space and path") from error

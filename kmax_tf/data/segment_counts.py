@@ -160,7 +160,6 @@ def _spread(records, skip):
     wanted = min(SAMPLE, number)
     shards = math.ceil(wanted * len(records.paths) / number)  # as many as hold the sample
     present = min(READ, number * shards // len(records.paths))
-    corrupt.check_files(records.paths[:shards], skip)
     paths = tf.data.Dataset.from_tensor_slices(records.paths[:shards])
     ordered = paths.flat_map(lambda path: corrupt.read(path, skip)).enumerate()
     return ordered.filter(lambda i, _: i * wanted % present < wanted).take(wanted)

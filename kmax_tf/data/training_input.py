@@ -114,12 +114,7 @@ def training_input(
     Returns:
         A dataset of (image float32 [batch, height, width, 3], `Targets`) for the placement "host".
         For "device", of `device.Decoded`, from which `device.make_examples` makes the same.
-
-    Raises:
-        InputError: corrupt records are skipped, and a file cannot be opened.
     """
-    if not service:  # only its server needs to see the files
-        corrupt.check_files(records.paths, options.skip_corrupt)
     start = start_step * batch_size * num_hosts
     ordered = ordered_records(
         records, options, seed=seed, start=start, host_index=host_index, num_hosts=num_hosts

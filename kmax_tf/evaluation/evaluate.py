@@ -3,19 +3,21 @@
 The device predicts images while worker threads evaluate the earlier ones.
 """
 
+import functools
 import json
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
 
 from kmax_tf.data.records import reader
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, first_line
 from kmax_tf.evaluation import baseline, best_checkpoint, bootstrap, clusters, summary
 from kmax_tf.evaluation.example_images import EvaluatedImage, ExampleImages
 from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import read_bytes, read_json, write_atomic
+from kmax_tf.files import NOT_AT_HAND, NotAtHand, read_bytes, read_json, write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.report.quality import baseline_text
 from kmax_tf.report.report import write_report
@@ -88,7 +90,8 @@ def evaluate_run(
         once: evaluate only `checkpoint_path` or the newest checkpoint, even if it is done already.
         checkpoint_path: the checkpoint to evaluate with `once`. The figures of one that is not in
             RUN_DIR/checkpoints are printed and not kept.
-        wait: seconds to wait for a new checkpoint; 0 evaluates only the existing ones.
+        wait: seconds to wait for a new checkpoint, or for a storage that does not answer; 0
+            evaluates only the existing ones.
         newest_first: evaluate the newest checkpoint first, not the earliest.
 
     Returns:
@@ -100,7 +103,8 @@ def evaluate_run(
     """
     records = predictor.evaluation_records(experiment)  # an error here comes before the slow parts
     of_records = provenance.describe_records(experiment.dataset, records)
-    keeps = not _others(run_dir, of_records["fingerprint"], once)
+    others = functools.partial(_others, run_dir, of_records["fingerprint"], once)
+    keeps = not others()
     model = experiment.build_evaluation_model()
     predict = predictor.build_predictor(model, experiment)
     if once:
@@ -116,17 +120,18 @@ def evaluate_run(
         )
     if keeps:
         _show_baseline(experiment, records, of_records, run_dir)
-    metrics = None
+    metrics, seconds = None, 0.0 if once else wait
     for path in paths:
         try:
-            of = _restore(model, path, experiment.dataset, 0 if once else wait)
+            restore = functools.partial(_restore, model, path, experiment.dataset)
+            of = _patiently(restore, seconds, path)
         except InputError as error:
             if once:
                 raise
             print(f"skipped: {error}", flush=True)
             continue
         # Training may have resumed with other settings.
-        why = _others(run_dir, of_records["fingerprint"], once)
+        why = _patiently(others, seconds, run_dir)
         if checkpoint_path and of != _own_fingerprint(run_dir, path):
             why = why or f"{path}: not in {layout.checkpoints(run_dir)}"
         if why:
@@ -134,7 +139,8 @@ def evaluate_run(
         metrics, *rest = evaluate(experiment, predict, checkpoint.step_of(path))
         if not why:
             metrics |= {"checkpoint": of, "records": of_records["fingerprint"]}
-            _keep(experiment, run_dir, model, metrics, *rest)
+            keep = functools.partial(_keep, experiment, run_dir, model, metrics, *rest)
+            _patiently(keep, seconds, run_dir)
         print(summary.line(metrics), flush=True)
     if keeps:
         best_checkpoint.export(run_dir, experiment, model)
@@ -167,28 +173,32 @@ def _other_records(run_dir, records):
     return f"has metrics of other records (to replace them, move {places} away)"
 
 
-def _restore(model, path, dataset, seconds):
-    """Restores a checkpoint, and returns its fingerprint.
+def _restore(model, path, dataset):
+    """Restores a checkpoint, and returns its fingerprint."""
+    of = checkpoint.fingerprint(path)  # before reading: a new file is evaluated again
+    checkpoint.restore_model(model, path, dataset)
+    if of is None:
+        raise NotAtHand(f"{path}: cannot be read now; try again")
+    return of
 
-    One that cannot be read now is tried again for so many seconds.
-    """
+
+def _patiently(act: Callable, seconds: float, what: str) -> Any:
+    """Returns what `act` returns; if the storage does not answer, it tries again so long."""
     reason = None
 
     def probe():
         nonlocal reason
-        of = checkpoint.fingerprint(path)  # before reading: a new file is evaluated again
         try:
-            checkpoint.restore_model(model, path, dataset)
-            return of
-        except checkpoint.NotAtHand as error:
+            return (act(),)
+        except (NotAtHand, *NOT_AT_HAND) as error:
             if seconds and not reason:
-                print(error, flush=True)
+                print(first_line(error), flush=True)
             reason = error
 
-    of = watch.poll(probe, seconds, path)
-    if of is None:
-        raise reason or checkpoint.NotAtHand(f"{path}: cannot be read now; try again")
-    return of
+    done = watch.poll(probe, seconds, what)
+    if done is None:
+        raise reason
+    return done[0]
 
 
 def _show_baseline(experiment, records, of_records, run_dir):

@@ -320,9 +320,14 @@ def newest(run_dir: str) -> str:
 
 
 def fingerprint(path: str) -> str | None:
-    """Returns a digest of a checkpoint's numbers, None if the checkpoint is missing."""
+    """Returns a digest of a checkpoint's numbers, None if the checkpoint is missing.
+
+    Raises NotAtHand if its storage does not answer.
+    """
     try:
         content = read_bytes(f"{path}.index")  # it has a checksum of each tensor
+    except NotAtHand:
+        raise
     except InputError:
         return None
     return hashlib.sha256(content).hexdigest()[:16]

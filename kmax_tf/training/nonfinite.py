@@ -45,13 +45,18 @@ def describe_step(step: int, records: Iterable[bytes]) -> str:
 
     Without records it names none.
     """
-    names = [
-        tf.train.Example.FromString(record).features.feature["image/filename"].bytes_list.value
-        for record in records
-    ]
-    shown = ", ".join(_shortened([b"".join(name).decode() for name in names]))
+    names = [_name(record) for record in records]
+    shown = ", ".join(_shortened(names))
     images = f"images: {shown}" if names else "images not looked up"
     return f"step {step} skipped: non-finite loss or gradient; {images}"
+
+
+def _name(record):
+    try:
+        feature = tf.train.Example.FromString(record).features.feature["image/filename"]
+    except Exception:  # of protobuf, whose kind depends on its version
+        return "a corrupt record"
+    return b"".join(feature.bytes_list.value).decode(errors="replace")
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from kmax_tf.run_folder import checkpoint, layout, provenance
 from kmax_tf.training import batch_size, memory, nonfinite, preemption
 from kmax_tf.training.progress import Progress
 from kmax_tf.training.replica_strategy import ReplicaStrategy
+from kmax_tf.training.summaries import Summaries
 from kmax_tf.training.trainer import Trainer, make_trainer
 
 LOOP_SECONDS = 5  # between two actions of the host, up to twice as many
@@ -190,7 +191,7 @@ def _run(trainer, folder, progress, came):
         train_actions=[after_loop],
         steps_per_loop=next_loop,
         summary_interval=every,
-        summary_dir=layout.training(folder),
+        summary_manager=Summaries(layout.training(folder), trainer.step, progress.write),
     )
     with contextlib.redirect_stdout(io.StringIO()):  # orbit prints every scalar
         controller.train(experiment.steps)

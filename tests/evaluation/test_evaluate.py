@@ -461,10 +461,52 @@ def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypat
         return load(path)
 
     monkeypatch.setattr(tf.train, "load_checkpoint", away_at_first)
+    restore = functools.partial(evaluate._restore, model, path, None)
     with pytest.raises(checkpoint.NotAtHand, match="ckpt-1: cannot be read now .no network"):
-        evaluate._restore(model, path, None, seconds=0)
-    assert evaluate._restore(model, path, None, seconds=60) == checkpoint.fingerprint(path)
+        evaluate._patiently(restore, 0, path)
+    assert evaluate._patiently(restore, 60, path) == checkpoint.fingerprint(path)
     assert len(found) == 3 and capsys.readouterr().out.count("cannot be read now (no network)") == 1
+
+
+def test_figures_that_cannot_be_written_now_are_written_later(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate.watch, "SECONDS", 0.0)
+    rename, failed = tf.io.gfile.rename, []
+
+    def away_at_first(source, target, overwrite):
+        if len(failed) < 2:
+            failed.append(target)
+            raise tf.errors.UnavailableError(None, None, "no network")
+        rename(source, target, overwrite)
+
+    monkeypatch.setattr(tf.io.gfile, "rename", away_at_first)
+    write = functools.partial(evaluate.write_atomic, str(tmp_path / "figures"), "1")
+    with pytest.raises(checkpoint.NotAtHand, match="figures: cannot be written .no network"):
+        write()
+    evaluate._patiently(write, 60, "figures")
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
+    assert capsys.readouterr().out.count("cannot be written (no network)") == 1
+
+
+def test_a_storage_that_does_not_answer_removes_no_figures(tmp_path, monkeypatch):
+    """The checkpoint of step 3 is the newest, and its figures are the best so far."""
+    run_dir, saver = str(tmp_path), tf.train.Checkpoint(step=tf.Variable(0))
+    for step in (2, 3):
+        checkpoint.save(saver, run_dir, step=step, keep=2)
+    of = checkpoint.fingerprint(checkpoint.newest(run_dir))
+    for step, digest in ((1, "of step 1"), (3, of)):
+        content = json.dumps({"step": step, "checkpoint": digest, "records": "r"})
+        evaluate.write_atomic(layout.metrics(run_dir, step), content)
+    read = checkpoint.read_bytes
+
+    def away(path):
+        if "ckpt-3.index" in path:
+            raise checkpoint.NotAtHand("no network")
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "read_bytes", away)
+    with pytest.raises(checkpoint.NotAtHand):
+        evaluate._forget_other_training(run_dir, "r")
+    assert len(layout.all_metrics(run_dir)) == 2
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from kmax_tf.model.layers.norms import BatchNorm
 from kmax_tf.model.layers.stateless_random import random_seed, random_uniform
 from kmax_tf.planning import timing
 from kmax_tf.run_folder import checkpoint, layout
-from kmax_tf.training import ema, memory, optimizer, preemption, train
+from kmax_tf.training import ema, memory, nonfinite, optimizer, preemption, train
 from kmax_tf.training.replica_strategy import ReplicaStrategy
 from kmax_tf.training.trainer import Trainer, make_trainer, train_step
 
@@ -436,6 +436,13 @@ def test_only_the_first_skipped_steps_are_looked_up(poisoned, tmp_path, capsys, 
     assert [start for start in read if start] == [batch, 2 * batch, 4 * batch]
 
 
+def test_a_skipped_step_with_a_corrupt_record_is_described():
+    features = {"image/filename": tf.train.Feature(bytes_list={"value": [b"\xff.png"]})}
+    record = tf.train.Example(features={"feature": features}).SerializeToString()
+    line = nonfinite.describe_step(3, [b"\xff\xff", record])
+    assert line.endswith("images: a corrupt record, \N{REPLACEMENT CHARACTER}.png")
+
+
 def test_hosts_that_write_nothing_look_up_no_skipped_step(tiny, monkeypatch):
     monkeypatch.setattr(train.training_input, "ordered_records", pytest.fail)
     progress = train._progress(tiny(), None, 0, ReplicaStrategy(2, process=1, processes=2))
@@ -640,6 +647,34 @@ def test_a_save_is_tried_again_while_the_storage_does_not_answer(
     assert list(map(checkpoint.step_of, checkpoint.completed(str(tmp_path)))) == [1, 2, 3]
     line = "saving failed, retrying: 503 Service Unavailable\n"
     assert capsys.readouterr().err.count(line) == 3
+
+
+def test_a_summary_that_cannot_be_written_is_lost_and_no_training(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    flush, flushed = tf.summary.flush, []
+
+    def full_at_the_second_time(writer):
+        flushed.append(writer)
+        if len(flushed) == 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+        flush(writer)
+
+    monkeypatch.setattr(tf.summary, "flush", full_at_the_second_time)
+    experiment = toy.of(
+        tiny("experiment.Experiment.steps = 3", "experiment.Experiment.steps_per_loop = 1")
+    )
+    train.train(experiment, str(tmp_path), runtime.strategy("cpu"))
+    assert list(map(checkpoint.step_of, checkpoint.completed(str(tmp_path)))) == [1, 2, 3]
+    line = "a summary is lost: No space left on device\n"
+    assert capsys.readouterr().err.count(line) == 1
+    written = [
+        event.step
+        for path in sorted((tmp_path / "train").glob("events*"))
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        if any(value.tag == "loss/total" for value in event.summary.value)
+    ]
+    assert {1, 3} <= set(written)
 
 
 def test_a_storage_that_never_answers_ends_the_training(tiny, tmp_path, flaky_bucket, monkeypatch):

@@ -6,37 +6,22 @@ bytes ends there: the records after them are lost too. The order of the others c
 epoch is filled with void. It is the same in every run, so that training resumes exactly.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from kmax_tf import errors
 from kmax_tf.data.records.example import Example
 from kmax_tf.data.transforms.targets import Targets
-
-
-def check_files(paths: Sequence[str], skip: bool) -> None:
-    """With `skip`, raises InputError if a file cannot be opened: `read` would try so for ever."""
-    if skip:
-        with ThreadPoolExecutor(32) as pool:  # on gs:// each answer takes its time
-            list(pool.map(_check_file, paths))
-
-
-def _check_file(path):
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            file.seek(0)  # opens it, but reads nothing
-    except tf.errors.OpError as error:
-        raise errors.InputError(
-            f"{path}: cannot be opened ({error.message}); check the path, or convert again"
-        ) from error
 
 
 def read(path: tf.Tensor, skip: bool) -> tf.data.Dataset:
     """Reads the file of records at `path`, a string scalar; with `skip`, up to damaged bytes."""
     records = tf.data.TFRecordDataset(path)
-    return records.ignore_errors() if skip else records
+    if not skip:
+        return records
+    # `ignore_errors` would try for ever to open a file that is gone, so another dataset opens it.
+    first_byte = tf.data.FixedLengthRecordDataset(path, 1, buffer_size=1).take(1)
+    return first_byte.flat_map(lambda _: records.ignore_errors())
 
 
 def assert_count(records: tf.data.Dataset, number: int, skip: bool) -> tf.data.Dataset:

@@ -122,6 +122,8 @@ def check(records: Records) -> None:
 def named_errors(records: Records, split: str, *, skips: bool = False) -> Iterator[None]:
     """Turns TensorFlow's errors about corrupt records into an InputError that names the record.
 
+    That of a file that cannot be read any more becomes one, too.
+
     Args:
         records: the records that the block reads.
         split: the user's name of them, for messages.
@@ -139,6 +141,15 @@ def named_errors(records: Records, split: str, *, skips: bool = False) -> Iterat
             raise
         raise errors.InputError(
             f"{split} does not hold as many records as {datasets.FILE_NAME} says; convert again"
+        ) from error
+    except tf.errors.OpError as error:
+        path = next((path for path in records.paths if path in error.message), None)
+        if path is None:
+            raise
+        reason = errors.first_line(error.message.partition(f"{path}; ")[2])
+        raise errors.InputError(
+            f"{path}: cannot be read any more ({reason.partition(' [Op:')[0]}); bring it back, and"
+            " run the same command again"
         ) from error
 
 

@@ -121,17 +121,23 @@ def damage(path):
         file.write(bytes([byte ^ 1]))
 
 
-def test_a_file_that_cannot_be_opened_is_named(made, tmp_path):
-    """TensorFlow would try it again for ever."""
+@pytest.mark.parametrize("skip_corrupt", [False, True])
+def test_a_file_that_vanishes_is_named(made, tmp_path, skip_corrupt):
+    """TensorFlow would try it again for ever, if errors were skipped."""
     paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=2)
-    (tmp_path / "train-00001-of-00002.tfrecord").unlink()
-    with pytest.raises(errors.InputError, match="train-00001-of-00002.tfrecord: cannot be opened"):
-        input_of(paths, made)
-    with pytest.raises(errors.InputError, match="train-00001-of-00002.tfrecord: cannot be opened"):
+    records = Records(paths, example.parse, NUMBER)
+    name = "train-00001-of-00002.tfrecord: cannot be read any more .No such file or directory.; "
+    with (
+        pytest.raises(errors.InputError, match=name),
+        reader.named_errors(records, "train", skips=skip_corrupt),
+    ):
+        for _ in input_of(paths, made, skip_corrupt=skip_corrupt):
+            (tmp_path / "train-00001-of-00002.tfrecord").unlink(missing_ok=True)
+    with pytest.raises(errors.InputError, match=name):
         segment_counts.count(
-            Records(paths, example.parse, NUMBER),
+            records,
             made.dataset,
-            training_input.TrainingInput(**OPTIONS, skip_corrupt=True),
+            training_input.TrainingInput(**OPTIONS, skip_corrupt=skip_corrupt),
             evaluation_size=(33, 41),
             scale=None,
             stride=4,
