@@ -90,6 +90,13 @@ class Experiment:
                     "Experiment.tiles merges at the size of a tile; bind it to None, or"
                     " PostProcess.at_image_size to False"
                 )
+            training = self.training_input
+            if training.placement == "device" and training.decoded_size is None:
+                raise InputError(
+                    "Experiment.tiles keeps the scale of images, but they are shrunk to"
+                    ' TrainingInput.size for the device; bind TrainingInput.placement to "host", or'
+                    " decoded_size to the largest image"
+                )
 
     @property
     def enlarges(self) -> bool:

@@ -76,7 +76,7 @@ def pq_class(
 def mask_id(mask_logits: tf.Tensor, cluster_of_pixel: tf.Tensor, nonvoid: tf.Tensor) -> tf.Tensor:
     """Cross entropy of each pixel's cluster (MaX-DeepLab, section 3.4).
 
-    Void pixels do not count. Crowd pixels lower every logit, as in the official code.
+    Void pixels do not count. Nonvoid pixels without a cluster lower every logit, as officially.
 
     Args:
         mask_logits: float32 [batch, height, width, clusters].

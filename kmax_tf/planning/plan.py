@@ -127,10 +127,11 @@ def with_batch_size(plan: Plan, batch_size: int, replicas: int) -> Plan:
     return _with_schedule(plan, FIRST_STEPS, "not timed")
 
 
-def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan:
+def with_steps(plan: Plan, images: int, minutes: float, start: float, seconds: float) -> Plan:
     """Returns the plan with as many steps as fit into `minutes`.
 
     Args:
+        images: of the training split.
         start: seconds until the first step is done.
         seconds: seconds of each further step.
 
@@ -145,8 +146,12 @@ def with_steps(plan: Plan, minutes: float, start: float, seconds: float) -> Plan
         )
     # The longest loop of which whole ones leave at most a fifth of a part.
     loop = next(n for n in range(min(LOOP, part), 0, -1) if part % n <= part / 5)
-    reason = f"{minutes:g} minutes at {seconds:.2f} s a step and {start:.0f} s before the first"
-    return _with_schedule(plan, part // loop * loop * PARTS, reason, loop)
+    steps = part // loop * loop * PARTS
+    reason = (
+        f"{minutes:g} minutes at {seconds:.2f} s a step and {start:.0f} s before the first;"
+        f" {steps * plan.recipe.batch_size / images:.1f} epochs"
+    )
+    return _with_schedule(plan, steps, reason, loop)
 
 
 def _with_schedule(plan, steps, reason, loop=LOOP):

@@ -62,7 +62,7 @@ def run(data_dir: str, out: str, device: str, minutes: float, weights: str) -> N
         _try(start, experiment)
     print(f"timing {timing.STEPS} steps", flush=True)
     made, times = _time(made, strategy)
-    made = plan.with_steps(made, minutes, *times)
+    made = plan.with_steps(made, found.num_images, minutes, *times)
     page.write(f"{stem}.html", found, made, _load(made), records)
     write_atomic(out, plan.gin_text(made, out))
     print(*(f"{s.name} = {s.value}  ({s.reason})" for s in made.settings if s.reason), sep="\n")

@@ -153,8 +153,11 @@ def merging_settings(fingerprint: Fingerprint, view: View) -> list[Setting]:
     for kind, which in (("thing", fingerprint.is_thing), ("stuff", ~fingerprint.is_thing)):
         # A tile may show a corner of a large piece of stuff.
         if which.any() and not (kind == "stuff" and view.scale is not None):
-            least = float(np.quantile(areas[which], 0.01))
+            classes = fingerprint.segment_class[which]  # a rare one may be smaller than all others
+            each = [np.quantile(areas[which][classes == c], 0.01) for c in np.unique(classes)]
+            least = float(min(each))
             name = f"postprocess.PostProcess.{kind}_area"
-            reason = f"half of the 1 % quantile of {kind} areas at this scale, {least:.0f} pixels"
+            reason = f"half of the 1 % quantile of areas at this scale, {least:.0f} pixels"
+            reason += f", of the smallest {kind} class" if len(each) > 1 else ""
             settings.append(Setting(name, int(least / 2), reason))
     return settings

@@ -123,7 +123,7 @@ def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, 
     taken = fingerprint.take(reader.find(records, "train", dataset), dataset)
     recipe = plan.choose_recipe(device, weights)
     first = plan.make(taken, recipe, records, weights)
-    timed = plan.with_steps(first, minutes=10, start=60, seconds=0.5)
+    timed = plan.with_steps(first, 1000, minutes=10, start=60, seconds=0.5)
     path = tmp_path / "plan.gin"
     path.write_text(plan.gin_text(timed, str(path)))
     experiment = config.load(Experiment, str(path))
@@ -137,7 +137,7 @@ def test_a_plan_is_an_experiment_whose_lines_say_why(records, tmp_path, device, 
 @pytest.mark.parametrize("seconds", [0.1, 3, 10, 30])
 def test_a_plan_keeps_its_minutes(minutes, seconds):
     first = plan.make(made(640, 24), plan.choose_recipe("cpu", ""), "panoptic_digits", "")
-    timed = plan.with_steps(first, minutes, start=60, seconds=seconds)
+    timed = plan.with_steps(first, 1000, minutes, start=60, seconds=seconds)
     values = {s.name.split(".")[-1]: s.value for s in timed.settings}
     steps, interval = values["steps"], values["checkpoint_interval"]
     assert 0.8 * 60 * minutes <= 60 + seconds * steps <= 60 * minutes
@@ -148,7 +148,24 @@ def test_a_plan_keeps_its_minutes(minutes, seconds):
 def test_fewer_steps_than_checkpoints_are_no_plan():
     first = plan.make(made(640, 24), plan.choose_recipe("cpu", ""), "panoptic_digits", "")
     with pytest.raises(InputError, match="^1 minutes: startup takes 49 s, and 6 steps 12 s; give"):
-        plan.with_steps(first, minutes=1, start=49, seconds=2.0)
+        plan.with_steps(first, 1000, minutes=1, start=49, seconds=2.0)
+
+
+def test_a_rare_class_of_small_things_is_kept():
+    """200 things, 5 of them of a class with 5 x 5 pixels; whole images are seen as they are."""
+    rare = made(129, 20, num_things=2)
+    rare.segment_class[:5], rare.area[:5] = 1, 25
+    view = rules.View(129, None, "")
+    settings = {s.name: s.value for s in rules.merging_settings(rare, view)}
+    assert settings["postprocess.PostProcess.thing_area"] == 12
+
+
+def test_a_plan_says_its_epochs():
+    first = plan.make(made(640, 24), plan.choose_recipe("cpu", ""), "panoptic_digits", "")
+    timed = plan.with_steps(first, 500, minutes=11, start=60, seconds=1.0)
+    (steps,) = (s for s in timed.settings if s.name == "experiment.Experiment.steps")
+    epochs = steps.value * first.recipe.batch_size / 500
+    assert steps.value == 600 and steps.reason.endswith(f"; {epochs:.1f} epochs")
 
 
 @pytest.mark.parametrize("void, weight", [(0.0, "nonvoid_share"), (0.1, "void_share")])
@@ -167,4 +184,9 @@ def test_a_plan_with_tiles_is_an_experiment(tmp_path, void, weight):
     ends = options.scales[0], options.scales[-1]
     assert ends == pytest.approx((0.5 / 1.2, 0.5 * 1.2), abs=1e-4)
     assert (merging.thing_area, merging.stuff_area) == (72, 0)
+    on_device = ['training_input.TrainingInput.placement = "device"']
+    with pytest.raises(InputError, match="shrunk to TrainingInput.size for the device; bind"):
+        config.load(Experiment, str(path), on_device)
+    on_device.append("training_input.TrainingInput.decoded_size = (640, 640)")
+    assert config.load(Experiment, str(path), on_device).tiles
     assert experiment.criterion.unmatched_class_weight == weight
