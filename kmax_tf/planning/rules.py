@@ -57,14 +57,15 @@ def choose_view(fingerprint: Fingerprint, crops: Sequence[int], usual: int) -> V
     """
     longer = float(np.quantile(fingerprint.size.max(axis=1), 0.95))
     thing = fingerprint.is_thing
-    whole = next((crop for crop in crops if crop >= longer), crops[-1])
     if not thing.any():
-        return View(whole, None, f"no things; 95 % of the images have at most {longer:.0f} pixels")
+        crop = next((crop for crop in crops if crop >= longer), crops[-1])
+        return View(crop, None, f"no things; 95 % of the images have at most {longer:.0f} pixels")
     area = float(np.quantile(fingerprint.area[thing], SMALLEST))
     large = float(np.quantile(fingerprint.longer_side[thing], 0.95))
     needed = STRIDE * math.sqrt(GRID_PIXELS / area)
     small = f"95 % of the things have {area:.0f} or more pixels"
-    fitting = [crop for crop in crops if crop >= min(max(needed * longer, usual), longer)]
+    whole = max(min(needed, SCALES[-1]) * longer, min(usual, longer))
+    fitting = [crop for crop in crops if crop >= whole]
     if fitting:
         return View(fitting[0], None, f"{small}, and images at most {longer:.0f} a side")
     scale = next((s for s in SCALES if s >= needed), SCALES[-1])

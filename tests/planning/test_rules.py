@@ -42,6 +42,8 @@ def made(size, side, per_image=50, images=4, num_things=1):
         (640, 40, 193, None),  # 12 of 40 pixels are 192 of 640
         (640, 24, 129, 0.5),  # half of the scale shows 3 x 3 pixels of the grid
         (1000, 12, 129, 1.0),
+        (120, 6, 257, None),  # twice the scale shows them, and the image fits
+        (250, 4, 129, 2.0),  # as for 1,000 pixels, though the image itself would fit
         (1000, 4, 129, 2.0),
         (6000, 1, 129, 2.0),  # no more than that
     ],
