@@ -6,7 +6,10 @@ kmax train --gin_file=gin/experiments/demo.gin --run_dir=runs/short --minutes=15
 The same command resumes a run.
 """
 
+import sys
+
 from kmax_tf import command_line
+from kmax_tf.errors import InputError, file_system_reason
 
 LENGTHS = {
     "steps": (int, "number of steps, instead of the experiment's; the warm-up scales too"),
@@ -50,19 +53,28 @@ def parse():
 
 
 def main(options):
-    from kmax_tf import runtime
+    from kmax_tf import files, runtime
     from kmax_tf.planning import timing
-    from kmax_tf.training import train
+    from kmax_tf.training import preemption, train
 
-    strategy = train.make_strategy(options.device)
-    service = runtime.service_address(options.tf_data_service)
-    experiment = timing.load(
-        options.gin_file,
-        options.gin,
-        strategy,
-        options.run_dir,
-        service,
-        batch_size=options.batch_size,
-        **{name: getattr(options, name) for name in LENGTHS},
-    )
-    train.train(experiment, options.run_dir, strategy, service, allow_changes=options.allow_changes)
+    try:
+        strategy = train.make_strategy(options.device)
+        service = runtime.service_address(options.tf_data_service)
+        experiment = timing.load(
+            options.gin_file,
+            options.gin,
+            strategy,
+            options.run_dir,
+            service,
+            batch_size=options.batch_size,
+            **{name: getattr(options, name) for name in LENGTHS},
+        )
+        train.train(
+            experiment, options.run_dir, strategy, service, allow_changes=options.allow_changes
+        )
+    except (files.NotAtHand, *files.NOT_AT_HAND) as error:
+        line = error if isinstance(error, InputError) else file_system_reason(error)
+        if not line:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(preemption.RESTART)  # the launcher starts it again

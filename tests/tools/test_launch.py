@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from kmax_tf.run_folder import watch
+from kmax_tf.tools.launch import jobs
+from kmax_tf.training import preemption
 
 ROOT = pathlib.Path(__file__).parents[2]
 GIN = "gin/experiments/small.gin"
@@ -343,25 +346,52 @@ def test_starts_again_what_stopped_without_an_error_of_its_own(cloud):
     assert sum("stock" in line for line in cloud.read("python")) == 2  # installed once a machine
 
 
-def test_an_evaluator_that_stopped_is_started_again_while_training_runs(cloud):
-    """As after a restart of its VM."""
-    stops = """
-again = cloud / "again"
-if not again.exists():
-    again.touch()
+# The evaluator stops at each of its first starts.
+STOPS = """
+done = cloud / "evaluated"
+with (cloud / "evaluations").open("a") as file:
+    print("start", file=file)
+number = len((cloud / "evaluations").read_text().splitlines())
+if number < 3:
+    {evaluates}
     os._exit(137)
-(cloud / "second").touch()
 """
+
+
+def stop_evaluators(cloud, evaluates):
+    """Training waits for the third evaluator, or until there is none."""
+    stops = STOPS.format(evaluates=evaluates)
     write(cloud.clone / "scripts/evaluate.py", EVALUATE.replace("if (cloud", f"{stops}if (cloud"))
-    waits = 'while not (cloud / "second").exists(): time.sleep(0.05)'
+    waits = """
+while not (cloud / "evaluations").exists():
+    time.sleep(0.05)
+while len((cloud / "evaluations").read_text().split()) < 3 and (cloud / "evaluator").exists():
+    time.sleep(0.05)
+"""
     write(
         cloud.clone / "scripts/train.py",
-        TRAIN.replace('print("trained', f'{waits}\nprint("trained'),
+        TRAIN.replace('print("trained', f'{waits}print("trained'),
     )
     cloud.commit()
+
+
+def test_an_evaluator_that_stopped_is_started_again_while_training_runs(cloud):
+    """As after restarts of its VM."""
+    stop_evaluators(cloud, "done.write_text(str(number))")
     status, output = cloud.launch("run", *RUN)
     assert status == 0, output
+    assert len(cloud.read("evaluations")) == 3
     assert "evaluate: PQ 53.0" in output and not cloud.machines()
+
+
+def test_an_evaluator_that_stops_twice_in_vain_is_not_started_for_ever(cloud):
+    stop_evaluators(cloud, "pass")
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert len(cloud.read("evaluations")) == 2
+    assert "gs://bucket/runs/coco: the evaluator stopped twice without evaluating" in output
+    assert output.count("training continues without it") == 1
+    assert "train: trained" in output and not cloud.machines()
 
 
 def test_what_keeps_stopping_is_not_started_for_ever(cloud):
@@ -405,6 +435,79 @@ def test_what_stops_at_the_same_step_is_not_started_for_ever(cloud):
     assert not cloud.machines()
 
 
+# Where the storage does not answer, `kmax train` ends so: tests/commands/test_train.py.
+AWAY = f"""
+if {{condition}}:
+    print("error: gs://bucket/runs/coco: cannot be listed now; try again", file=sys.stderr)
+    sys.exit({preemption.RESTART})
+"""
+
+
+def lose_storage(cloud, condition):
+    away = AWAY.format(condition=condition)
+    write(cloud.clone / "scripts/train.py", TRAIN.replace("for step", f"{away}for step", 1))
+    cloud.commit()
+
+
+def test_a_training_whose_storage_did_not_answer_is_started_again(cloud):
+    """However soon after its start."""
+    cloud.environment["KMAX_SETTLED_SECONDS"] = "600"
+    lose_storage(cloud, 'len((cloud / "starts").read_text().split()) == 1')
+    status, output = cloud.launch("run", *RUN)
+    assert status == 0, output
+    assert cloud.read("starts") == ["0", "0"]
+    assert "train: error: gs://bucket/runs/coco: cannot be listed now" in output
+    assert "train: trained" in output and not cloud.machines()
+
+
+@pytest.mark.parametrize(
+    "fails, starts, message",
+    [
+        ("", 2, "gs://bucket/runs/coco: training stopped twice without saving"),
+        ("storage ls .*index", 3, "gs://bucket/runs/coco/checkpoints/*.index: cannot be listed"),
+    ],
+)
+def test_a_storage_that_stays_away_ends_the_run(cloud, fails, starts, message):
+    """Where the launcher cannot list the checkpoints, too."""
+    cloud.plan(fails=fails)
+    lose_storage(cloud, 'len((cloud / "starts").read_text().split()) < 5')
+    status, output = cloud.launch("run", *RUN)
+    assert status == 1
+    assert cloud.read("starts") == ["0"] * starts
+    error = output[output.index("\nerror: ") :]
+    assert message in error and error.count("; ") == 1
+    assert not cloud.machines()
+
+
+def test_a_training_that_says_nothing_is_not_followed_for_ever(cloud):
+    hangs = 'if step == 3: (cloud / "hung").touch(); time.sleep(60)'
+    write(
+        cloud.clone / "scripts/train.py",
+        TRAIN.replace("    written =", f"    {hangs}\n    written =", 1),
+    )
+    cloud.commit()
+    leave_training(cloud, signal.SIGINT)
+    wait_for(cloud.path / "hung")
+    cloud.environment["KMAX_SILENCE_SECONDS"] = "0.1"
+    status, output = cloud.launch("run", *RUN, "--evaluator=none")
+    assert status == 1
+    assert "error: training has said nothing for hours (last line: step 2); the run f" in output
+    assert not cloud.machines()
+
+
+def test_each_new_line_of_a_job_is_heard(monkeypatch):
+    looks = [(1, "step 1", 1), (2, "", 1), (3, "step 1", 3)]  # time, new log, when it was heard
+    now, said = 0, ""
+    gcloud = types.SimpleNamespace(
+        ask=lambda *_, dry: subprocess.CompletedProcess([], 0, f"running\n{said}\n", "")
+    )
+    machine = types.SimpleNamespace(gcloud=gcloud, ssh=lambda *_: [])
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now)
+    job = jobs.Job("train", machine, "gs://bucket/runs/coco")
+    for now, said, heard in looks:  # noqa: B007
+        assert job.follow() == "running" and job.heard == heard
+
+
 def test_after_a_crash_that_nobody_saw_the_present_code_is_started(cloud):
     waits = 'if not (cloud / "killed").exists(): time.sleep(600)'
     write(cloud.clone / "scripts/train.py", TRAIN.replace("for step", f"{waits}\nfor step", 1))
@@ -419,11 +522,15 @@ def test_after_a_crash_that_nobody_saw_the_present_code_is_started(cloud):
     assert "train: trained by the mended code" in output
 
 
-# It ends with an error of its own, crashes, or loses its files.
+# It ends with an error of its own, crashes, or loses its files after its start.
+LOOKED_AT = """calls = pathlib.Path(os.environ["FAKE"], "calls")
+while "evaluate.seen" not in calls.read_text():
+    time.sleep(0.05)
+"""
 DEATHS = [
     'sys.exit("error: no records")',
     "os._exit(137)",
-    'pathlib.Path("../evaluate.pid").unlink(); os._exit(137)',
+    f"{LOOKED_AT}pathlib.Path('../evaluate.pid').unlink(); os._exit(137)",
 ]
 
 
@@ -431,7 +538,7 @@ DEATHS = [
 def test_training_goes_on_without_an_evaluator_that_ended(cloud, death):
     """And without its VM."""
     cloud.environment["KMAX_SETTLED_SECONDS"] = "600"
-    write(cloud.clone / "scripts/evaluate.py", f"import os, pathlib, sys\n{death}")
+    write(cloud.clone / "scripts/evaluate.py", f"import os, pathlib, sys, time\n{death}")
     waits = """
 for is_there in (True, False):
     while (cloud / "evaluator").exists() != is_there:
@@ -490,6 +597,16 @@ def test_a_connection_that_is_lost_is_made_again(cloud, step):
     status, output = cloud.launch("run", *RUN)
     assert status == 0, output
     assert (cloud.path / "was_dropped").exists() and len(cloud.read("trainings")) == 1
+
+
+def test_a_doctor_that_fails_is_asked_again(cloud):
+    """Its storage may not answer for a moment."""
+    asked = 'asked = pathlib.Path(os.environ["FAKE"], "asked")'
+    fails = f"import os, pathlib, sys\n{asked}\nfirst = not asked.exists()\nasked.touch()"
+    write(cloud.clone / "scripts/doctor.py", f"{fails}\nsys.exit(first)")
+    cloud.commit()
+    status, output = cloud.launch("run", *RUN, "--evaluator=none")
+    assert status == 0, output
 
 
 LOGIN = "There was a problem refreshing your tokens. Please run:\n\n  $ gcloud auth login\n"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kmax_tf import errors
+from kmax_tf import errors, files
 from kmax_tf.data import autotuning, datasets
 from kmax_tf.data.records import deeplab2, example, shards, tfds
 from kmax_tf.data.records.example import Example
@@ -146,10 +146,12 @@ def named_errors(records: Records, split: str, *, skips: bool = False) -> Iterat
         path = next((path for path in records.paths if path in error.message), None)
         if path is None:
             raise
-        reason = errors.first_line(error.message.partition(f"{path}; ")[2])
-        raise errors.InputError(
-            f"{path}: cannot be read any more ({reason.partition(' [Op:')[0]}); bring it back, and"
-            " run the same command again"
+        before, _, after = error.message.partition(f"{path}; ")
+        kind = files.NotAtHand if isinstance(error, files.NOT_AT_HAND) else errors.InputError
+        reason = errors.first_line(after or before).partition(" [Op:")[0]
+        raise kind(
+            f"{path}: cannot be read any more ({reason}); bring it back, and run the same command"
+            " again"
         ) from error
 
 

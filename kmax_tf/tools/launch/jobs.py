@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 
 from kmax_tf.errors import InputError
@@ -14,8 +15,12 @@ from kmax_tf.tools.launch.machines import Machine, Unreachable
 
 # A job that ends sooner after its start, in seconds, is not started again.
 SETTLED = float(os.environ.get("KMAX_SETTLED_SECONDS", "600"))
+# "Start me again", of training/preemption.py: that one needs TensorFlow.
+RESTART = "75"
+UNLISTED = 3  # stops in a row after which the job's files cannot be listed
 APT_GET = "sudo apt-get -o DPkg::Lock::Timeout=300"
-# What a machine is asked about a job: how it is ("stopped" with its seconds), and its new log.
+# What a machine is asked about a job: how it is ("stopped" with its seconds and exit status), and
+# its new log.
 QUESTION = r"""
 of=$(cat JOB.of 2> /dev/null || echo RUN_DIR)
 if grep -qsa scripts/JOB.py "/proc/$(cat JOB.pid 2> /dev/null)/cmdline"; then
@@ -24,11 +29,12 @@ elif [ "$of" != RUN_DIR ]; then
     echo absent
 elif grep -qsx 0 JOB.exit; then
     echo finished
-elif tail -n 1 JOB.log 2> /dev/null | tr '\r' '\n' | tail -n 1 | grep -q '^error:'; then
+elif ! grep -qsx RESTART JOB.exit &&
+    tail -n 1 JOB.log 2> /dev/null | tr '\r' '\n' | tail -n 1 | grep -q '^error:'; then
     echo failed
 elif [ -e JOB.pid ]; then
     end=$(stat -c %Y JOB.exit 2> /dev/null || date +%s)
-    echo stopped $((end - $(stat -c %Y JOB.pid)))
+    echo stopped $((end - $(stat -c %Y JOB.pid))) $(cat JOB.exit 2> /dev/null)
 else
     echo absent
 fi
@@ -102,19 +108,22 @@ class Job:
         state: "running", "finished", "failed" (with an error of its own), "stopped", "absent", or
             "unknown" if the machine does not answer.
         seconds: How long a stopped job ran.
+        status: The exit status of a stopped job, "" if it could not write one.
         line: The last line of its log that was shown.
+        heard: When that was, or when following began, by time.monotonic().
     """
 
     def __init__(self, name: str, machine: Machine, run_dir: str, workers: str = "0"):
         self.name, self.machine, self.workers = name, machine, workers
         self.run_dir = run_dir
-        self.state, self.seconds, self.line = "", 0, ""
+        self.state, self.seconds, self.status = "", 0, ""
+        self.line, self.heard = "", time.monotonic()
         self.dry_state = "absent"
 
     @property
     def is_broken(self) -> bool:
         """Whether it ended such that it would end so again."""
-        ended = self.state in ("absent", "stopped")
+        ended = self.state in ("absent", "stopped") and self.status != RESTART
         return self.state == "failed" or (ended and self.seconds < SETTLED)
 
     def start(self, command: Sequence[str]) -> bool:
@@ -140,7 +149,7 @@ class Job:
 
         Raises Unreachable if the job of another run folder is running.
         """
-        question = QUESTION.strip().replace("JOB", self.name)
+        question = QUESTION.strip().replace("JOB", self.name).replace("RESTART", RESTART)
         question = question.replace("RUN_DIR", shlex.quote(self.run_dir))
         done = self.machine.gcloud.ask(*self.machine.ssh(question, "0"), dry=self.dry_state)
         if done.stderr:
@@ -149,13 +158,49 @@ class Job:
         state, *log = answer.splitlines() or ["unknown"]
         for line in filter(None, log):
             show(f"{self.name}: {line}")
-            self.line = line
+            self.line, self.heard = line, time.monotonic()
         if other := re.fullmatch("of (.*)", state):
             raise Unreachable(
                 f"{self.machine.name}: runs the job {self.name} of {other[1]}; choose another"
                 " --name, or delete the machine first"
             )
-        stopped = re.fullmatch(r"stopped (\d+)", state)
+        stopped = re.fullmatch(r"stopped (\d+) ?(\d*)", state)
         self.state = "stopped" if stopped else state
-        self.seconds = int(stopped[1]) if stopped else 0
+        self.seconds, self.status = (int(stopped[1]), stopped[2]) if stopped else (0, "")
         return self.state
+
+
+class Progress:
+    """What a job adds to its run folder between two stops.
+
+    Args:
+        job: The job.
+        pattern: The files that it adds, below the run folder.
+        failure: What is said of a job that stopped twice and added none between.
+    """
+
+    def __init__(self, job: Job, pattern: str, failure: str):
+        self.job, self.pattern, self.failure = job, pattern, failure
+        self.files: list[str] | None = None  # when they were listed last
+        self.unlisted = 0  # stops in a row
+
+    def check(self) -> None:
+        """Looks for new files; call it once for each stop.
+
+        Raises InputError if there are none, or if `UNLISTED` times in a row nobody can tell.
+        """
+        run_dir, before = self.job.run_dir, self.files
+        remedy = "fix the cause and rerun the command"
+        try:
+            self.files = self.job.machine.gcloud.ls(os.path.join(run_dir, self.pattern))
+        except InputError as error:
+            self.unlisted += 1
+            if self.unlisted == UNLISTED:
+                raise InputError(f"{error}; {remedy}") from error
+            say(str(error))
+            return
+        self.unlisted = 0
+        if self.files == before:
+            raise InputError(
+                f"{run_dir}: {self.failure}, its log is above as {self.job.name}: ...; {remedy}"
+            )

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from kmax_tf.errors import InputError
 from kmax_tf.tools.launch import runtimes
 from kmax_tf.tools.launch.gcloud import PATIENCE, POLL, say
-from kmax_tf.tools.launch.jobs import APT_GET, Code, Job
+from kmax_tf.tools.launch.jobs import APT_GET, Code, Job, Progress
 from kmax_tf.tools.launch.machines import EvaluatorVm, Rental, TpuSlice, Unreachable
 
 HOUR = float(os.environ.get("KMAX_HOUR_SECONDS", "3600"))  # between two lines while it waits
+# Seconds: training prints a line a minute, and compiles in less than an hour.
+SILENCE = float(os.environ.get("KMAX_SILENCE_SECONDS", "10800"))
 GONE = ("SUSPENDED", "PREEMPTED", "TERMINATED", "STOPPED")
 # Nothing runs on a slice in these states.
 IDLE = ("absent", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "FAILED", *GONE)
@@ -24,10 +26,12 @@ class Evaluation:
         self.machine, self.code = machine, code
         self.tensorflow, self.run_dir = tensorflow, run_dir
         self.job = Job("evaluate", machine, run_dir)
+        failure = "the evaluator stopped twice without evaluating"
+        self.progress = Progress(self.job, "eval/metrics-*.json", failure)
         self.remedy = f"it can run anywhere: scripts/evaluate.py --run_dir={run_dir}"
 
     def ensure(self, rental: Rental) -> bool:
-        """Creates the VM and starts the evaluator, unless it runs or has finished.
+        """Creates the VM and starts the evaluator, unless it runs, has finished, or stops in vain.
 
         Raises Unreachable if it may run, but Google Cloud does not say.
         """
@@ -36,6 +40,8 @@ class Evaluation:
             rental.take(self.machine)
             return True  # a VM that does not answer now may be evaluating
         try:
+            if self.job.state == "stopped":
+                self.progress.check()
             _ = self.code.bundle  # or what is not committed would cost first
         except InputError as error:
             say(str(error))
@@ -119,7 +125,8 @@ class Training:
         self.flags = [*flags, f"--run_dir={run_dir}", f"--device={runtime.device}"]
         self.job = Job("train", machine, run_dir, runtime.workers)
         self.installed = False  # by this program
-        self.saved: list[str] | None = None  # the checkpoints at the latest restart
+        failure = "training stopped twice without saving"
+        self.progress = Progress(self.job, "checkpoints/*.index", failure)
 
     def run(self, rental: Rental, evaluation: Evaluation | None) -> Evaluation | None:
         """Trains to the end.
@@ -204,7 +211,8 @@ class Training:
             if not self.runtime.set_up(self.machine, self.code):
                 raise InputError("slice setup failed; see the reason above")
             words = [*self.runtime.client, "scripts/doctor.py", *self.flags]
-            if not self.machine.run(f"cd kmax_tf && {shlex.join(words)}", "0"):
+            # Twice, as its storage may not answer for a moment.
+            if not self.machine.run(f"cd kmax_tf && {shlex.join(words)}", "0", times=2):
                 raise InputError("kmax doctor found problems; see above")
             self.installed = True
         words = [*self.runtime.client, "scripts/train.py", *self.flags]
@@ -213,11 +221,16 @@ class Training:
 
     def _watch(self, rental, evaluation):
         """Follows training until it is done, or has to be started again; returns the evaluation."""
-        missed = 0
+        missed, self.job.heard = 0, time.monotonic()
         while (state := self.job.follow()) != "finished":
             if state == "failed":
                 raise InputError(
                     "training failed (error above); the run folder keeps what it saved"
+                )
+            if state == "running" and time.monotonic() - self.job.heard > SILENCE:
+                raise InputError(
+                    f"training has said nothing for hours (last line: {self.job.line or 'none'});"
+                    " the run folder keeps what it saved, and the same command resumes"
                 )
             missed = missed + 1 if state == "unknown" else 0
             if state != "running" and self._stopped(missed):
@@ -240,24 +253,9 @@ class Training:
                 raise InputError(
                     f"training ended {self.job.seconds} s after its start; its last lines are above"
                 )
-            self._check_progress()
+            self.progress.check()
             say("training stopped; it continues from its newest checkpoint")
             return True
         if missed > PATIENCE:
             raise Unreachable("worker 0 does not answer")
         return False
-
-    def _check_progress(self):
-        """Raises InputError if training saved nothing between two restarts on a slice."""
-        run_dir, before = self.job.run_dir, self.saved
-        try:
-            pattern = os.path.join(run_dir, "checkpoints/*.index")
-            self.saved = self.machine.gcloud.ls(pattern)
-        except InputError as error:
-            self.saved = None
-            say(str(error))
-        if before is not None and self.saved == before:
-            raise InputError(
-                f"{run_dir}: training stopped twice without saving, its log is above as train: ...;"
-                " fix the cause and rerun the command"
-            )
