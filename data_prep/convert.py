@@ -294,9 +294,10 @@ def list_unlabelled(folder: str, pattern: str, image_id: Callable[[str], str]) -
 
 
 def _matching(folder: str, pattern: str) -> list[str]:
-    """Returns the sorted paths below `folder`, which is no pattern, that match `pattern`."""
+    """Returns the sorted paths below `folder`, no pattern, that match `pattern`; no hidden ones."""
     first, _, rest = pattern.partition("/")
-    paths = files.matching(folder, first)
+    found = files.matching(folder, first)
+    paths = [path for path in found if not os.path.basename(path).startswith(".")]
     return sorted(inner for path in paths for inner in _matching(path, rest)) if rest else paths
 
 

@@ -39,7 +39,10 @@ class NotAtHand(InputError):
 
 def expanded(path: str | os.PathLike) -> str:
     """Returns a path as text, with the home folder for a `~` at its start."""
-    return os.path.expanduser(os.fsdecode(path))
+    text = os.fsdecode(path)
+    if isinstance(path, os.PathLike):  # pathlib makes gs:/bucket of gs://bucket
+        text = re.sub(r"^([a-z0-9]+):/(?=[^/])", r"\1://", text)
+    return os.path.expanduser(text)
 
 
 def names(folder: str, *, required: bool = True) -> list[str]:

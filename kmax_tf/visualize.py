@@ -2,9 +2,11 @@
 
 import collections
 import colorsys
+import contextlib
 import functools
 import io
 import math
+import unicodedata
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +15,8 @@ from scipy import ndimage
 SMALLEST_SIDE = 512  # pixels; images with a smaller longer side are enlarged
 BAND = 256  # rows that are painted together, for their memory
 GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, stay apart
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc")  # of the system
+NO_SIGN = "\uffff"  # for which a font has the picture of what it lacks
 
 
 def overlay(image: np.ndarray, segment_map: np.ndarray, segments: list) -> np.ndarray:
@@ -149,21 +153,23 @@ def contact_sheet(rows: list) -> np.ndarray:
         uint8 [sheet height, sheet width, 3], with a white background.
     """
     gap, title_height = 16, 36
-    font = _font(22)
     placed, top, right = [], gap, 0
     for row in rows:
         height = max(picture.shape[0] for _, picture in row)
         left = gap
         for title, picture in row:
             width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-            title = _fitted(printable(title), font, max(width, font.getlength(24 * "n")))
-            placed.append((left, top, title, Image.fromarray(picture).resize((width, height))))
+            title, name = _writable(printable(title))
+            font = _font(name, 22)
+            title = _fitted(title, font, max(width, font.getlength(24 * "n")))
+            resized = Image.fromarray(picture).resize((width, height))
+            placed.append((left, top, title, font, resized))
             left += max(width, math.ceil(font.getlength(title))) + gap
         right = max(right, left)
         top += title_height + height + gap
     sheet = Image.new("RGB", (right, top), "white")
     draw = ImageDraw.Draw(sheet)
-    for left, top, title, picture in placed:
+    for left, top, title, font, picture in placed:
         draw.text((left, top + title_height / 2), title, (30, 30, 30), font, anchor="lm")
         sheet.paste(picture, (left, top + title_height))
     return np.asarray(sheet)
@@ -203,7 +209,7 @@ def _shade(color, k):
     # The two factors are the golden ratio's counterpart in the plane: the shades stay apart.
     hue += 0.18 * ((0.754878 * k + 0.5) % 1 - 0.5)
     place = (lightness - low) / (high - low)
-    lightness = low + (high - low) * ((0.569840 * k + place) % 1)
+    lightness = min(1, low + (high - low) * ((0.569840 * k + place) % 1))
     return np.multiply(colorsys.hls_to_rgb(hue % 1, lightness, saturation), 255)
 
 
@@ -232,7 +238,8 @@ def _label(draw, mask, place, shape, text):
     """
     rows, columns = place
     largest = max(shape) // 28
-    width = _font(largest).getlength(text) + 1
+    text, name = _writable(text)
+    width = _font(name, largest).getlength(text) + 1
     step = max(1, largest // 6)  # using every pixel would take most of the drawing time
     inside = np.pad(mask[::step, ::step], 1)
     distance = ndimage.distance_transform_edt(inside, sampling=(step * width / largest, step))
@@ -247,7 +254,7 @@ def _label(draw, mask, place, shape, text):
         (columns.start + step * (x - 1), rows.start + step * (y - 1)),
         text,
         "white",
-        _font(size),
+        _font(name, size),
         anchor="mm",
         stroke_width=max(1, size // 8),
         stroke_fill=(20, 20, 20),
@@ -255,5 +262,22 @@ def _label(draw, mask, place, shape, text):
 
 
 @functools.cache
-def _font(size):
-    return ImageFont.load_default(size)
+def _writable(text):
+    """Returns a text and the name of a font with its signs, "" for Pillow's, which has ASCII.
+
+    A text whose signs no font has becomes ASCII, with escapes such as \\u65e5.
+    """
+    if text.isascii():
+        return text, ""
+    for name in FONTS:
+        with contextlib.suppress(OSError):  # it is not installed
+            pictures = {c: bytes(_font(name, 22).getmask(c)) for c in {*text, NO_SIGN}}
+            if list(pictures.values()).count(pictures[NO_SIGN]) == 1:
+                return text, name
+    signs = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(signs).encode("ascii", "backslashreplace").decode(), ""
+
+
+@functools.cache
+def _font(name, size):
+    return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)

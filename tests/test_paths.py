@@ -23,7 +23,7 @@ from kmax_tf.data.records import shards
 from kmax_tf.errors import InputError
 from kmax_tf.evaluation import compare_runs, evaluate, submission
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import matching, write_atomic
+from kmax_tf.files import expanded, matching, write_atomic
 from kmax_tf.inference import export, predictor
 from kmax_tf.predict import image_sources
 from kmax_tf.predict.output_files import OutputFiles
@@ -225,6 +225,13 @@ def test_a_run_folder_that_looks_like_a_run_and_a_step(tmp_path):
         str(tmp_path / "run@5"),
         {"step": 1},
     )
+
+
+def test_a_storage_keeps_its_slashes_in_pathlib():
+    """Else TensorFlow makes a local folder `gs:`."""
+    for path in ("gs://bucket/photos", "s3://b", "/data/gs:/a", "a/b", "C:/a"):
+        assert expanded(path) == expanded(pathlib.Path(path)) == path
+    assert expanded("gs:/a") == "gs:/a"  # a local folder, as the text says
 
 
 def test_the_home_folder_in_gin(tiny, monkeypatch, tmp_path):

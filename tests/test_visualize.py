@@ -2,8 +2,10 @@ import colorsys
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
-from kmax_tf.visualize import assignment_picture, contact_sheet, decode, overlay, webp
+from kmax_tf import visualize
+from kmax_tf.visualize import assignment_picture, contact_sheet, decode, overlay, shades, webp
 
 RED, BLUE = (220, 20, 60), (30, 60, 200)
 
@@ -48,6 +50,17 @@ def test_first_of_a_class_has_its_very_color(color):
     image = np.zeros((520, 520, 3), np.uint8)
     picture = overlay(image, np.ones((520, 520), np.int32), [(1, "", color)])
     np.testing.assert_allclose(picture[260, 260], 0.55 * np.array(color), atol=1)
+
+
+def test_a_shade_of_white_is_no_black():
+    white = (255, 255, 255)
+    assert np.min(shades([white] * 200)) >= 0 and np.max(shades([white] * 200)) <= 255
+    picture = overlay(
+        np.full((520, 520, 3), 255, np.uint8),
+        np.repeat(np.arange(1, 131), 4)[None].repeat(520, 0).astype(np.int32),
+        [(i, "", white) for i in range(1, 131)],
+    )
+    assert picture.min() > 100
 
 
 def test_outline_runs_along_the_boundary():
@@ -146,6 +159,43 @@ def test_any_title_is_one_line(title):
     sheet, plain = (contact_sheet([[(t, grey)]]) for t in (title, "plain"))
     assert sheet.shape == plain.shape
     np.testing.assert_array_equal(sheet[52:], plain[52:])  # below the title
+
+
+def titled(text):
+    return contact_sheet([[(text, np.full((30, 400, 3), 200, np.uint8))]])
+
+
+def labelled(text):
+    image = np.zeros((520, 520, 3), np.uint8)
+    return overlay(image, np.ones((520, 520), np.int32), [(1, text, BLUE)])
+
+
+@pytest.mark.parametrize("draw", [titled, labelled])
+@pytest.mark.parametrize("texts", [("Straße", "Strabe"), ("日本", "本日"), ("дом", "код")])
+def test_letters_beyond_ascii_are_told_apart(draw, texts):
+    """They all were the box of a letter that the font lacks."""
+    first, second = map(draw, texts)
+    assert first.shape != second.shape or (first != second).any()
+
+
+def test_letters_that_no_font_has_are_in_ascii(monkeypatch):
+    visualize._writable.cache_clear()
+    monkeypatch.setattr(visualize, "FONTS", ("none.ttf",))
+    for text, written in (("Käfer", "Kafer"), ("日本", "\\u65e5\\u672c")):
+        np.testing.assert_array_equal(titled(text), titled(written))
+        np.testing.assert_array_equal(labelled(text), labelled(written))
+    visualize._writable.cache_clear()
+
+
+def test_letters_of_a_font_of_the_system():
+    try:
+        ImageFont.truetype("DejaVuSans.ttf", 22)
+    except OSError:
+        pytest.skip("needs the font DejaVu Sans")
+    widths = [
+        (titled(text)[:45] < 128).any(axis=-1).sum() for text in ("ä", "a", "ö", "\\u30a2", "ア")
+    ]
+    assert len(set(widths[:3])) == 3 and widths[3] == widths[4]  # it has no Japanese
 
 
 def test_contact_sheet_of_thin_pictures():

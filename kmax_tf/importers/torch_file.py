@@ -46,7 +46,7 @@ class _Tensor(NamedTuple):
     strides: tuple
 
     def array(self, storages: dict[str, bytes]) -> np.ndarray:
-        """Returns the numbers of the tensor, from the bytes of all storages."""
+        """Returns the numbers of the tensor, from the bytes of each storage."""
         last = self.offset + sum(
             (n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)
         )
@@ -100,13 +100,14 @@ def read(path: str, data: bytes) -> dict[str, np.ndarray]:
         InputError: the file is corrupt, holds no state dict, or asks for more than tensors.
     """
     try:
-        content, storages = _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
+        content, read_storages = (_open_zip if data.startswith(b"PK") else _open_stream)(data)
         for key in _STATE_KEYS:
             if isinstance(content, dict) and isinstance(content.get(key), dict):
                 content = content[key]
         if not isinstance(content, dict):
             raise ValueError("it holds no state dict")
         tensors = {name: t for name, t in content.items() if isinstance(t, _Tensor)}
+        storages = read_storages({tensor.storage.key for tensor in tensors.values()})
         return {str(name): tensor.array(storages) for name, tensor in tensors.items()}
     except _ERRORS as error:
         raise InputError(
@@ -130,17 +131,20 @@ _ERRORS = (
 )
 
 
-def _read_zip(data):
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = archive.namelist()
-        (index,) = (n for n in names if n.endswith("/data.pkl"))
-        folder = f"{index.removesuffix('data.pkl')}data/"
-        content = _Unpickler(io.BytesIO(archive.read(index))).load()
-        keys = [name.removeprefix(folder) for name in names if name.startswith(folder)]
-        return content, {key: archive.read(folder + key) for key in keys}
+def _open_zip(data):
+    """Returns the pickled object, and a function: keys -> {key: bytes of the storage}.
+
+    The states of an optimizer, which nobody asks for, are twice as large as the weights.
+    """
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    (index,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+    folder = f"{index.removesuffix('data.pkl')}data/"
+    content = _Unpickler(io.BytesIO(archive.read(index))).load()
+    return content, lambda keys: {key: archive.read(folder + key) for key in keys}
 
 
-def _read_stream(data):
+def _open_stream(data):
+    """Returns what `_open_zip` does, of the format before PyTorch 1.6."""
     stream = io.BytesIO(data)
 
     def load():
@@ -149,13 +153,19 @@ def _read_stream(data):
     if load() != _MAGIC:
         raise ValueError("it was not written by torch.save")
     load(), load()  # version of the protocol, sizes of the machine's types
-    content, keys = load(), load()
+    content, present = load(), load()
     sizes = {s.key: s.size * s.dtype.itemsize for s in _storages(content)}
-    storages = {}
-    for key in keys:
-        stream.read(8)  # the number of elements
-        storages[key] = stream.read(sizes[key])
-    return content, storages
+
+    def read_storages(keys):
+        storages = {}
+        for key in present:
+            stream.read(8)  # the number of elements
+            storage = stream.read(sizes[key])
+            if key in keys:
+                storages[key] = storage
+        return storages
+
+    return content, read_storages
 
 
 def _storages(content):

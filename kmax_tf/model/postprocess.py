@@ -14,6 +14,9 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from kmax_tf.errors import InputError
 from kmax_tf.model.layers.ops import compiled_by_xla, look_up, resize_bilinear
 
+# Parts of an image that are counted alone, because float32 counts ones up to 2^24, or 16.8 million.
+STRIPS = 8
+
 
 class Panoptic(NamedTuple):
     """The panoptic segmentation of a batch of images; segments are in the order of pasting."""
@@ -309,28 +312,31 @@ def _sum(values, ids, n):
         return tf.reduce_sum(tf.where(inside, values[..., None], 0.0), axis=[1, 2])
     batch, height = tf.shape(ids)[0], tf.shape(ids)[1]
     rows = tf.reshape(tf.range(batch * height), [batch, height, 1])
-    return tf.reduce_sum(tf.reshape(_sum_groups(values, ids, rows, n), [batch, height, n]), axis=1)
+    sums = _sum_groups(values, ids, rows, batch * height, n)
+    return tf.reduce_sum(tf.reshape(sums, [batch, height, n]), axis=1)
 
 
-def _sum_groups(values, ids, groups, n):
-    """Sums the values of each id from 1 to n in each group: [groups, n].
+def _sum_groups(values, ids, groups, count, n):
+    """Sums the values of each id from 1 to n in each of `count` groups: [count, n].
 
     `groups` are the numbers of the groups from 0, int32, and broadcast to `ids`.
     """
     # TensorFlow Lite would overwrite `ids` with the sum, if a reshape of them came before.
     flat = (tf.reshape(x, [-1]) for x in (values, ids + groups * (n + 1)))
-    sums = tf.math.unsorted_segment_sum(*flat, tf.size(groups) * (n + 1))
+    sums = tf.math.unsorted_segment_sum(*flat, count * (n + 1))
     return tf.reshape(sums, [-1, n + 1])[:, 1:]
 
 
 def _overlaps(first, second, n):
-    """Counts the pixels of each pair of ids from 1 to n: [batch, n, n]; exact up to 2^24."""
-    if compiled_by_xla():  # a matrix product is fast, and exact for zeros and ones
+    """Counts the pixels of each pair of ids from 1 to n: [batch, n, n], float32."""
+    if compiled_by_xla():  # a matrix product is fast, and exact for zeros and ones up to 2^24
         return tf.einsum("bhwi,bhwj->bij", *(tf.one_hot(ids - 1, n) for ids in (first, second)))
     pair = tf.where(second > 0, (first - 1) * n + second, 0)
-    images = tf.range(tf.shape(pair)[0])[:, None, None]
-    counts = _sum_groups(tf.ones(tf.shape(pair)), pair, images, n * n)
-    return tf.reshape(counts, [-1, n, n])
+    batch, height = tf.shape(pair)[0], tf.shape(pair)[1]
+    images = tf.range(batch)[:, None, None] * STRIPS
+    strips = tf.range(height)[:, None] * STRIPS // height
+    counts = _sum_groups(tf.ones(tf.shape(pair)), pair, images + strips, batch * STRIPS, n * n)
+    return tf.reduce_sum(tf.reshape(counts, [-1, STRIPS, n, n]), axis=1)
 
 
 def _leaders(classes, is_thing, present):

@@ -22,9 +22,9 @@ from kmax_tf.predict import result_names
 
 RECORDED = (".jpg", ".jpeg", ".png")  # what records hold
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
-# The first bytes of GIF, TIFF, WebP and BMP. TensorFlow decodes all frames, of any size, or none;
-# and takes the indices of a palette for gray.
-BY_PILLOW = (b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
+# The first bytes of GIF, TIFF, BigTIFF, WebP and BMP. TensorFlow decodes all frames, of any size,
+# or none; and takes the indices of a palette for gray.
+BY_PILLOW = (b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"RIFF", b"BM")
 LARGEST = 100_000_000  # pixels; the results of a larger image would not fit into memory
 
 
@@ -43,11 +43,11 @@ def find(paths: list[str], without: Sequence[str] = ()) -> tuple[str, list[Sourc
     For a folder without images it takes all images in the folders below, but no pictures of other
     predictions. The frames of a video are consecutive; read them in that order. A video that cannot
     be decoded is a source that cannot be read. A line is printed for one whose end is missing. For
-    each folder, one counts what is in it and below and is left out, such as videos.
+    each folder, one counts what is in it and below and is left out, such as videos or hidden files.
 
     Args:
         paths: what the user names.
-        without: files that no folder gives, such as those of an earlier prediction.
+        without: files that no folder and no glob gives, such as those of an earlier prediction.
 
     Returns:
         The deepest folder that contains all of them, "" for local and remote ones together, and the
@@ -223,48 +223,54 @@ def _place(path):
 
 
 def _files(path, without):
-    """Returns the files that one path names; a folder gives none of `without`."""
+    """Returns the files that one path names; a folder or a glob gives none of `without`."""
     remote = "://" in path
     # TensorFlow takes no name that is not UTF-8.
     isdir = tf.io.gfile.isdir if remote else os.path.isdir
-    if isdir(path):
-        return _images_in(path, without)
-    if tf.io.gfile.exists(path):
-        return [path]
-    found = sorted(tf.io.gfile.glob(path) if remote else _glob(path))
-    if not found:
-        raise InputError(f"{path}: no such image")
-    # As a shell's, which gives each match as a path of its own.
-    parts = (_images_in(match, without) if isdir(match) else [match] for match in found)
-    return list(itertools.chain.from_iterable(parts))
+    matches = [path]
+    if not isdir(path):
+        if tf.io.gfile.exists(path):
+            return [path]
+        # As a shell's, which gives each match as a path of its own.
+        matches = sorted(tf.io.gfile.glob(path) if remote else _glob(path))
+    kept = (match for match in matches if _place(match) not in without)
+    parts = (_images_in(match, without) if isdir(match) else [match] for match in kept)
+    if not (found := list(itertools.chain.from_iterable(parts))):
+        raise InputError(f"{path}: no such image; check the path")
+    return found
 
 
 def _images_in(folder, without):
-    """Returns the images directly in a folder, or those below; a line counts what is left out."""
-    own, below, left = [], [], collections.Counter()
+    """Returns the images directly in a folder, or those below; a line counts what is left out.
+
+    Raises InputError if there is none, and no result of a prediction.
+    """
+    own, below, results, left = [], [], [], collections.Counter()
     for place, name in _walk(folder, left, set()):
         path = os.path.join(place, name)
         if name.lower().endswith(VIDEOS):
             left["videos"] += 1
         elif not name.lower().endswith(pillow.EXTENSIONS):
             left["other files"] += 1
-        elif _place(path) not in without:
+        elif _place(path) in without:
+            results.append(path)
+        else:
             (own if place == folder else below).append(path)
     if own:
         left["images in folders below"] = len(below)
     if counts := ", ".join(f"{count} {what}" for what, count in left.items() if count):
         _say(f"{folder}: {counts} are left out; name them, or give a glob")
-    if not own + below:
+    if not (own or below or results or left["results of other predictions"]):
         known = ", ".join(pillow.EXTENSIONS)
         raise InputError(f"{folder}: has no {known} file; give a glob for other names")
     return sorted(own or below)
 
 
 def _walk(folder, left, seen):
-    """Yields (folder, name) of each file in a folder and below, but of no other prediction.
+    """Yields (folder, name) of each file in a folder and below, but no hidden one or result.
 
-    `left` counts the results of predictions. `seen` holds the folders that are done, for a link
-    may lead back to one.
+    `left` counts the results of predictions, and the hidden files and folders. `seen` holds the
+    folders that are done, for a link may lead back to one.
     """
     seen.add(_place(folder))
     try:
@@ -275,9 +281,11 @@ def _walk(folder, left, seen):
         return
     results = result_names.among({name.rstrip("/") for name in names})
     left["results of other predictions"] += len(results)
+    hidden = {name for name in names if name.startswith(".")}
+    left["other files"] += len(hidden)
     for name in names:
         path = os.path.join(folder, name)
-        if name.rstrip("/") in results:
+        if name in hidden or name.rstrip("/") in results:
             continue
         if not _is_folder(path):
             yield folder, name
@@ -322,8 +330,11 @@ def _frames(path, name):
     """Returns {name of a frame: function that reads it} of a video, in order."""
     import cv2  # slow to import
 
+    # OpenCV takes what is before a colon for a protocol, unless a folder is before it.
+    place = path if "://" in path else os.path.abspath(path)
+
     def decode():
-        capture = cv2.VideoCapture(path)
+        capture = cv2.VideoCapture(place)
         for left in reversed(range(count)):
             frame = capture.read()
             if not left:
@@ -341,7 +352,7 @@ def _frames(path, name):
         raise InputError(f"{path}: not a video that can be decoded; give a local video file")
 
     # A header may give no number of frames, or that of frames which are not there.
-    count, capture = 0, cv2.VideoCapture(os.fsencode(path).decode(errors="replace"))
+    count, capture = 0, cv2.VideoCapture(os.fsencode(place).decode(errors="replace"))
     while capture.grab():
         count += 1
     if not count:

@@ -26,6 +26,7 @@ from kmax_tf.predict.result_names import FILES, KINDS, LIST_NAME, SHEET_NAME, UN
 from kmax_tf.predict.segmentation import Segmentation, measure, named
 
 SHEET, COLUMNS, THUMBNAIL = 24, 4, 384  # contact sheet: images, columns, pixels a side
+LONGEST_SIDE = 1024  # pixels of a picture of cluster assignments
 
 
 class Labels:
@@ -69,7 +70,7 @@ class OutputFiles:
     """Writes the files of each image, and at the end those of all images.
 
     The folder holds one run. Files of an earlier run, even an interrupted one, are removed first
-    and counted in a line.
+    and counted in a line. Raises InputError if another file is where a result may go.
 
     Args:
         folder: output folder.
@@ -90,11 +91,9 @@ class OutputFiles:
         confidence: float | None = None,
         labels: Labels | None = None,
     ):
-        _remove_earlier(folder)
         # A name that is not UTF-8 gets no file.
         stems = [source.stem.encode(errors="replace").decode() for source in sources]
-        names = json.dumps([f"{stem}.png" for stem in stems])
-        files.write_atomic(os.path.join(folder, UNFINISHED), names)
+        _make_room(folder, [f"{stem}.png" for stem in stems])
         self._folder = folder
         self._categories = categories
         self._predictions = self._writer("predictions", categories)
@@ -157,11 +156,12 @@ class OutputFiles:
 
     def _assignments(self, source, result, overlay):
         """Draws image, each decoder's clusters, prediction and label (paper, figures 4 to 9)."""
-        pictures = [("image", result.image)]
+        image = visualize.thumbnail(result.image, LONGEST_SIDE)
+        pictures = [("image", image)]
         for number, assignment in enumerate(result.assignments, start=1):
-            picture = visualize.assignment_picture(assignment, result.image)
+            picture = visualize.assignment_picture(assignment, image)
             pictures.append((f"clusters of decoder {number}", picture))
-        pictures.append(("prediction", overlay))
+        pictures.append(("prediction", visualize.thumbnail(overlay, LONGEST_SIDE)))
         if self._labels:
             pictures += self._label(source.name, result.image)
         return _sheet(pictures, 3)
@@ -175,27 +175,48 @@ class OutputFiles:
                 self._unlabelled[what] += 1
             return []
         shown = named(segments, self._categories)
-        return [("label", visualize.overlay(image, panoptic_map, shown))]
+        picture = visualize.overlay(image, panoptic_map, shown)
+        return [("label", visualize.thumbnail(picture, LONGEST_SIDE))]
 
 
-def _remove_earlier(folder):
-    """Removes the files of an earlier run, and says so."""
-    paths = earlier(folder)
-    for path in paths:
-        tf.io.gfile.remove(path)
+def _make_room(folder, names):
+    """Removes the files of an earlier run, and says so; notes the PNG files of this one.
+
+    Raises InputError if another file is where a run may write: the next run would remove it, too.
+    """
+    earlier_names, paths = _earlier(folder)
+    places = _results(folder, names, _present(folder, names))
+    if others := sorted(set(places).difference(paths)):
+        raise InputError(
+            f"{others[0]}: would be overwritten, though it may be yours; choose another --out, or"
+            " delete it"
+        )
+    note = os.path.join(folder, UNFINISHED)
     if paths:
+        files.write_atomic(note, json.dumps(earlier_names))  # an interruption may leave some
+        for path in paths:
+            tf.io.gfile.remove(path)
         print(f"removed {len(paths)} files of an earlier run from {folder}", flush=True)
+    files.write_atomic(note, json.dumps(names))
 
 
 def earlier(folder: str) -> list[str]:
     """Returns the paths of the files that an earlier run wrote into a folder."""
+    return _earlier(folder)[1]
+
+
+def _earlier(folder):
+    """Returns the names of the PNG files of an earlier run, and the paths of all its files."""
     finished, unfinished = _finished(folder), _unfinished(folder)
     present = _present(folder, {*finished, *unfinished})
     # Every run draws overlays; a list without them is not from here.
     finished = [n for n in finished if os.path.join(folder, "overlays", n) in present]
     names = sorted({*finished, *unfinished})
-    if not names:
-        return []
+    return names, _results(folder, names, present) if names else []
+
+
+def _results(folder, names, present):
+    """Returns the paths of PNG files of these names among `present`, and of the files beside."""
     paths = [os.path.join(folder, kind, name) for kind in KINDS for name in names]
     single = [os.path.join(folder, name) for name in FILES]
     return [p for p in paths if p in present] + [p for p in single if tf.io.gfile.exists(p)]

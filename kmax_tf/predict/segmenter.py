@@ -25,6 +25,7 @@ AHEAD = 8  # images read ahead, and batches whose files are being written
 TILES = 8  # of a batch; one at a time takes several times as long
 MOST_PIXELS = 2**25  # of the images that wait, if there are several
 MERGING = 13  # bytes of a pixel and a mask at the peak of merging, measured: 3.3 float32 tensors
+ASSIGNING = 12  # bytes of a pixel and a decoder at the peak of the details, measured: 3 int32 maps
 AnImage = str | os.PathLike | Image.Image | np.ndarray  # as `image_sources.to_pixels` takes it
 
 
@@ -103,7 +104,8 @@ class Segmenter:
             out: folder for the results. What an earlier call wrote there is removed first.
 
         Raises:
-            InputError: a path is missing, an entry is no path, or no image can be predicted.
+            InputError: a path is missing, an entry is no path, a file of yours is at the place of
+                a result, or no image can be predicted.
         """
         paths = images if isinstance(images, (list, tuple)) else [images]
         if not all(isinstance(path, (str, os.PathLike)) for path in paths):
@@ -144,7 +146,7 @@ class Segmenter:
 
     def _predict_whole(self, images, details):
         """Returns the `Segmentation` of each image, in one batch."""
-        self._check_memory(images[0])
+        self._check_memory(images[0], details)
         signature = self._model.signatures["uint8_details" if details else "uint8"]
         output = signature(images=tf.constant(np.stack(images)))
         result = {name: value.numpy() for name, value in output.items()}
@@ -158,14 +160,17 @@ class Segmenter:
             )
         ]
 
-    def _check_memory(self, image):
+    def _check_memory(self, image, details):
         """Raises InputError if the system would end this process for the memory of an image."""
-        height, width, _ = image.shape
-        needed, free = height * width * self._merged_clusters * MERGING, host.free_memory()
+        (height, width, _), of_pixel = image.shape, self._merged_clusters * MERGING
+        if details:
+            outputs = self._model.signatures["uint8_details"].structured_outputs
+            of_pixel += outputs["assignments"].shape[1] * ASSIGNING
+        needed, free = height * width * of_pixel, host.free_memory()
         if needed > free and not tf.config.list_physical_devices("GPU"):
             raise InputError(
-                f"{width} x {height} pixels with {self._merged_clusters} masks need"
-                f" {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; scale it down"
+                f"{width} x {height} pixels need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are"
+                " free; scale it down"
             )
 
     def _predict_tiles(self, images, details, batch_size):
@@ -213,6 +218,11 @@ def load(export_dir: str) -> Segmenter:
     """Loads an export; raises InputError if it is missing, corrupt or of an older version."""
     check_literal(export_dir)
     path = os.path.join(export_dir, CATEGORIES)
+    if tf.io.gfile.exists(os.path.join(export_dir, "config.gin")) and not tf.io.gfile.exists(path):
+        raise InputError(
+            f"{export_dir}: is a run, no export; give {os.path.join(export_dir, 'best/export')}, or"
+            " export it with kmax export"
+        )
     content = read_json(path)
     categories, cut = parse_categories(content, path), _parse_tiles(content, path)
     try:
@@ -250,7 +260,7 @@ def write_predictions(
         options: the optional arguments of `OutputFiles`.
 
     Raises:
-        InputError: no image can be predicted.
+        InputError: no image can be predicted, or as `OutputFiles` does.
     """
     files = output_files.OutputFiles(out, segmenter.categories, sources, **options)
     skipped = predict_sources(

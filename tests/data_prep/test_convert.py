@@ -359,6 +359,9 @@ def test_images_of_a_folder_with_signs_of_patterns(tmp_path):
     folder.mkdir(parents=True)
     for name in ("2.png", "[1].png", "c.jpg"):
         (folder / name).touch()
+    (folder.parent / ".cache").mkdir()
+    for name in (".cache/3.png", "x/._2.png"):  # hidden
+        (folder.parent / name).touch()
     items = convert.list_unlabelled(str(folder.parent), "*/*.png", lambda stem: stem)
     assert [item.annotation.image_name for item in items] == ["x/2.png", "x/[1].png"]
     with open(os.fsencode(folder) + b"/caf\xe9.png", "w"):

@@ -5,6 +5,7 @@ import json
 import pathlib
 import pickle
 import struct
+import zipfile
 
 import h5py
 import numpy as np
@@ -58,6 +59,21 @@ def test_torch_views_and_parameters(tmp_path, save):
     table = np.arange(12, dtype=np.float32).reshape(3, 4)
     expected = {"whole": table, "part": table[1:, 1:3].T, "empty": table[:0]}
     assert_same(readers.read(str(tmp_path / "w.pth")), expected)
+
+
+def test_torch_leaves_the_state_of_the_optimizer(tmp_path, monkeypatch):
+    """It is twice as large as the weights."""
+    storages, content = torch_files.state_dict(ARRAYS)
+    moment = torch_files.Storage("moment", np.zeros(99, np.float32))
+    state = {"state": {0: {"exp_avg": torch_files.tensor(moment, (99,))}}}
+    content = {"model": content, "optimizer": state}
+    torch_files.save_zip(tmp_path / "w.pth", content, [*storages, moment])
+    read, names = zipfile.ZipFile.read, []
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda self, name: names.append(name) or read(self, name)
+    )
+    assert_same(readers.read(str(tmp_path / "w.pth")), ARRAYS)
+    assert sorted(names) == ["archive/data.pkl", *(f"archive/data/{k}" for k in range(3))]
 
 
 @SAVE

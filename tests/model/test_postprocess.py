@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kmax_tf.model import postprocess
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.postprocess import PostProcess
 from kmax_tf.parity import check
@@ -148,6 +149,15 @@ def test_scores_of_a_whole_photo_are_means_of_all_its_pixels():
     expected = [probability[:, small].mean(), probability[:, ~small].mean()]
     confidence = softmax(classes.numpy().astype(np.float64)).max()
     np.testing.assert_allclose(panoptic.segment_score[0], confidence * np.array(expected), 1e-5)
+
+
+def test_pixels_of_a_pair_are_counted_beyond_the_whole_numbers_of_float32():
+    """A sum of ones in float32 stops at 2^24 = 16,777,216."""
+    first = tf.fill([1, 4200, 4200], 1)
+    second = tf.where(tf.range(4200) < 100, 2, first)
+    overlaps = postprocess._overlaps(first, second, 2)
+    assert overlaps.dtype == tf.float32
+    np.testing.assert_array_equal(overlaps, [[[4200 * 4100, 4200 * 100], [0, 0]]])
 
 
 def test_a_tpu_rounds_no_area(prediction, round_products):

@@ -119,9 +119,21 @@ def test_what_a_folder_does_not_give_is_counted(tmp_path, capsys):
         write(tmp_path / name)
     found = [s.name for s in image_sources.find([str(tmp_path)])[1]]
     assert found == ["a.png", "b.BMP", "c.tif"]
-    counts = "1 videos, 1 other files, 1 images in folders below"
+    counts = "1 other files, 1 videos, 1 images in folders below"
     line = f"{tmp_path}: {counts} are left out; name them, or give a glob\n"
     assert sorted(capsys.readouterr().out.split(", ")) == sorted(line.split(", "))
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path, capsys):
+    """As the thumbnails of a desktop: the ids of the photos would change, too."""
+    for place in (str(tmp_path), "ram://hidden"):
+        for name in ("a/1.png", "a/._1.png", ".cache/1.png", "b/2.png", "b/.trash/2.png"):
+            tf.io.gfile.makedirs(os.path.dirname(f"{place}/{name}"))
+            tf.io.write_file(f"{place}/{name}", tf.io.encode_png(PIXELS))
+        _, sources = image_sources.find([place])
+        assert [source.image_id for source in sources] == ["1", "2"]
+        assert capsys.readouterr().out.startswith(f"{place}: 3 other files are left out")
+        assert len(image_sources.find([f"{place}/.cache"])[1]) == 1  # it is named
 
 
 def test_a_folder_on_a_storage_is_counted_as_a_local_one(tmp_path, capsys):
@@ -149,6 +161,22 @@ def test_results_of_other_predictions_are_no_photos(tmp_path, capsys):
     assert len(image_sources.find([str(tmp_path / "out1/overlays")])[1]) == 1  # it is named
     write(tmp_path / "own/overlays/b.png")  # no prediction's
     assert len(image_sources.find([str(tmp_path)])[1]) == len(photos) + 1
+
+
+def test_a_glob_gives_no_results_of_an_earlier_prediction(tmp_path):
+    """As of the same command, a second time."""
+    write(tmp_path / "a.png"), write(tmp_path / "out/day/b.png")
+    found = {"out": ("overlays/a.png", "predictions/a.png", "contact_sheet.png"), ".": ("c.png",)}
+    earlier = [write(tmp_path / place / name) for place, names in found.items() for name in names]
+    (tmp_path / "out/predictions.json").write_text("{}")
+    for pattern in ("**/*.png", "*", "[ao]*"):
+        _, sources = image_sources.find([str(tmp_path / pattern)], earlier)
+        names = {os.path.basename(source.name) for source in sources}
+        assert names == {"a.png", "b.png"}, pattern
+    (tmp_path / "out/day/b.png").unlink()
+    for pattern in ("ou*", "out/over*", "out", "c.*"):
+        with pytest.raises(InputError, match="no such image; check the path"):
+            image_sources.find([str(tmp_path / pattern)], earlier)
 
 
 def test_a_link_back_up_gives_each_image_once(tmp_path):
@@ -229,6 +257,13 @@ def test_other_formats_have_the_pixels_of_the_training(kind, mode, tmp_path):
     trained = tf.io.decode_png(raw_images.to_png(content, "a"), channels=3)
     path = write(tmp_path / f"image.{kind.lower()}", content)
     np.testing.assert_array_equal(image_sources.read_image(path), trained)
+
+
+def test_a_big_tiff_is_read(tmp_path):
+    content = encode(Image.fromarray(PIXELS), "TIFF", big_tiff=True)
+    assert content.startswith(b"II+\0")
+    path = write(tmp_path / "a.tif", content)
+    np.testing.assert_array_equal(image_sources.read_image(path), PIXELS)
 
 
 def test_a_tiff_that_is_no_picture_is_named(tmp_path):
@@ -354,6 +389,14 @@ def readable(sources):
         with contextlib.suppress(InputError):
             read += source.read().shape == (96, 128, 3)
     return read
+
+
+def test_a_video_with_a_colon_in_its_name(tmp_path, monkeypatch):
+    """Not of a protocol."""
+    write_webm(tmp_path / "12:30.webm")
+    monkeypatch.chdir(tmp_path)
+    _, sources = image_sources.find(["12:30.webm"])
+    assert sources[0].name == "12:30.webm/000001.png" and readable(sources) == 6
 
 
 def test_video_without_a_number_of_frames_is_read_to_its_end(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What scripts/predict.py leaves is what the evaluator sees; nothing that it is given ends it."""
 
 import collections
+import contextlib
 import functools
 import io
 import json
@@ -27,6 +28,7 @@ from kmax_tf.inference import predictor
 from kmax_tf.predict import image_sources, output_files
 from kmax_tf.predict import segmenter as segmenter_module
 from kmax_tf.predict.output_files import Labels, OutputFiles, confident_part
+from kmax_tf.run_folder import layout
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,19 @@ def test_cluster_assignments_beside_prediction_and_label(
         # Image, the toy's one decoder and the prediction fill a row; the label begins another.
         assert with_label.width == without.width and with_label.height > 1.9 * without.height
     assert "have no label" not in capsys.readouterr().out
+
+
+def test_cluster_assignments_of_a_large_photo_are_drawn_small(tmp_path):
+    """At its size, the picture took 131 bytes for each of its pixels."""
+    image = np.random.default_rng(0).integers(0, 256, (2000, 1500, 3), np.uint8)
+    zeros = np.zeros(image.shape[:2], np.int32)
+    result = predict.Segmentation(zeros, [], image, (), assignments=np.stack([zeros] * 6))
+    source = image_sources.Source("a.png", "a", "a", None)
+    written = OutputFiles(str(tmp_path), (), [source], cluster_assignments=True)
+    written.add(source, result)
+    sheet = Image.open(tmp_path / "cluster_assignments/a.png")
+    assert 3 * 768 < sheet.width < 3 * 768 + 100 and sheet.height < 3 * 1024 + 200
+    assert Image.open(tmp_path / "overlays/a.png").size == (1500, 2000)
 
 
 def test_a_label_is_found_by_the_name_without_its_folder_if_it_is_the_only_one(tmp_path, capsys):
@@ -272,6 +287,49 @@ def test_files_of_an_earlier_run_are_removed_and_nothing_else(segmenter, photos,
     assert all((out / name).read_bytes() == b"mine" for name in own)
 
 
+@pytest.mark.parametrize(
+    "name", ["overlays/a.png", "predictions.json", "contact_sheet.png", "pseudo_labels.json"]
+)
+def test_what_no_earlier_run_wrote_is_not_overwritten(name, segmenter, photos, tmp_path):
+    """Such as the photo itself: `kmax predict EXPORT overlays --out .`"""
+    mine = tmp_path / name
+    source = image_sources.find([photos])[1][0]._replace(stem="a")
+    predict.write_predictions(segmenter, [source._replace(stem="b")], str(tmp_path))
+    if name.startswith("overlays"):
+        mine.write_bytes(b"mine")
+    else:
+        for path in tmp_path.glob("*.*"):
+            path.unlink()  # or it was of the earlier run
+        mine.write_bytes(b"mine")
+    before = files_below(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"^{mine}: would be overwritten, .*; choose another"):
+            predict.write_predictions(segmenter, [source], str(tmp_path))
+        assert files_below(tmp_path) == before and mine.read_bytes() == b"mine"
+    mine.unlink()
+    predict.write_predictions(segmenter, [source], str(tmp_path))
+
+
+def test_a_removal_that_is_interrupted_stops_no_later_run(segmenter, photos, tmp_path, monkeypatch):
+    remove, source = tf.io.gfile.remove, image_sources.find([photos])[1][0]
+    for removed in range(4):
+        predict.write_predictions(segmenter, [source], str(tmp_path))
+        left = [None] * removed
+
+        def stop(path, left=left):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            remove(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(tf.io.gfile, "remove", stop)
+            with pytest.raises(KeyboardInterrupt):
+                predict.write_predictions(segmenter, [source], str(tmp_path))
+    predict.write_predictions(segmenter, [source], str(tmp_path))
+    assert len(files_below(tmp_path)) == 4
+
+
 def test_files_of_an_earlier_run_are_no_images(segmenter, photos, tmp_path, monkeypatch):
     """Where they lie in the folder of the images."""
     paths = [f"{photos}/{source.name}" for source in image_sources.find([photos])[1]]
@@ -442,10 +500,21 @@ def test_images_whose_masks_exceed_the_memory_are_skipped(monkeypatch):
     [(source, error)] = predict.predict_sources(segmenter, sources, lambda *_: None)
     assert source.name == "large.png" and model.tried == [1]
     assert str(error) == (
-        "large.png: 1000 x 1000 pixels with 100 masks need 1.3 GB, and 1.0 GB are free;"
-        " scale it down"
+        "large.png: 1000 x 1000 pixels need 1.3 GB, and 1.0 GB are free; scale it down"
     )
     assert predict.predict_sources(predict.Segmenter(model, ()), sources, lambda *_: None) == []
+
+
+def test_details_count_in_the_memory_of_an_image(segmenter, monkeypatch):
+    """12 bytes for a pixel and each decoder, of which the toy has one."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    image = np.zeros((100, 200, 3), np.uint8)
+    for free, fits in ((240_000, True), (239_999, False)):
+        available = types.SimpleNamespace(available=free)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda available=available: available)
+        segmenter.predict(image)
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="; scale it"):
+            segmenter.predict(image, details=True)
 
 
 def test_files_of_an_earlier_run_are_found_by_few_requests(
@@ -535,8 +604,8 @@ def test_predictions_that_are_not_ours_delete_nothing(content, segmenter, tmp_pa
     (tmp_path / "overlays").mkdir()
     (tmp_path / "predictions.json").write_text(content.replace("FOLDER", str(tmp_path)))
     before = files_below(tmp_path)
-    OutputFiles(str(tmp_path), segmenter.categories, [])
-    (tmp_path / "unfinished.json").unlink()
+    with pytest.raises(InputError, match="predictions.json: would be overwritten"):
+        OutputFiles(str(tmp_path), segmenter.categories, [])
     assert files_below(tmp_path) == before and not capsys.readouterr().out
 
 
@@ -598,6 +667,14 @@ def test_missing_and_older_exports_are_named(exported, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path))
     with pytest.raises(InputError, match="older version; export it again"):
         predict.load(str(tmp_path))
+
+
+def test_a_run_is_told_from_an_export(tmp_path):
+    run_dir = str(tmp_path / "run")
+    write_atomic(layout.config(run_dir), "")
+    best = layout.best_export(run_dir)
+    with pytest.raises(InputError, match=f"^{run_dir}: is a run, no export; give {best}, or exp"):
+        predict.load(run_dir)
 
 
 @pytest.mark.parametrize("words", [[], ["--cluster_assignments"]])
