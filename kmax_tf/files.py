@@ -37,6 +37,9 @@ class NotAtHand(InputError):
     """What may be whole cannot be reached now, for lack of access, space or network."""
 
 
+UNREACHABLE = (NotAtHand, *NOT_AT_HAND)
+
+
 def expanded(path: str | os.PathLike) -> str:
     """Returns a path as text, with the home folder for a `~` at its start."""
     text = os.fsdecode(path)
@@ -104,10 +107,10 @@ def _read(path: str) -> bytearray:
         return content
     except tf.errors.OpError as error:
         reason = error.message.removeprefix(f"{path}; ")
-        raise _kind(error)(f"{path}: cannot be read ({reason}); check the path") from error
+        raise kind_of(error)(f"{path}: cannot be read ({reason}); check the path") from error
 
 
-def _kind(error):
+def kind_of(error: tf.errors.OpError) -> type[InputError]:
     """Returns the class of the InputError for an error of the file system."""
     return NotAtHand if isinstance(error, NOT_AT_HAND) else InputError
 
@@ -161,7 +164,9 @@ def make_folder(path: str) -> None:
         tf.io.gfile.makedirs(path)
     except tf.errors.OpError as error:
         reason = error.message.removeprefix(f"{path}; ")
-        raise _kind(error)(f"{path}: cannot be created ({reason}); check space and path") from error
+        raise kind_of(error)(
+            f"{path}: cannot be created ({reason}); check space and path"
+        ) from error
 
 
 def flat_name(name: str) -> str:
@@ -187,4 +192,6 @@ def write_atomic(path: str, data: bytes | str) -> None:
         with contextlib.suppress(tf.errors.OpError):  # never written, or out of reach, too
             tf.io.gfile.remove(temporary)
         reason = error.message.removeprefix(f"{temporary}; ")
-        raise _kind(error)(f"{path}: cannot be written ({reason}); check space and path") from error
+        raise kind_of(error)(
+            f"{path}: cannot be written ({reason}); check space and path"
+        ) from error

@@ -72,7 +72,7 @@ def main(options):
         train.train(
             experiment, options.run_dir, strategy, service, allow_changes=options.allow_changes
         )
-    except (files.NotAtHand, *files.NOT_AT_HAND) as error:
+    except files.UNREACHABLE as error:
         line = error if isinstance(error, InputError) else file_system_reason(error)
         if not line:
             raise

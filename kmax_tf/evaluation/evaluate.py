@@ -3,7 +3,6 @@
 The device predicts images while worker threads evaluate the earlier ones.
 """
 
-import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from kmax_tf.evaluation import baseline, best_checkpoint, bootstrap, clusters, s
 from kmax_tf.evaluation.example_images import EvaluatedImage, ExampleImages
 from kmax_tf.evaluation.metrics import Metrics, evaluate_image, ground_truth
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import NOT_AT_HAND, NotAtHand, read_bytes, read_json, write_atomic
+from kmax_tf.files import UNREACHABLE, NotAtHand, read_bytes, read_json, write_atomic
 from kmax_tf.inference import predictor
 from kmax_tf.report.quality import baseline_text
 from kmax_tf.report.report import write_report
@@ -103,8 +102,8 @@ def evaluate_run(
     """
     records = predictor.evaluation_records(experiment)  # an error here comes before the slow parts
     of_records = provenance.describe_records(experiment.dataset, records)
-    others = functools.partial(_others, run_dir, of_records["fingerprint"], once)
-    keeps = not others()
+    fingerprint = of_records["fingerprint"]
+    keeps = not _others(run_dir, fingerprint, once)
     model = experiment.build_evaluation_model()
     predict = predictor.build_predictor(model, experiment)
     if once:
@@ -123,24 +122,22 @@ def evaluate_run(
     metrics, seconds = None, 0.0 if once else wait
     for path in paths:
         try:
-            restore = functools.partial(_restore, model, path, experiment.dataset)
-            of = _patiently(restore, seconds, path)
+            of = _patiently(seconds, path, _restore, model, path, experiment.dataset)
         except InputError as error:
             if once:
                 raise
             print(f"skipped: {error}", flush=True)
             continue
         # Training may have resumed with other settings.
-        why = _patiently(others, seconds, run_dir)
+        why = _patiently(seconds, run_dir, _others, run_dir, fingerprint, once)
         if checkpoint_path and of != _own_fingerprint(run_dir, path):
             why = why or f"{path}: not in {layout.checkpoints(run_dir)}"
         if why:
             print(f"{why}; nothing is saved", flush=True)
         metrics, *rest = evaluate(experiment, predict, checkpoint.step_of(path))
         if not why:
-            metrics |= {"checkpoint": of, "records": of_records["fingerprint"]}
-            keep = functools.partial(_keep, experiment, run_dir, model, metrics, *rest)
-            _patiently(keep, seconds, run_dir)
+            metrics |= {"checkpoint": of, "records": fingerprint}
+            _patiently(seconds, run_dir, _keep, experiment, run_dir, model, metrics, *rest)
         print(summary.line(metrics), flush=True)
     if keeps:
         best_checkpoint.export(run_dir, experiment, model)
@@ -182,15 +179,15 @@ def _restore(model, path, dataset):
     return of
 
 
-def _patiently(act: Callable, seconds: float, what: str) -> Any:
+def _patiently(seconds: float, what: str, act: Callable, *arguments: Any) -> Any:
     """Returns what `act` returns; if the storage does not answer, it tries again so long."""
     reason = None
 
     def probe():
         nonlocal reason
         try:
-            return (act(),)
-        except (NotAtHand, *NOT_AT_HAND) as error:
+            return (act(*arguments),)
+        except UNREACHABLE as error:
             if seconds and not reason:
                 print(first_line(error), flush=True)
             reason = error

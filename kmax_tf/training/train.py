@@ -16,7 +16,7 @@ from kmax_tf.data.records import reader
 from kmax_tf.data.records.reader import Records
 from kmax_tf.errors import InputError, first_line
 from kmax_tf.experiment import Experiment
-from kmax_tf.files import NOT_AT_HAND, NotAtHand, read_bytes, write_atomic
+from kmax_tf.files import UNREACHABLE, read_bytes, write_atomic
 from kmax_tf.importers import own_checkpoint
 from kmax_tf.run_folder import checkpoint, layout, provenance
 from kmax_tf.training import batch_size, memory, nonfinite, preemption
@@ -210,7 +210,7 @@ def _save(trainer, folder, progress):
                 checkpoint.check_alone(folder, int(trainer.step.numpy()))
             alone = True  # the next try may find what this one wrote
             return trainer.save(folder)
-        except (NotAtHand, *NOT_AT_HAND) as error:
+        except UNREACHABLE as error:
             if together or time.monotonic() >= deadline:
                 raise
             progress.write(f"saving failed, retrying: {first_line(error)}")

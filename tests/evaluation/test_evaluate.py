@@ -461,10 +461,10 @@ def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypat
         return load(path)
 
     monkeypatch.setattr(tf.train, "load_checkpoint", away_at_first)
-    restore = functools.partial(evaluate._restore, model, path, None)
+    restore = evaluate._restore, model, path, None
     with pytest.raises(checkpoint.NotAtHand, match="ckpt-1: cannot be read now .no network"):
-        evaluate._patiently(restore, 0, path)
-    assert evaluate._patiently(restore, 60, path) == checkpoint.fingerprint(path)
+        evaluate._patiently(0, path, *restore)
+    assert evaluate._patiently(60, path, *restore) == checkpoint.fingerprint(path)
     assert len(found) == 3 and capsys.readouterr().out.count("cannot be read now (no network)") == 1
 
 
@@ -482,7 +482,7 @@ def test_figures_that_cannot_be_written_now_are_written_later(tmp_path, monkeypa
     write = functools.partial(evaluate.write_atomic, str(tmp_path / "figures"), "1")
     with pytest.raises(checkpoint.NotAtHand, match="figures: cannot be written .no network"):
         write()
-    evaluate._patiently(write, 60, "figures")
+    evaluate._patiently(60, "figures", write)
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
     assert capsys.readouterr().out.count("cannot be written (no network)") == 1
 

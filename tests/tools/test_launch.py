@@ -180,6 +180,12 @@ def wait_for(path):
         time.sleep(0.05)
 
 
+def change_training(cloud, old, new):
+    """Commits the stand-in for training with `new` in place of `old`."""
+    write(cloud.clone / "scripts/train.py", TRAIN.replace(old, new))
+    cloud.commit()
+
+
 def leave_training(cloud, kind):
     """Starts a run, and ends the launcher once its training runs."""
     cloud.plan(hangs="instances describe")
@@ -266,11 +272,7 @@ def test_one_tensorflow_everywhere_and_the_tpu_wheel_last(cloud, version, libtpu
 def test_with_pjrt_every_worker_runs_the_training(cloud):
     # As a step waits for all workers, so do these.
     together = 'while len((cloud / "trainings").read_text().splitlines()) < 4: time.sleep(0.05)'
-    write(
-        cloud.clone / "scripts/train.py",
-        TRAIN.replace('print("trained', f'{together}\nprint("trained'),
-    )
-    cloud.commit()
+    change_training(cloud, 'print("trained', f'{together}\nprint("trained')
     status, output = cloud.launch("run", *RUN, "--accelerator=v5e-16")
     assert status == 0, output
     assert not cloud.machines()
@@ -306,8 +308,7 @@ if not again.exists():
         file.write(f"{os.getpid()}\\n")
     time.sleep(600)
 """
-    write(cloud.clone / "scripts/train.py", TRAIN.replace("for step", f"{stops}for step", 1))
-    cloud.commit()
+    change_training(cloud, "for step", f"{stops}for step")
     status, output = cloud.launch("run", *RUN, "--accelerator=v6e-16")
     assert status == 0, output
     hung = cloud.read("hung")
@@ -368,11 +369,7 @@ while not (cloud / "evaluations").exists():
 while len((cloud / "evaluations").read_text().split()) < 3 and (cloud / "evaluator").exists():
     time.sleep(0.05)
 """
-    write(
-        cloud.clone / "scripts/train.py",
-        TRAIN.replace('print("trained', f'{waits}print("trained'),
-    )
-    cloud.commit()
+    change_training(cloud, 'print("trained', f'{waits}print("trained')
 
 
 def test_an_evaluator_that_stopped_is_started_again_while_training_runs(cloud):
@@ -410,11 +407,7 @@ def test_what_saves_before_it_stops_is_started_again(cloud, fails):
     """Where the checkpoints cannot be listed, too."""
     cloud.plan(fails=fails)
     stops = "if step == start + 2 and step < 6: sys.exit(75)"
-    write(
-        cloud.clone / "scripts/train.py",
-        TRAIN.replace("if step == 3", f"{stops}\n    if step == 3"),
-    )
-    cloud.commit()
+    change_training(cloud, "if step == 3", f"{stops}\n    if step == 3")
     status, output = cloud.launch("run", *RUN)
     assert status == 0, output
     assert cloud.read("starts") == ["0", "2", "4"]
@@ -422,11 +415,7 @@ def test_what_saves_before_it_stops_is_started_again(cloud, fails):
 
 def test_what_stops_at_the_same_step_is_not_started_for_ever(cloud):
     dies = 'if step == 3: raise ValueError("a bug")'
-    write(
-        cloud.clone / "scripts/train.py",
-        TRAIN.replace("    written =", f"    {dies}\n    written =", 1),
-    )
-    cloud.commit()
+    change_training(cloud, "    written =", f"    {dies}\n    written =")
     status, output = cloud.launch("run", *RUN)
     assert status == 1
     assert cloud.read("starts") == ["0", "2"]
@@ -445,8 +434,7 @@ if {{condition}}:
 
 def lose_storage(cloud, condition):
     away = AWAY.format(condition=condition)
-    write(cloud.clone / "scripts/train.py", TRAIN.replace("for step", f"{away}for step", 1))
-    cloud.commit()
+    change_training(cloud, "for step", f"{away}for step")
 
 
 def test_a_training_whose_storage_did_not_answer_is_started_again(cloud):
@@ -481,11 +469,7 @@ def test_a_storage_that_stays_away_ends_the_run(cloud, fails, starts, message):
 
 def test_a_training_that_says_nothing_is_not_followed_for_ever(cloud):
     hangs = 'if step == 3: (cloud / "hung").touch(); time.sleep(60)'
-    write(
-        cloud.clone / "scripts/train.py",
-        TRAIN.replace("    written =", f"    {hangs}\n    written =", 1),
-    )
-    cloud.commit()
+    change_training(cloud, "    written =", f"    {hangs}\n    written =")
     leave_training(cloud, signal.SIGINT)
     wait_for(cloud.path / "hung")
     cloud.environment["KMAX_SILENCE_SECONDS"] = "0.1"
@@ -510,13 +494,11 @@ def test_each_new_line_of_a_job_is_heard(monkeypatch):
 
 def test_after_a_crash_that_nobody_saw_the_present_code_is_started(cloud):
     waits = 'if not (cloud / "killed").exists(): time.sleep(600)'
-    write(cloud.clone / "scripts/train.py", TRAIN.replace("for step", f"{waits}\nfor step", 1))
-    cloud.commit()
+    change_training(cloud, "for step", f"{waits}\nfor step")
     leave_training(cloud, signal.SIGKILL)
     os.killpg(int((cloud.path / "slice/0/train.pid").read_text()), signal.SIGKILL)
     (cloud.path / "killed").touch()
-    write(cloud.clone / "scripts/train.py", TRAIN.replace("trained", "trained by the mended code"))
-    cloud.commit()
+    change_training(cloud, "trained", "trained by the mended code")
     status, output = cloud.launch("run", *RUN, "--evaluator=none")
     assert status == 0, output
     assert "train: trained by the mended code" in output
@@ -544,11 +526,7 @@ for is_there in (True, False):
     while (cloud / "evaluator").exists() != is_there:
         time.sleep(0.05)
 """
-    write(
-        cloud.clone / "scripts/train.py",
-        TRAIN.replace('print("trained', f'{waits}print("trained'),
-    )
-    cloud.commit()
+    change_training(cloud, 'print("trained', f'{waits}print("trained')
     status, output = cloud.launch("run", *RUN)
     assert status == 1
     assert output.count("training continues without it") == 1
@@ -831,8 +809,7 @@ def test_a_request_whose_node_is_gone_is_made_again(cloud):
 
 def test_a_log_may_hold_any_bytes(cloud):
     strange = """sys.stdout.buffer.write(b"caf\\xc3\\n")\nprint("trained")"""
-    write(cloud.clone / "scripts/train.py", TRAIN.replace('print("trained")', strange))
-    cloud.commit()
+    change_training(cloud, 'print("trained")', strange)
     status, output = cloud.launch("run", *RUN)
     assert status == 0, output
     assert "train: trained" in output

@@ -147,9 +147,8 @@ def named_errors(records: Records, split: str, *, skips: bool = False) -> Iterat
         if path is None:
             raise
         before, _, after = error.message.partition(f"{path}; ")
-        kind = files.NotAtHand if isinstance(error, files.NOT_AT_HAND) else errors.InputError
         reason = errors.first_line(after or before).partition(" [Op:")[0]
-        raise kind(
+        raise files.kind_of(error)(
             f"{path}: cannot be read any more ({reason}); bring it back, and run the same command"
             " again"
         ) from error
