@@ -270,7 +270,7 @@ def _walk(folder, left, seen):
     """Yields (folder, name) of each file in a folder and below, but no hidden one or result.
 
     `left` counts the results of predictions, and the hidden files and folders. `seen` holds the
-    folders that are done, for a link may lead back to one.
+    folders that are done. A link may lead back to one.
     """
     seen.add(_place(folder))
     try:

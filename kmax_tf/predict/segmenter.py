@@ -104,8 +104,8 @@ class Segmenter:
             out: folder for the results. What an earlier call wrote there is removed first.
 
         Raises:
-            InputError: a path is missing, an entry is no path, a file of yours is at the place of
-                a result, or no image can be predicted.
+            InputError: a path is missing, or an entry is no path. A file of yours is at the place
+                of a result. No image can be predicted.
         """
         paths = images if isinstance(images, (list, tuple)) else [images]
         if not all(isinstance(path, (str, os.PathLike)) for path in paths):
