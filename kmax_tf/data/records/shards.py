@@ -45,9 +45,18 @@ def paths(folder: str, split: str) -> list[str]:
 
 
 def read(path: str) -> Iterator[bytes]:
-    """Yields the serialized records of one file; InputError if it is missing or corrupt."""
+    """Yields the serialized records of one file.
+
+    Raises:
+        InputError: it is missing or corrupt.
+        NotAtHand: it cannot be read now.
+    """
     try:
         yield from autotuning.off(tf.data.TFRecordDataset(path)).as_numpy_iterator()
+    except files.NOT_AT_HAND as error:
+        raise files.NotAtHand(
+            f"{path}: cannot be read now ({errors.first_line(error)}); try again"
+        ) from error
     except tf.errors.OpError as error:
         raise errors.InputError(
             f"{path}: missing or corrupt records ({error.message}); convert again"

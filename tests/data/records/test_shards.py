@@ -3,7 +3,7 @@ import os
 import pytest
 import tensorflow as tf
 
-from kmax_tf import errors
+from kmax_tf import errors, files
 from kmax_tf.data.records import shards
 
 
@@ -20,6 +20,16 @@ def test_records_are_read_and_damage_is_named(tmp_path):
             list(shards.read(str(path)))
     with pytest.raises(errors.InputError, match="gone.tfrecord"):
         list(shards.read(str(tmp_path / "gone.tfrecord")))
+
+
+def test_a_storage_that_does_not_answer_is_no_damage(monkeypatch):
+    def refuse(path):
+        raise tf.errors.UnavailableError(None, None, "the service is busy\nand so on")
+
+    monkeypatch.setattr(tf.data, "TFRecordDataset", refuse)
+    line = r"^gs://b/a\.tfrecord: cannot be read now \(the service is busy\); try again$"
+    with pytest.raises(files.NotAtHand, match=line):
+        list(shards.read("gs://b/a.tfrecord"))
 
 
 def test_paths_are_those_of_one_whole_conversion(tmp_path):
