@@ -24,6 +24,7 @@ PICTURES, COLUMNS = 12, 4  # of the contact sheet
 SHOWN = 3  # problems of each kind that are printed; the report has all
 FEW = 10  # images: a class in fewer is hardly learned
 SMALL = 16  # pixels: one of the masks' at the output stride 4
+PIXELS, SEGMENTS, SMALL_SEGMENTS = 1, 2, 3  # columns of `Facts.counts`
 CLUSTERS = 128  # of most models, the segments that an image may have
 JOB = 64  # images of one job of a worker process
 PLAN = "kmax plan chooses clusters, size and tiles for such segments"
@@ -48,14 +49,12 @@ class Picture(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Statistics of one image; the counts are empty if it cannot be read."""
+    """Statistics of one image; the counts have no rows if it cannot be read."""
 
     handle: tuple  # loads the image again
     name: str
     problems: list[Problem]
-    pixels: dict[int, int]  # category id -> pixels
-    segments: dict[int, int]  # category id -> segments
-    small: dict[int, int]  # category id -> segments of less than SMALL pixels
+    counts: np.ndarray  # int64 [categories, 4]: id, pixels, segments, those below SMALL pixels
     learnable: int  # segments that are not crowd
     void: float | None  # share of the pixels, 0 to 1
     digest: bytes  # of the image
@@ -124,6 +123,8 @@ def look_at_shard(folder: str, split: str, dataset: datasets.Dataset, path: str)
             read = _read_record(records.parse, record, f"{path}: record {number}", dataset)
             facts.append(_facts((path, number), *read))
         problems += _wrong_count(records, path, len(facts))
+    except files.NotAtHand as error:
+        problems.append(Problem(ERROR, "files of records that cannot be read now", str(error)))
     except errors.InputError as error:
         problems.append(Problem(ERROR, "corrupt files of records", str(error)))
     return [*facts, *(_facts((path, -1), None, [problem]) for problem in problems)]
@@ -209,25 +210,25 @@ def _read_record(
 def _facts(handle: tuple, picture: Picture | None, problems: list[Problem]) -> Facts:
     """Counts the pixels and segments of an image, and adds the problems of its segments."""
     if picture is None:
-        return Facts(handle, "", problems, {}, {}, {}, 0, None, b"")
-    count = len(picture.category_id)
-    area = np.bincount(picture.segment_map.ravel(), minlength=count + 1).tolist()
-    pixels, segments, small = (collections.Counter() for _ in range(3))
-    learnable = 0
-    columns = zip(picture.category_id, picture.is_crowd, area[1:], strict=True)
-    for category, is_crowd, size in columns:
-        pixels[category] += size
-        segments[category] += size > 0
-        if 0 < size < SMALL:
-            small[category] += 1
-        learnable += size > 0 and not is_crowd
-    if area[0] == picture.segment_map.size:
+        return Facts(handle, "", problems, np.zeros((0, 4), np.int64), 0, None, b"")
+    category_id = np.array(picture.category_id, np.int64)
+    sizes = np.bincount(picture.segment_map.ravel(), minlength=len(category_id) + 1)
+    void, area = int(sizes[0]), sizes[1:]
+    if void == picture.segment_map.size:
         text = f"{picture.name}: all pixels are void"
         problems = [*problems, Problem(WARNING, "images without a segment", text)]
-    void = area[0] / picture.segment_map.size
-    digest = hashlib.sha1(picture.image).digest()
-    counts = dict(pixels), dict(segments), dict(small)
-    return Facts(handle, picture.name, problems, *counts, learnable, void, digest)
+    categories, index = np.unique(category_id, return_inverse=True)
+    values = area, area > 0, (area > 0) & (area < SMALL)
+    sums = [np.bincount(index, value, len(categories)) for value in values]
+    return Facts(
+        handle,
+        picture.name,
+        problems,
+        np.stack([categories, *sums], axis=1).astype(np.int64),
+        learnable=int(np.sum((area > 0) & ~np.array(picture.is_crowd, bool))),
+        void=void / picture.segment_map.size,
+        digest=hashlib.sha1(picture.image).digest(),
+    )
 
 
 def _load_item(items: list[convert.Item], handle: tuple) -> Picture | None:
@@ -278,18 +279,19 @@ def validate(dataset: Dataset, out_dir: str, workers: int | None = None) -> tupl
     return "\n".join([*summary, *_listed(problems, SHOWN)]), errors
 
 
-def _total(facts: list[Facts], field: str) -> collections.Counter:
-    """Sums a count over all images."""
+def _total(facts: list[Facts], column: int) -> collections.Counter:
+    """Sums a column of `Facts.counts` for each category."""
     total = collections.Counter()
     for fact in facts:
-        total.update(getattr(fact, field))
+        for row in fact.counts.tolist():
+            total[row[0]] += row[column]
     return total
 
 
 def _split_stuff(dataset: Dataset, facts: list[Facts]) -> Iterator[Problem]:
     stuff = {category.id: category.name for category in dataset.categories if not category.isthing}
     for fact in facts:
-        for category, count in fact.segments.items():
+        for category, _, count, _ in fact.counts.tolist():
             if category in stuff and count > 1:
                 text = f"{fact.name}: {count} segments of {stuff[category]}"
                 yield Problem(WARNING, "stuff in several segments instead of one", text)
@@ -333,7 +335,7 @@ def _nothing_to_learn(facts: list[Facts]) -> Iterator[Problem]:
 def _images_of_classes(facts: list[Facts]) -> collections.Counter:
     """Counts the images of each category."""
     return collections.Counter(
-        category for fact in facts for category, count in fact.segments.items() if count
+        category for fact in facts for category, _, count, _ in fact.counts.tolist() if count
     )
 
 
@@ -350,10 +352,12 @@ def _summary(dataset: Dataset, facts: list[Facts]) -> list[str]:
 
 def _sizes(dataset: Dataset, facts: list[Facts]) -> list[str]:
     """Returns lines about the number and the size of segments, which decide the model's."""
-    counts = [sum(fact.segments.values()) for fact in facts] or [0]
+    counts = [int(fact.counts[:, SEGMENTS].sum()) for fact in facts] or [0]
     crowded = sum(count > CLUSTERS for count in counts)
     things = [category.id for category in dataset.categories if category.isthing]
-    small, all_ = (sum(_total(facts, field)[k] for k in things) for field in ("small", "segments"))
+    small, all_ = (
+        sum(_total(facts, column)[k] for k in things) for column in (SMALL_SEGMENTS, SEGMENTS)
+    )
     lines = [
         f"segments in an image: median {np.median(counts):g}, at most {max(counts)};"
         f" over {CLUSTERS} in {crowded} images",
@@ -376,7 +380,7 @@ def _listed(problems: list[Problem], limit: int) -> list[str]:
 
 def _class_table(dataset: Dataset, facts: list[Facts]) -> list[str]:
     images = _images_of_classes(facts)
-    segments, pixels = _total(facts, "segments"), _total(facts, "pixels")
+    segments, pixels = _total(facts, SEGMENTS), _total(facts, PIXELS)
     whole = max(1, sum(pixels.values()))
     lines = [f"{'class':30}{'':7}{'images':>8}{'segments':>10}{'pixels':>11}"]
     for category in sorted(dataset.categories, key=lambda category: -pixels[category.id]):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_prep import coco_format, convert, demo, validate
-from kmax_tf import commands, errors
+from kmax_tf import commands, errors, files
 from kmax_tf.data import datasets, label_png
 from kmax_tf.data.records import example, shards
 
@@ -137,6 +137,20 @@ def test_corrupt_records_are_reported_and_the_others_read(records, tmp_path):
     )
     assert errors == 1 and "train: 5 images" in text
     assert "corrupt files of records (1)" in text and corrupt.name in text
+
+
+def test_a_storage_that_does_not_answer_is_no_corrupt_file(records, tmp_path, monkeypatch):
+    read, last = shards.read, shards.paths(records, "train")[1]
+
+    def refuse_last(path):
+        if path == last:
+            raise files.NotAtHand(f"{path}: cannot be read now (busy); try again")
+        return read(path)
+
+    monkeypatch.setattr(shards, "read", refuse_last)
+    dataset = validate.converted(records, "train")
+    text, count = validate.validate(dataset, str(tmp_path / "out"), 1)
+    assert count == 1 and "records that cannot be read now (1)" in text and "corrupt" not in text
 
 
 def test_files_whose_first_record_is_damaged_are_all_named(digits, alone):
