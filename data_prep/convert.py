@@ -162,50 +162,57 @@ def _publish(every: Sequence[_Made], dataset: datasets.Dataset, folder: str) -> 
 def convert_shard(items: list[Item], path: str) -> None:
     """Writes one file of records, unless it was made from files of the same content.
 
-    Its `_note` tells the digests of these files and of the records.
+    Its note, NAME.sha1, tells the digests of these files and of the records. It is a file because
+    Beam's workers return nothing.
     """
-    note, digest, temporary = _note(path), _digest(items), f"{path}.tmp"
+    note, temporary = _note(path), f"{path}.tmp"
     if tf.io.gfile.exists(path) and tf.io.gfile.exists(note):
-        if files.read_bytes(note).decode().startswith(f"{digest} "):
+        if files.read_bytes(note).decode().startswith(f"{_digest(items)} "):
             return
         tf.io.gfile.remove(note)
-    content = hashlib.sha1()
+    source, content = hashlib.sha1(), hashlib.sha1()
     try:
         with _writing(path):
             with tf.io.TFRecordWriter(temporary) as writer:
-                for record in map(convert_item, items):
+                for item in items:
+                    found = read_files(item)
+                    source.update(_digest_of(found))
+                    record = convert_item(item, *found)
                     content.update(hashlib.sha1(record).digest())
                     writer.write(record)
             tf.io.gfile.rename(temporary, path, overwrite=True)
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
-    files.write_atomic(note, f"{digest} {content.hexdigest()}")
+    files.write_atomic(note, f"{source.hexdigest()} {content.hexdigest()}")
 
 
 def _note(path: str) -> str:
-    """Returns the path of the note about a shard, a file because Beam's workers return nothing."""
     return f"{path}.sha1"
 
 
 def _digest(items: list[Item]) -> str:
     """Returns the SHA-1 of the content of all files of the items; their dates do not matter."""
-    digest = hashlib.sha1()
-    for item in items:
-        for path in filter(None, (item.image_path, item.label_path)):
-            digest.update(hashlib.sha1(_read_listed(path, item.source)).digest())
-    return digest.hexdigest()
+    return hashlib.sha1(b"".join(_digest_of(read_files(item)) for item in items)).hexdigest()
 
 
-def convert_item(item: Item) -> bytes:
-    """Makes the record of one image; InputError if its files and its annotation disagree."""
+def _digest_of(found: tuple[bytes, bytes]) -> bytes:
+    return b"".join(hashlib.sha1(content).digest() for content in found)
+
+
+def read_files(item: Item) -> tuple[bytes, bytes]:
+    """Returns the content of the image file and of the label file of an item, b"" without one."""
     image = _read_listed(item.image_path, item.source)
+    return image, _read_listed(item.label_path, item.source) if item.label_path else b""
+
+
+def convert_item(item: Item, image: bytes, label: bytes) -> bytes:
+    """Makes the record of one image from its files; InputError if they and the item disagree."""
     where = f"{item.source}: {item.label_path or item.image_path}"
     ids = None
     if item.label_path:
         semantic = item.annotation.segments is None
-        decode = label_png.decode_classes if semantic else label_png.decode_ids
-        ids = decode(_read_listed(item.label_path, item.source), where)
+        ids = (label_png.decode_classes if semantic else label_png.decode_ids)(label, where)
     try:
         segment_map, segments = number_labels(ids, item.annotation.segments, item.num_classes)
         return serialize.record(

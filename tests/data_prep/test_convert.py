@@ -105,9 +105,9 @@ def test_interrupted_conversion_goes_on_with_what_is_missing(source, tmp_path, a
 
     made, original = [], convert.convert_item
 
-    def convert_item(item):
+    def convert_item(item, *content):
         made.append(item.annotation.image_id)
-        return original(item)
+        return original(item, *content)
 
     monkeypatch.setattr(convert, "convert_item", convert_item)
     broken = tmp_path / "images/b/5.png"  # in the last of the three shards
@@ -191,11 +191,11 @@ def interrupt(source, tmp_path, alone, monkeypatch, shards):
     """Begins a conversion and ends it with the first shard finished."""
     original, seen = convert.convert_item, []
 
-    def convert_item(item):
+    def convert_item(item, *content):
         seen.append(item)
         if len(seen) > 3:
             raise KeyboardInterrupt
-        return original(item)
+        return original(item, *content)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(convert, "convert_item", convert_item)
@@ -206,9 +206,9 @@ def converted(read, tmp_path, alone, monkeypatch, shards):
     """Converts, and returns the ids of the images that were."""
     made, original = [], convert.convert_item
 
-    def convert_item(item):
+    def convert_item(item, *content):
         made.append(item.annotation.image_id)
-        return original(item)
+        return original(item, *content)
 
     with monkeypatch.context() as patch:
         patch.setattr(convert, "convert_item", convert_item)

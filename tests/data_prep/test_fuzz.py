@@ -77,7 +77,7 @@ def converted(item):
     """The example of an item, or None if its conversion is refused in one line."""
     validate.look_at_items([item])  # must not raise
     try:
-        record = convert.convert_item(item)
+        record = convert.convert_item(item, *convert.read_files(item))
     except errors.InputError as error:
         assert "\n" not in str(error) and str(error)
         return None

@@ -235,7 +235,7 @@ def test_panoptic_of_datumaro(tmp_path, draw_image, write_json):
     path = write_json(tmp_path / "panoptic.json", content)
     source = [str(tmp_path / "images")], [path], [str(tmp_path / "panoptic")]
     ((item,), dataset) = coco_format.read(*source)
-    found = example.parse(convert.convert_item(item))
+    found = example.parse(convert.convert_item(item, *convert.read_files(item)))
     np.testing.assert_array_equal(np.array([0, *found.segment_id])[found.segment_map], ids)
     assert [(c.name, c.isthing) for c in dataset.categories] == [("car", True), ("tree", False)]
     del content["categories"][0]["isthing"]

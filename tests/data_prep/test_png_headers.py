@@ -80,10 +80,10 @@ def test_images(item, tmp_path, color, bits):
         message = r"image\.png: is a PNG of 16 bits; scale it as you want it seen, and save it as"
         assert [problem.kind for problem in fact.problems] == ["images that cannot be read"]
         with pytest.raises(errors.InputError, match=message):
-            convert.convert_item(item)
+            convert.convert_item(item, *convert.read_files(item))
         return
     assert [problem.kind for problem in fact.problems] == ["images without a segment"]
-    found = example.parse(convert.convert_item(item))
+    found = example.parse(convert.convert_item(item, *convert.read_files(item)))
     np.testing.assert_array_equal(found.image, shown(samples, color, bits, palette))
 
 
@@ -102,12 +102,12 @@ def test_segment_ids(item, tmp_path, color, bits, meaning):
     is_right = bits <= 8 and meaning == "colors"
     assert is_right == all(problem.level != validate.ERROR for problem in fact.problems)
     if is_right:
-        found = example.parse(convert.convert_item(labelled))
+        found = example.parse(convert.convert_item(labelled, *convert.read_files(labelled)))
         numbers = np.array([0, *found.segment_id])[found.segment_map]
         np.testing.assert_array_equal(numbers, ids)
     else:
         with pytest.raises(errors.InputError, match=r"label\.png: .*;.* save ") as error:
-            convert.convert_item(labelled)
+            convert.convert_item(labelled, *convert.read_files(labelled))
         assert "\n" not in str(error.value)
 
 
@@ -119,12 +119,12 @@ def test_classes(item, tmp_path, color, bits):
     write_png(tmp_path / "label.png", samples, color, bits, palette)
     semantic = item._replace(annotation=item.annotation._replace(segments=None), num_classes=150)
     if color in (GRAY, PALETTE):
-        found = example.parse(convert.convert_item(semantic))
+        found = example.parse(convert.convert_item(semantic, *convert.read_files(semantic)))
         categories = np.array([-1, *found.category_id])[found.segment_map]
         np.testing.assert_array_equal(categories, classes - 1)
     else:
         with pytest.raises(errors.InputError, match=r"label\.png: is a PNG of .* gray PNG$"):
-            convert.convert_item(semantic)
+            convert.convert_item(semantic, *convert.read_files(semantic))
 
 
 @pytest.mark.parametrize("color, bits", [(GRAY, 8), (GRAY, 16), (PALETTE, 8)])
@@ -139,7 +139,7 @@ def test_values_that_are_no_class_are_refused(tmp_path, color, bits):
     ((item,), _) = ade20k.read(str(tmp_path), "train", semantic=True)
     message = r"a\.png: value 151 \(9 pixels\) is no class, 1 to 150"
     with pytest.raises(errors.InputError, match=message):
-        convert.convert_item(item)
+        convert.convert_item(item, *convert.read_files(item))
 
 
 @pytest.mark.parametrize("keep", [0, 20, 26, 60])
@@ -148,7 +148,7 @@ def test_a_truncated_map_of_classes_is_refused(item, tmp_path, keep):
     (tmp_path / "label.png").write_bytes(png[:keep])
     semantic = item._replace(annotation=item.annotation._replace(segments=None), num_classes=9)
     with pytest.raises(errors.InputError, match=r"label\.png: not a readable PNG"):
-        convert.convert_item(semantic)
+        convert.convert_item(semantic, *convert.read_files(semantic))
 
 
 def test_an_empty_image_file_is_reported(item, tmp_path):
@@ -250,7 +250,7 @@ def test_from_photos_by_way_of_pseudo_labels_to_records(tmp_path, alone):
         if item in deep:
             continue
         difference = 2 if item.image_path.endswith(".jpg") else 0  # two decoders
-        found = example.parse(convert.convert_item(item))
+        found = example.parse(convert.convert_item(item, *convert.read_files(item)))
         assert np.abs(found.image.numpy().astype(int) - shown).max() <= difference, item.image_path
         sure = np.where(shown[..., 1] >= 127.5, expected, 0)
         numbers = np.array([0, *found.segment_id])[found.segment_map]
