@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from kmax_tf import config, runtime
@@ -58,6 +59,7 @@ def client(address, file):
     np.savez(file, *batches("records", "/job:worker/task:0/device:CPU:0"))
 
 
+@pytest.mark.slow
 def test_input_is_made_where_only_the_server_sees_the_records(made, tmp_path):
     folders = {name: tmp_path / name for name in ("server", "client")}
     for folder in folders.values():

@@ -221,14 +221,22 @@ def assert_same_gradients(first, second):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-6 * largest)
 
 
-def test_micro_batches_have_the_gradient_of_the_batch(tiny, without_batch_statistics):
-    experiment = tiny("criterion.Criterion.contrast_pixels = 169")
+def assert_micro_batches_are_the_batch(experiment):
     one = tf.distribute.OneDeviceStrategy(ONE_DEVICE)
     images = [batch(experiment, 8, size=2)]
     whole, looped = (accumulated(experiment, one, images, count) for count in (1, 2))
     assert_same_gradients(whole, looped)
     for a, b in zip(whole[1], looped[1], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_have_the_gradient_of_the_batch(tiny, without_batch_statistics):
+    assert_micro_batches_are_the_batch(toy.of(tiny(), chance=False))
+
+
+@pytest.mark.slow
+def test_micro_batches_of_the_whole_model(tiny, without_batch_statistics):
+    assert_micro_batches_are_the_batch(tiny("criterion.Criterion.contrast_pixels = 169"))
 
 
 def test_the_gradient_is_applied_as_it_was_clipped(tiny, without_batch_statistics):
