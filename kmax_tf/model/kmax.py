@@ -1,14 +1,17 @@
 """The whole model on one page: kMaX-DeepLab (arXiv 2207.04044, figure 2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
-from kmax_tf.errors import InputError
+from kmax_tf.errors import InputError, nearest
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.layers.norms import BatchNorm
+from kmax_tf.model.layers.recompute import recompute
+
+PARTS = ("pixel_encoder", "pixel_decoder", "semantic_branch")  # that can be recomputed
 
 
 class Outputs(NamedTuple):
@@ -32,6 +35,9 @@ class KMaX(tf_keras.Model):
         semantic_branch: makes, from `num_classes`, the layer that maps endpoints to semantic
             logits.
         batch_norm_momentum: of all moving statistics; short trainings need less than 0.99.
+        recompute: names of `PARTS` that a training step computes a second time for the gradient,
+            instead of keeping their values. It needs less memory and more time, and computes the
+            same.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class KMaX(tf_keras.Model):
         cluster_path: Callable,
         semantic_branch: Callable,
         batch_norm_momentum: float = 0.99,
+        recompute: Sequence[str] = (),
     ):
         super().__init__(autocast=False)  # an image is normalized before it loses precision
         self.pixel_encoder = pixel_encoder
@@ -49,20 +56,35 @@ class KMaX(tf_keras.Model):
         self.cluster_path = cluster_path(num_classes)
         self.semantic_branch = semantic_branch(num_classes)
         self.batch_norm_momentum = batch_norm_momentum
+        for name in recompute:
+            if name not in PARTS:
+                raise InputError(f"KMaX.recompute: no part {name!r}{nearest(name, PARTS)}")
+        if "pixel_decoder" in recompute and self.cluster_path.dual_path:
+            raise InputError(
+                "KMaX.recompute: a dual path runs the pixel decoder between its decoders; leave"
+                " 'pixel_decoder' out"
+            )
+        self.recompute = tuple(recompute)
 
-    def call(self, image: tf.Tensor) -> Outputs:
+    def call(self, image: tf.Tensor, training: bool | None = None) -> Outputs:
         """Predicts from images, uint8 or float [batch, height, width, 3], 0 to 255.
 
         Height and width are a multiple of the pixel encoder's stride plus one; the padding is gray
         (127.5).
         """
         x = tf.cast(tf.cast(image, tf.float32) / 127.5 - 1.0, self.compute_dtype)
-        endpoints = self.pixel_encoder(x)
+
+        def part(name, inputs):
+            layer = getattr(self, name)
+            again = training and name in self.recompute
+            return recompute(layer, inputs) if again else layer(inputs)
+
+        endpoints = part("pixel_encoder", x)
         if self.cluster_path.dual_path:  # the decoders update the pixel decoder's input
             final, auxiliary = self.cluster_path(endpoints, self.pixel_decoder)
         else:
-            final, auxiliary = self.cluster_path(self.pixel_decoder(endpoints))
-        return Outputs(final, tuple(auxiliary), self.semantic_branch(endpoints))
+            final, auxiliary = self.cluster_path(part("pixel_decoder", endpoints))
+        return Outputs(final, tuple(auxiliary), part("semantic_branch", endpoints))
 
     def create_variables(self, height: int, width: int) -> "KMaX":
         """Builds every layer, and returns the model.

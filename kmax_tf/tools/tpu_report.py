@@ -62,7 +62,7 @@ def report(experiment: Experiment, accelerator: str) -> dict:
     try:
         compiled = tpu_compile.compile_for_tpu(hlo, wanted.name, wanted.replicas)
     except tpu_compile.OutOfMemory as error:
-        remedy = _remedy(experiment, wanted)
+        remedy = _remedy(trainer, wanted)
         return {**head, "fits": False, "remedy": remedy, "message": str(error)}
     fits = compiled.needed <= wanted.memory
     memory = {
@@ -75,7 +75,7 @@ def report(experiment: Experiment, accelerator: str) -> dict:
     return {
         **head,
         "fits": fits,
-        "remedy": "" if fits else _remedy(experiment, wanted),
+        "remedy": "" if fits else _remedy(trainer, wanted),
         "memory_bytes": memory,
         "flops": compiled.flops,
         "bytes_accessed": compiled.bytes_accessed,
@@ -101,11 +101,13 @@ def _times(experiment, wanted, compiled):
     }
 
 
-def _remedy(experiment, wanted):
+def _remedy(trainer, wanted):
     """Returns the settings that need less memory a replica."""
-    remedies = []
+    experiment, remedies = trainer.experiment, []
     if experiment.precision != "mixed_bfloat16":
         remedies.append("""bfloat16 (--gin="experiment.Experiment.precision = 'mixed_bfloat16'")""")
+    if not trainer.model.recompute:
+        remedies.append("""recomputation (--gin="kmax.KMaX.recompute = ['pixel_encoder']")""")
     if per_replica_batch_size(experiment, wanted.replicas) % 2 == 0:
         accumulation = 2 * experiment.accumulation
         remedies.append(

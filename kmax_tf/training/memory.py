@@ -15,8 +15,9 @@ class DoesNotFit(InputError):
     def __init__(self, error: Exception):
         super().__init__(
             f"the step does not fit in the device's memory ({first_line(error):.200}); use a"
-            ' smaller --batch_size, or bind experiment.Experiment.precision = "mixed_bfloat16" or a'
-            " larger experiment.Experiment.accumulation"
+            ' smaller --batch_size, or bind kmax.KMaX.recompute = ["pixel_encoder"],'
+            ' experiment.Experiment.precision = "mixed_bfloat16" or a larger'
+            " experiment.Experiment.accumulation"
         )
 
 

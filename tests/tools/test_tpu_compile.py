@@ -63,11 +63,13 @@ def test_what_does_not_fit_comes_with_what_may_make_it_fit(tiny, compiler):
     compiler(compiled(needed=20 * GB))
     text = tpu_report.text(tpu_report.report(tiny(*bindings), "v5e-16"))
     assert text.startswith("does not fit: v5e-16")
-    for remedy in ("precision = 'mixed_bfloat16'", "accumulation = 2", "--topology=v5e-32"):
+    remedies = ["precision = 'mixed_bfloat16'", "recompute = ['pixel_encoder']"]
+    for remedy in (*remedies, "accumulation = 2", "--topology=v5e-32"):
         assert remedy in text
 
     bindings = ["experiment.Experiment.batch_size=16"]
     bindings.append("experiment.Experiment.precision='mixed_bfloat16'")
+    bindings.append("kmax.KMaX.recompute=['pixel_encoder']")
     compiler(tpu_compile.OutOfMemory("RESOURCE_EXHAUSTED: Used 20.1G of 15.7G hbm.\nmore"))
     found = tpu_report.report(tiny(*bindings), "v5e-16")
     assert "may make it fit: a chip with more memory" in tpu_report.text(found)

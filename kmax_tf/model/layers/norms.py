@@ -4,6 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf.model.layers.ops import use_fused_cpu_kernels
+from kmax_tf.model.layers.recompute import is_second_pass
 
 
 class BatchNorm(tf_keras.layers.Layer):
@@ -76,6 +77,8 @@ class BatchNorm(tf_keras.layers.Layer):
         return self._affine(*map(tf.convert_to_tensor, (self.gamma, self.beta)), mean, variance)
 
     def _move(self, mean, variance):
+        if is_second_pass():
+            return  # the first pass moved them
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             change = (moving - tf.stop_gradient(value)) * (1 - self.momentum)
             # A step with an overflow is skipped, so it must not change the statistics.

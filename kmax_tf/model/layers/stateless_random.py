@@ -20,16 +20,26 @@ _seeds = _Seeds()
 
 
 @contextlib.contextmanager
-def random_seed(seed: tf.Tensor) -> Iterator[None]:
+def random_seed(seed: tf.Tensor, count: int = 0) -> Iterator[None]:
     """Makes `random_uniform` a pure function of `seed`, int32 [2], and of the number of the call.
 
     So a resumed training draws the same numbers as an uninterrupted one.
+
+    Args:
+        seed: int32 [2].
+        count: number of the first call.
     """
-    _seeds.stack.append([seed, 0])
+    _seeds.stack.append([seed, count])
     try:
         yield
     finally:
         _seeds.stack.pop()
+
+
+def random_state() -> tuple[tf.Tensor, int]:
+    """Returns the arguments of a `random_seed` that draws the next numbers once more."""
+    seed, count = _seeds.stack[-1]
+    return seed, count
 
 
 def random_uniform(shape: Any) -> tf.Tensor:

@@ -1,0 +1,85 @@
+"""Recomputation: the gradient computes a layer's inner values again, instead of keeping them."""
+
+import threading
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tensorflow.compiler.tf2xla.python import xla
+
+from kmax_tf.model.layers.ops import compiled_by_xla
+from kmax_tf.model.layers.stateless_random import random_seed, random_state
+
+SECOND_PASS = "second_pass"  # in the names of operations
+
+
+class _Pass(threading.local):
+    """Which pass runs, in each thread by itself: each mirrored replica is traced in one."""
+
+    is_second = False
+
+
+_pass = _Pass()
+
+
+def is_second_pass() -> bool:
+    """Tells whether a layer runs again for its gradient; it must not change variables then."""
+    return _pass.is_second
+
+
+class _Second(tf_keras.layers.Layer):
+    """Calls a layer for its gradient: in training mode, with the random numbers of before."""
+
+    def __init__(self, layer: tf_keras.layers.Layer, state: tuple[tf.Tensor, int]):
+        super().__init__(name=SECOND_PASS, autocast=False)
+        self.layer, self.state = layer, state
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        _pass.is_second = True
+        try:
+            with random_seed(*self.state):
+                return self.layer(inputs)
+        finally:
+            _pass.is_second = False
+
+
+def recompute(layer: tf_keras.layers.Layer, inputs: Any) -> Any:
+    """Calls a layer in training mode, so that only inputs and outputs stay until its gradient.
+
+    Outputs, gradients and moving statistics are those of layer(inputs).
+
+    Args:
+        layer: a layer whose variables exist.
+        inputs: its argument, a float tensor or a list of some.
+    """
+    state = random_state()
+
+    @tf.custom_gradient
+    def call(*tensors):
+        outputs = layer(tf.nest.pack_sequence_as(inputs, tensors))
+
+        def gradient(*upstream, variables=()):
+            again = _after(upstream, tensors)
+            with tf.GradientTape() as tape:
+                tape.watch(again)
+                second = _Second(layer, state)(
+                    tf.nest.pack_sequence_as(inputs, again), training=True
+                )
+            sources = [*again, *variables]
+            gradients = tape.gradient(tf.nest.flatten(second), sources, upstream)
+            return gradients[: len(again)], gradients[len(again) :]
+
+        return outputs, gradient
+
+    return call(*tf.nest.flatten(inputs))
+
+
+def _after(first, then):
+    """Returns the tensors `then` as ones that wait for all of `first`.
+
+    Without it, a compiler would see that both passes are the same, and keep the values of one.
+    """
+    if compiled_by_xla():
+        return xla.optimization_barrier(*then, *first)[: len(then)]
+    with tf.control_dependencies(first):
+        return [tf.identity(tensor) for tensor in then]

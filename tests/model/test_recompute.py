@@ -1,0 +1,97 @@
+"""A training step that recomputes parts of the model is the step that keeps their values."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.autograph.impl.api import do_not_convert
+
+from kmax_tf import runtime
+from kmax_tf.errors import InputError
+from kmax_tf.model.kmax import PARTS
+from kmax_tf.model.layers.stateless_random import random_seed, random_uniform
+
+IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 33, 49, 3)).astype(np.float32)
+
+
+def build(tiny, parts, *bindings):
+    """The toy model with chance in each part: drop path, drop query, dropout."""
+    experiment = tiny(
+        f"kmax.KMaX.recompute = {list(parts)}",
+        "resnet.ResNet.axial_from = 4",
+        "resnet.ResNet.axial_keep_prob = 0.6",
+        "kmax_decoder.ClusterPath.drop_query = True",
+        "kmax_decoder.ClusterPath.num_clusters = 32",
+        "semantic_branch.SemanticBranch.dropout = 0.3",
+        *bindings,
+    )
+    runtime.set_seed(0)
+    return experiment.build_model()
+
+
+def one_pass(model, images):
+    """Gradients, outputs, and the next random numbers."""
+    with tf.GradientTape() as tape, random_seed(tf.constant([3, 4])):
+        outputs = model(images, training=True)
+        predictions = (outputs.final, *outputs.auxiliary)
+        tensors = [t for p in predictions for t in p if t is not None]
+        tensors.append(outputs.semantic_logits)
+        loss = tf.add_n([tf.reduce_sum(t * tf.sin(3 * t)) for t in tensors])
+        drawn = random_uniform([3])
+    gradients = tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero")
+    return [tf.convert_to_tensor(t) for t in [*gradients, *tensors, drawn]]
+
+
+def step(model, compiled=False):
+    """The arrays of `one_pass`, the statistics that it moved, and its number of convolutions."""
+    run = tf.function(do_not_convert(lambda: one_pass(model, IMAGES)), jit_compile=compiled)
+    arrays = [t.numpy() for t in run()]
+    operations = run.get_concrete_function().graph.get_operations()
+    convolutions = sum(operation.type == "Conv2D" for operation in operations)
+    return arrays, [v.numpy() for v in model.non_trainable_variables], convolutions
+
+
+def assert_same(kept, again, tolerance=1e-4):
+    """`kept` and `again` are arrays of a pass, and statistics."""
+    for a, b in zip(kept[0], again[0], strict=True):
+        np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * np.abs(a).max())
+    for a, b in zip(kept[1], again[1], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6)
+
+
+def test_a_step_is_the_same(tiny):
+    *kept, once = step(build(tiny, []))
+    *again, twice = step(build(tiny, PARTS))
+    assert_same(kept, again)
+    assert twice > 1.5 * once  # the cluster path's are not repeated
+
+
+@pytest.mark.slow
+def test_a_step_of_two_replicas_is_the_same(tiny, two_replicas):
+    """Batch norm of the second pass needs the statistics of both."""
+
+    def of(parts):
+        with two_replicas.scope():
+            model = build(tiny, parts)
+
+        def on_replica():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return one_pass(model, IMAGES[int(replica) :][:1])
+
+        results = two_replicas.run(on_replica)
+        arrays = [t.numpy() for v in results for t in two_replicas.experimental_local_results(v)]
+        return arrays, [v.numpy() for v in model.non_trainable_variables]
+
+    assert_same(of([]), of(PARTS))
+
+
+@pytest.mark.slow
+@pytest.mark.xla
+def test_a_step_that_xla_compiles_is_the_same(tiny):
+    assert_same(step(build(tiny, []), compiled=True), step(build(tiny, PARTS), compiled=True))
+
+
+def test_wrong_parts(tiny):
+    with pytest.raises(InputError, match="no part 'encoder'; did you mean 'pixel_encoder'"):
+        build(tiny, ["encoder"])
+    with pytest.raises(InputError, match="a dual path .* leave 'pixel_decoder' out"):
+        build(tiny, ["pixel_decoder"], "kmax_decoder.ClusterPath.dual_path = True")
