@@ -64,6 +64,7 @@ def batches(paths, made, count, service=""):
     return [tf.nest.map_structure(np.asarray, b) for b, _ in zip(dataset, range(count))]
 
 
+@pytest.mark.slow
 def test_one_worker_and_two(made, tmp_path, add_worker):
     paths = made.write(str(tmp_path), list(range(NUMBER)), num_shards=3)
     epoch = NUMBER // 2  # batches

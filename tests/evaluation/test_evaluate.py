@@ -76,6 +76,7 @@ def test_labels_as_predictions_are_perfect(tiny, tmp_path):
     assert [(p["role"], p["PQ"], p["missed"]) for p in pictures] == [("first", 100, {})] * 3
 
 
+@pytest.mark.slow
 def test_several_replicas_give_what_one_gives(tiny, exported, two_replicas):
     names = ("thing_threshold", "stuff_threshold", "overlap_threshold")
     experiment = tiny(*(f"postprocess.PostProcess.{name} = 0.0" for name in names))

@@ -14,14 +14,18 @@ GB = 10**9
 def compiler(monkeypatch):
     """Lets `tpu_compile` answer with given figures, without tracing the step."""
 
-    def answer(compiled):
+    def answer(compiled, recompute=()):
+        def make_trainer(experiment, strategy):
+            model = types.SimpleNamespace(recompute=recompute)
+            return types.SimpleNamespace(experiment=experiment, model=model)
+
         def compile_for_tpu(hlo, accelerator, replicas):
             if isinstance(compiled, Exception):
                 raise compiled
             return compiled
 
         monkeypatch.setattr(tpu_report.tpu_compile, "compile_for_tpu", compile_for_tpu)
-        monkeypatch.setattr(tpu_report, "make_trainer", lambda experiment, strategy: None)
+        monkeypatch.setattr(tpu_report, "make_trainer", make_trainer)
         monkeypatch.setattr(tpu_report.replica_program, "training_step", lambda trainer: (0, 0))
         monkeypatch.setattr(tpu_report.replica_program, "lower", lambda step, specs: b"")
 
@@ -69,8 +73,8 @@ def test_what_does_not_fit_comes_with_what_may_make_it_fit(tiny, compiler):
 
     bindings = ["experiment.Experiment.batch_size=16"]
     bindings.append("experiment.Experiment.precision='mixed_bfloat16'")
-    bindings.append("kmax.KMaX.recompute=['pixel_encoder']")
-    compiler(tpu_compile.OutOfMemory("RESOURCE_EXHAUSTED: Used 20.1G of 15.7G hbm.\nmore"))
+    error = tpu_compile.OutOfMemory("RESOURCE_EXHAUSTED: Used 20.1G of 15.7G hbm.\nmore")
+    compiler(error, recompute=["pixel_encoder"])
     found = tpu_report.report(tiny(*bindings), "v5e-16")
     assert "may make it fit: a chip with more memory" in tpu_report.text(found)
     assert tpu_report.cells(found) == ["v5e-16", "16 x 1", "no", "20.1G of 15.7G"]
