@@ -9,7 +9,7 @@ import tf_keras
 from kmax_tf.errors import InputError, nearest
 from kmax_tf.model.kmax_decoder import Prediction
 from kmax_tf.model.layers.norms import BatchNorm
-from kmax_tf.model.layers.recompute import recompute
+from kmax_tf.model.layers.recompute import recomputed
 
 PARTS = ("pixel_encoder", "pixel_decoder", "semantic_branch")  # that can be recomputed
 
@@ -77,7 +77,7 @@ class KMaX(tf_keras.Model):
         def part(name, inputs):
             layer = getattr(self, name)
             again = training and name in self.recompute
-            return recompute(layer, inputs) if again else layer(inputs)
+            return recomputed(layer, inputs) if again else layer(inputs)
 
         endpoints = part("pixel_encoder", x)
         if self.cluster_path.dual_path:  # the decoders update the pixel decoder's input

@@ -12,7 +12,7 @@ from kmax_tf import runtime
 from kmax_tf.errors import InputError
 from kmax_tf.model.kmax import PARTS
 from kmax_tf.model.layers.conv import ConvBN
-from kmax_tf.model.layers.recompute import recompute
+from kmax_tf.model.layers.recompute import recomputed
 from kmax_tf.model.layers.stateless_random import DropPath, random_seed, random_uniform
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 33, 49, 3)).astype(np.float32)
@@ -52,10 +52,11 @@ def step(model, compiled=False):
     return [t.numpy() for t in run()], [v.numpy() for v in model.non_trainable_variables]
 
 
-def assert_same(kept, again, tolerance=1e-4):
-    """`kept` and `again` are arrays of a pass, and statistics."""
+def assert_same(kept, again):
+    """`kept` and `again` are the arrays of a pass, and the statistics."""
+    largest = max(np.abs(a).max() for a in kept[0])  # some gradients are 0, but for rounding
     for a, b in zip(kept[0], again[0], strict=True):
-        np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * np.abs(a).max())
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max() + 1e-6 * largest)
     for a, b in zip(kept[1], again[1], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6)
 
@@ -87,7 +88,7 @@ def test_a_part_is_computed_twice_and_the_same():
     part = Part()
     part([x, y])  # makes the variables
     start, results = part.get_weights(), []
-    for call in (part, functools.partial(recompute, part)):
+    for call in (part, functools.partial(recomputed, part)):
         part.set_weights(start)
 
         @tf.function

@@ -43,10 +43,11 @@ class _Second(tf_keras.layers.Layer):
             _pass.is_second = False
 
 
-def recompute(layer: tf_keras.layers.Layer, inputs: Any) -> Any:
-    """Calls a layer in training mode, so that only inputs and outputs stay until its gradient.
+def recomputed(layer: tf_keras.layers.Layer, inputs: Any) -> Any:
+    """Calls a layer in training mode, and keeps only inputs and outputs for its gradient.
 
-    Outputs, gradients and moving statistics are those of layer(inputs).
+    Outputs, gradients and moving statistics are those of layer(inputs). Batch norm sums over the
+    replicas in both passes.
 
     Args:
         layer: a layer whose variables exist.
