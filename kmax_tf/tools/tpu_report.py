@@ -72,24 +72,33 @@ def report(experiment: Experiment, accelerator: str) -> dict:
         "needed": compiled.needed,
         "available": wanted.memory,
     }
+    parts = hlo_traffic.by_part(compiled.program)
+    flops, traffic = _of_all_micro_batches(experiment.accumulation, compiled, parts)
+    # The compiler estimates a v3 sensibly; for newer chips it also returns negative numbers.
+    estimates = wanted.generation == "v3" and experiment.accumulation == 1
     return {
         **head,
         "fits": fits,
         "remedy": "" if fits else _remedy(trainer, wanted),
         "memory_bytes": memory,
-        "flops": compiled.flops,
-        "bytes_accessed": compiled.bytes_accessed,
-        "bytes_by_part": hlo_traffic.by_part(compiled.program),
-        **_times(experiment, wanted, compiled),
+        "flops": flops,
+        "bytes_accessed": traffic,
+        "bytes_by_part": parts,
+        **_times(experiment, wanted, flops, traffic, compiled.estimated_seconds * estimates),
     }
 
 
-def _times(experiment, wanted, compiled):
-    """Returns the times and speeds of a report."""
-    arithmetic = compiled.flops / wanted.flops_per_second
-    traffic = compiled.bytes_accessed / wanted.bytes_per_second
-    # The compiler estimates a v3 sensibly; for newer chips it also returns negative numbers.
-    estimate = compiled.estimated_seconds if wanted.generation == "v3" else 0
+def _of_all_micro_batches(accumulation, compiled, parts):
+    """Returns FLOPs and bytes of a step; the compiler counts the loop over micro-batches once."""
+    outside = sum(map(sum, parts.values()))
+    inside = compiled.bytes_accessed - outside
+    return accumulation * compiled.flops, outside + accumulation * inside
+
+
+def _times(experiment, wanted, flops, traffic, estimate):
+    """Returns the times and speeds of a report; the estimate is 0 if there is none."""
+    arithmetic = flops / wanted.flops_per_second
+    traffic /= wanted.bytes_per_second
     seconds = max(arithmetic, traffic, estimate)
     return {
         "arithmetic_seconds": arithmetic,

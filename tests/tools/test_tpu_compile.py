@@ -54,6 +54,22 @@ def test_times_by_the_roofline_of_the_chip(tiny, compiler):
     assert "at most 640 images/s, and at least 0.1 hours" in text
 
 
+def test_the_loop_over_micro_batches_counts_as_often_as_it_runs(tiny, compiler):
+    entry = """
+ENTRY %main (w: f32[1000]) -> f32[1000] {
+  %w = f32[1000]{0} parameter(0)
+  ROOT %new = f32[1000]{0} add(%w, %w), metadata={op_name="AdamW/add"}
+}
+"""
+    bindings = ["experiment.Experiment.batch_size=64", "experiment.Experiment.accumulation=2"]
+    compiler(compiled(bytes_accessed=9e10 + 12_000, program=entry))
+    found = tpu_report.report(tiny(*bindings), "v3-16")
+    assert (found["images_per_replica"], found["flops"]) == (4, 2e12)
+    assert found["bytes_accessed"] == 2 * 9e10 + 12_000
+    assert found["roofline_seconds"] == pytest.approx(0.4)
+    assert found["estimated_seconds"] is None  # that counts the loop once, too
+
+
 def test_a_v3_is_estimated_by_its_compiler(tiny, compiler):
     compiler(compiled())
     found = tpu_report.report(tiny("experiment.Experiment.batch_size=64"), "v3-32")
