@@ -14,7 +14,8 @@ def by_part(program: str) -> dict[str, tuple[int, int]]:
     """Counts the bytes that the instructions of a program read and write.
 
     An operand or a result counts with the padding of its layout. Loops, such as those of matching
-    and accumulation, count nothing; so the sum is below the compiler's own.
+    and accumulation, count nothing; so the sum is below the compiler's own. It is above where a
+    chip fetches data ahead, as a v5e does: such data counts again.
 
     Args:
         program: optimized HLO as text.

@@ -90,7 +90,8 @@ def report(experiment: Experiment, accelerator: str) -> dict:
 
 def _of_all_micro_batches(accumulation, compiled, parts):
     """Returns FLOPs and bytes of a step; the compiler counts the loop over micro-batches once."""
-    outside = sum(map(sum, parts.values()))
+    # `by_part` counts what a chip fetches ahead more than once.
+    outside = min(sum(map(sum, parts.values())), compiled.bytes_accessed)
     inside = compiled.bytes_accessed - outside
     return accumulation * compiled.flops, outside + accumulation * inside
 
