@@ -109,7 +109,7 @@ def converted(folder: str, split: str, source: str | None = None) -> Dataset:
 
 
 def look_at_items(items: list[convert.Item], start: int = 0) -> list[Facts]:
-    """Collects the facts of raw images, of which the first has the number `start`."""
+    """Collects the facts of raw images; the first one has the number `start`."""
     # The handle is a number, not the item, because all facts stay in memory.
     return [_facts((number,), *_read_item(item)) for number, item in enumerate(items, start)]
 
