@@ -10,6 +10,7 @@ from kmax_tf.errors import check_equal_lengths
 from kmax_tf.model.layers.conv import Conv2D
 from kmax_tf.model.layers.norms import LayerNorm
 from kmax_tf.model.layers.ops import gelu, truncated_normal
+from kmax_tf.model.layers.recompute import run_stage
 from kmax_tf.model.layers.stateless_random import DropPath
 
 
@@ -72,8 +73,10 @@ class ConvNeXt(tf_keras.layers.Layer):
             for width, depth in zip(widths, depths, strict=True)
         ]
 
-    def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+    def call(self, x: tf.Tensor, recompute: bool = False) -> list[tf.Tensor]:
         """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
+
+        With `recompute`, the gradient computes the blocks again.
 
         Returns:
             The outputs of the stem and of each stage, at strides 4, 4, 8, 16 and 32. Each is float
@@ -89,7 +92,6 @@ class ConvNeXt(tf_keras.layers.Layer):
                 x = tf.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]])
                 for layer in self.downsamplings[i - 1]:
                     x = layer(x)
-            for block in blocks:
-                x = block(x)
+            x = run_stage(blocks, x, recompute, self.name)
             endpoints.append(x)
         return endpoints

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from kmax_tf.model.layers.conv import ConvBN, DepthwiseBN
+from kmax_tf.model.layers.recompute import run_stage
 
 _ACTIVATION = "relu6"
 _STEM = 32  # filters, at every width
@@ -73,8 +74,10 @@ class EfficientNetLite(tf_keras.layers.Layer):
                 block = Block(_round_filters(filters, width), kernel_size, step, expansion)
                 self.blocks.append(block)
 
-    def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+    def call(self, x: tf.Tensor, recompute: bool = False) -> list[tf.Tensor]:
         """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
+
+        With `recompute`, the gradient computes the blocks again.
 
         Returns:
             The unactivated output of the last block at each stride, 2, 4, 8, 16 and 32. Each is
@@ -82,8 +85,8 @@ class EfficientNetLite(tf_keras.layers.Layer):
         """
         x = x * (127.5 / 128) + 0.5 / 128  # the published weights expect (pixel - 127) / 128
         x, endpoints = self.stem(x), []
-        for block in self.blocks:
-            if block.strides > 1:
-                endpoints.append(x)
-            x = block(x)
-        return [*endpoints, x]
+        starts = [i for i, block in enumerate(self.blocks) if block.strides > 1]
+        for start, end in zip([0, *starts], [*starts, None], strict=True):
+            x = run_stage(self.blocks[start:end], x, recompute, self.name)
+            endpoints.append(x)
+        return endpoints

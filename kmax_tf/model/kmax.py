@@ -1,5 +1,6 @@
 """The whole model on one page: kMaX-DeepLab (arXiv 2207.04044, figure 2)."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import tf_keras
 
 from kmax_tf.errors import InputError, nearest
 from kmax_tf.model.kmax_decoder import Prediction
+from kmax_tf.model.layers.axial_attention import AxialAttention
 from kmax_tf.model.layers.norms import BatchNorm
 from kmax_tf.model.layers.recompute import recomputed
 
@@ -28,7 +30,7 @@ class KMaX(tf_keras.Model):
     Args:
         num_classes: things and stuff together, without void.
         pixel_encoder: maps images [batch, height, width, 3] in [-1, 1] to endpoints, fine to
-            coarse, the last at its `stride`.
+            coarse, the last at its `stride`. With `recompute=True`, it recomputes its stages.
         pixel_decoder: maps endpoints to feature maps, coarse to fine; the last is the output.
         cluster_path: makes, from `num_classes`, the layer that maps feature maps to the final
             `Prediction` and those of its decoders.
@@ -37,7 +39,7 @@ class KMaX(tf_keras.Model):
         batch_norm_momentum: of all moving statistics; short trainings need less than 0.99.
         recompute: names of `PARTS` that a training step computes a second time for the gradient,
             instead of keeping their values. It needs less memory and more time, and computes the
-            same.
+            same. Of the pixel encoder, the stem is kept. Axial attention then keeps no logits.
     """
 
     def __init__(
@@ -59,6 +61,13 @@ class KMaX(tf_keras.Model):
         for name in recompute:
             if name not in PARTS:
                 raise InputError(f"KMaX.recompute: no part {name!r}{nearest(name, PARTS)}")
+        if "pixel_encoder" in recompute and (
+            "recompute" not in inspect.signature(pixel_encoder.call).parameters
+        ):
+            raise InputError(
+                f"KMaX.recompute: {type(pixel_encoder).__name__}.call has no argument 'recompute',"
+                " which recomputes its stages; add it, or leave 'pixel_encoder' out"
+            )
         if "pixel_decoder" in recompute and self.cluster_path.dual_path:
             raise InputError(
                 "KMaX.recompute: a dual path runs the pixel decoder between its decoders; leave"
@@ -74,12 +83,14 @@ class KMaX(tf_keras.Model):
         """
         x = tf.cast(tf.cast(image, tf.float32) / 127.5 - 1.0, self.compute_dtype)
 
+        again = self.recompute if training else ()
+
         def part(name, inputs):
             layer = getattr(self, name)
-            again = training and name in self.recompute
-            return recomputed(layer, inputs) if again else layer(inputs)
+            return recomputed(layer, inputs) if name in again else layer(inputs)
 
-        endpoints = part("pixel_encoder", x)
+        options = {"recompute": True} if "pixel_encoder" in again else {}
+        endpoints = self.pixel_encoder(x, **options)
         if self.cluster_path.dual_path:  # the decoders update the pixel decoder's input
             final, auxiliary = self.cluster_path(endpoints, self.pixel_decoder)
         else:
@@ -113,6 +124,8 @@ class KMaX(tf_keras.Model):
         for layer in self.submodules:
             if isinstance(layer, BatchNorm):
                 layer.momentum = self.batch_norm_momentum
+            if isinstance(layer, AxialAttention):
+                layer.keep_logits = not self.recompute
         return self
 
     def check_size(self, height: int, width: int) -> None:

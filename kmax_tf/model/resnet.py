@@ -10,6 +10,7 @@ from kmax_tf.errors import check_equal_lengths
 from kmax_tf.model.layers.blocks import ResidualBlock
 from kmax_tf.model.layers.conv import ConvBN
 from kmax_tf.model.layers.ops import get_activation
+from kmax_tf.model.layers.recompute import run_stage
 
 
 class ResNet(tf_keras.layers.Layer):
@@ -73,8 +74,10 @@ class ResNet(tf_keras.layers.Layer):
 
         self.stages = [[block(stage, i) for i in range(n)] for stage, n in enumerate(depths)]
 
-    def call(self, x: tf.Tensor) -> list[tf.Tensor]:
+    def call(self, x: tf.Tensor, recompute: bool = False) -> list[tf.Tensor]:
         """Maps images float [batch, height, width, 3] in [-1, 1] to endpoints, fine to coarse.
+
+        With `recompute`, the gradient computes the stages again.
 
         Returns:
             The outputs of the stem and of each stage. Strides are 2, 4, 8, ..., with max_pool 4, 4,
@@ -87,7 +90,6 @@ class ResNet(tf_keras.layers.Layer):
             x = tf.nn.max_pool2d(self.activation(x), 3, 2, "SAME")
         endpoints = [x]
         for blocks in self.stages:
-            for block in blocks:
-                x = block(x)
+            x = run_stage(blocks, x, recompute, self.name)
             endpoints.append(x)
         return [self.activation(x) for x in endpoints] if self.activate_endpoints else endpoints

@@ -49,7 +49,8 @@ def by_part(program: str) -> dict[str, tuple[int, int]]:
 def _part(operation, path):
     if operation.startswith("copy"):
         return COPIES
-    layer = re.search(rf"(?:k_ma_x|{SECOND_PASS})/(\w+)", path)
+    # A part that is called more than once has a number from the second call on.
+    layer = re.search(rf"(?:k_ma_x|{SECOND_PASS})/(\w+?)(?:_\d+)?(?:/|$)", path)
     if layer:
         return layer[1].replace("_", " ")
     return "optimizer" if "AdamW" in path else OTHERS

@@ -10,10 +10,13 @@ from tensorflow.python.autograph.impl.api import do_not_convert
 
 from kmax_tf import runtime
 from kmax_tf.errors import InputError
-from kmax_tf.model.kmax import PARTS
+from kmax_tf.model.convnext import ConvNeXt
+from kmax_tf.model.efficientnet_lite import EfficientNetLite
+from kmax_tf.model.kmax import PARTS, KMaX
 from kmax_tf.model.layers.conv import ConvBN
-from kmax_tf.model.layers.recompute import recomputed
+from kmax_tf.model.layers.recompute import SECOND_PASS, recomputed
 from kmax_tf.model.layers.stateless_random import DropPath, random_seed, random_uniform
+from kmax_tf.model.resnet import ResNet
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 33, 49, 3)).astype(np.float32)
 
@@ -59,6 +62,12 @@ def assert_same(kept, again):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max() + 1e-6 * largest)
     for a, b in zip(kept[1], again[1], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6)
+
+
+def convolutions(layer):
+    """How many convolutions a layer holds."""
+    kinds = (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D)
+    return sum(isinstance(part, kinds) for part in layer.submodules)
 
 
 class Trains(tf_keras.layers.Layer):
@@ -111,6 +120,42 @@ def test_a_part_is_computed_twice_and_the_same():
     assert (once, twice) == (2, 4)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ResNet(stem=((3, 2, 4), (3, 1, 4)), widths=(4, 8), depths=(2, 1)),
+        lambda: ConvNeXt(widths=(4, 8), depths=(1, 2)),
+        lambda: EfficientNetLite(width=0.3, depth=0.3),
+    ],
+    ids=["resnet", "convnext", "lite"],
+)
+def test_an_encoder_recomputes_its_stages(make):
+    encoder, results = make(), []
+    encoder(IMAGES / 255)  # makes the variables
+    start = encoder.get_weights()
+    blocks = tf.nest.flatten(encoder.blocks if hasattr(encoder, "blocks") else encoder.stages)
+    for options in ({}, {"recompute": True}):
+        encoder.set_weights(start)
+
+        @tf.function
+        @do_not_convert
+        def step(options=options):
+            with tf.GradientTape() as tape, random_seed(tf.constant([3, 4])):
+                endpoints = encoder(IMAGES / 255, training=True, **options)
+                loss = tf.add_n([tf.reduce_sum(tf.sin(endpoint)) for endpoint in endpoints])
+            return tape.gradient(loss, encoder.trainable_variables), endpoints
+
+        operations = step.get_concrete_function().graph.get_operations()
+        kinds = ("Conv2D", "DepthwiseConv2dNative")
+        paths = [o.name for o in operations if o.type in kinds and "gradient_tape" not in o.name]
+        again = sum(SECOND_PASS in path for path in paths)
+        arrays = [t.numpy() for t in tf.nest.flatten(step())]
+        results.append((arrays, encoder.get_weights(), again))
+    (*kept, none), (*again, number) = results
+    assert_same(kept, again)
+    assert (none, number) == (0, sum(map(convolutions, blocks)))
+
+
 @pytest.mark.slow
 def test_a_step_is_the_same(tiny):
     assert_same(step(build(tiny, [])), step(build(tiny, PARTS)))
@@ -141,8 +186,17 @@ def test_a_step_that_xla_compiles_is_the_same(tiny):
     assert_same(step(build(tiny, []), compiled=True), step(build(tiny, PARTS), compiled=True))
 
 
+class Old(tf_keras.layers.Layer):
+    """An encoder that cannot recompute its stages."""
+
+    def call(self, x):
+        return [x]
+
+
 def test_wrong_parts(tiny):
     with pytest.raises(InputError, match="no part 'encoder'; did you mean 'pixel_encoder'"):
         build(tiny, ["encoder"])
+    with pytest.raises(InputError, match="Old.call has no argument 'recompute'"):
+        KMaX(3, Old(), None, lambda _: None, lambda _: None, recompute=["pixel_encoder"])
     with pytest.raises(InputError, match="a dual path .* leave 'pixel_decoder' out"):
         build(tiny, ["pixel_decoder"], "kmax_decoder.ClusterPath.dual_path = True")

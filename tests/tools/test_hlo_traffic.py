@@ -17,7 +17,7 @@ ENTRY %main (a: bf16[2,3], w: f32[10]) -> (f32[10]) {
   %g = (f32[10], pred[5]) fusion(%copy.1), metadata={op_name="gradient_tape/k_ma_x/pixel_decoder"}
   %first = f32[10]{0} get-tuple-element(%g), index=0
   %new = f32[10]{0} add(%w, %first), metadata={op_name="AdamW/add"}
-  %again = f32[5]{0} fusion(%w), metadata={op_name="second_pass/res_net/Relu"}
+  %again = f32[5]{0} fusion(%w), metadata={op_name="second_pass/res_net_3/Relu"}
   %loss = f32[] reduce(%copy.1), dimensions={0}
   ROOT %out = (f32[10]{0}) tuple(%new)
 }

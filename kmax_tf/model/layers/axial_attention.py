@@ -11,6 +11,7 @@ from kmax_tf.model.layers.ops import (
     softmax,
     truncated_normal,
     use_fused_cpu_kernels,
+    with_narrow_gradient,
 )
 
 MAX_SPAN = 255  # positions of the longest axis
@@ -22,6 +23,8 @@ class AxialAttention(tf_keras.layers.Layer):
     Logits have three terms (query-key, query-position, key-position), outputs two (value,
     position). Each term has its own batch norm instead of a factor 1 / sqrt(depth).
     """
+
+    keep_logits = True  # see `softmax`
 
     def __init__(self, width: int, heads: int = 8):
         super().__init__()
@@ -88,7 +91,7 @@ class AxialAttention(tf_keras.layers.Layer):
         logits = tf.einsum("bihd,bjhd->bhij", q * a, k)
         logits += tf.einsum("bihd,ijd->bhij", q * b, rq)
         logits += tf.einsum("bjhd,ijd->bhij", k * c, rk)
-        attention = softmax(logits)
+        attention = softmax(logits, self.keep_logits)
         if training:
             output = (
                 tf.einsum("bhij,bjhd->bhid", attention, v),
@@ -102,7 +105,7 @@ class AxialAttention(tf_keras.layers.Layer):
                 )
             )
             output = output[0] * scale[0] + output[1] * scale[1] + tf.reduce_sum(offset, axis=0)
-            return tf.cast(output, v.dtype)
+            return with_narrow_gradient(tf.cast(output, v.dtype))
         scale, offset = (tf.cast(t, v.dtype) for t in self.output_norm.affine())
         output = tf.einsum("bhij,bjhd->bhid", attention, v * scale[0, :, :, 0])
         output += tf.einsum("bhij,ijd->bhid", attention, rv) * scale[1]

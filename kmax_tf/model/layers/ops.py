@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras
+from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.ops import control_flow_util
 
 from kmax_tf import errors
@@ -84,19 +85,39 @@ def get_activation(name: str | None) -> Callable:
         raise errors.InputError(f"no activation {name!r}; {hint}") from None
 
 
+def as_it_is(x: tf.Tensor) -> tf.Tensor:
+    """Returns x, which XLA then makes in its dtype, and does not make again where it is used."""
+    return xla.optimization_barrier(x)[0] if compiled_by_xla() else x
+
+
 @tf.custom_gradient
-def softmax(logits: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def with_narrow_gradient(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns x, whose gradient XLA copies between layouts in the dtype of x.
+
+    If float32 statistics follow in the gradient, it would copy float32.
+    """
+    return tf.identity(x), as_it_is
+
+
+def softmax(logits: tf.Tensor, keep_logits: bool = True) -> tf.Tensor:
     """Softmax over the last axis of float [batch, ..., n], computed in float32.
 
-    Keeps only the result for its gradient.
+    XLA may keep both logits and result for the gradient, which is quicker. Without `keep_logits` it
+    keeps the result.
     """
-    result = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
 
-    def gradient(upstream):
-        p, g = (tf.cast(t, tf.float32) for t in (result, upstream))
-        return tf.cast((g - tf.reduce_sum(g * p, axis=-1, keepdims=True)) * p, logits.dtype)
+    @tf.custom_gradient
+    def call(logits):
+        result = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
 
-    return result, gradient
+        def gradient(upstream):
+            kept = result if keep_logits else as_it_is(result)
+            p, g = (tf.cast(t, tf.float32) for t in (kept, upstream))
+            return tf.cast((g - tf.reduce_sum(g * p, axis=-1, keepdims=True)) * p, logits.dtype)
+
+        return result, gradient
+
+    return call(logits)
 
 
 def truncated_normal(stddev: float) -> tf_keras.initializers.Initializer:

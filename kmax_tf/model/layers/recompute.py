@@ -1,6 +1,7 @@
 """Recomputation: the gradient computes a layer's inner values again, instead of keeping them."""
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,7 +31,7 @@ def is_second_pass() -> bool:
 class _Second(tf_keras.layers.Layer):
     """Calls a layer for its gradient: in training mode, with the random numbers of before."""
 
-    def __init__(self, layer: tf_keras.layers.Layer, state: tuple[tf.Tensor, int]):
+    def __init__(self, layer: Callable, state: tuple[tf.Tensor, int]):
         super().__init__(name=SECOND_PASS, autocast=False)
         self.layer, self.state = layer, state
 
@@ -43,14 +44,14 @@ class _Second(tf_keras.layers.Layer):
             _pass.is_second = False
 
 
-def recomputed(layer: tf_keras.layers.Layer, inputs: Any) -> Any:
+def recomputed(layer: Callable, inputs: Any) -> Any:
     """Calls a layer in training mode, and keeps only inputs and outputs for its gradient.
 
     Outputs, gradients and moving statistics are those of layer(inputs). Batch norm sums over the
     replicas in both passes.
 
     Args:
-        layer: a layer whose variables exist.
+        layer: a layer whose variables exist, or a function of such layers.
         inputs: its argument, a float tensor or a list of some.
     """
     state = random_state()
@@ -73,6 +74,30 @@ def recomputed(layer: tf_keras.layers.Layer, inputs: Any) -> Any:
         return outputs, gradient
 
     return call(*tf.nest.flatten(inputs))
+
+
+def run_stage(
+    layers: Sequence[tf_keras.layers.Layer], x: tf.Tensor, recompute: bool, name: str
+) -> tf.Tensor:
+    """Calls layers one after another on x.
+
+    Args:
+        layers: the layers, whose variables exist if they are recomputed.
+        x: float [batch, height, width, channels].
+        recompute: keep only x and the result for the gradient, see `recomputed`.
+        name: of the part of the model that the layers belong to, for operations of the gradient.
+    """
+
+    def stage(x):
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    def named_stage(x):
+        with tf.name_scope(name):  # in the second pass; the first has that of its layer
+            return stage(x)
+
+    return recomputed(named_stage, x) if recompute else stage(x)
 
 
 def _after(first, then):
