@@ -153,8 +153,8 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
 
     _, name, png_name, segments = item.annotation
     image = attempt("images that cannot be read", lambda: files.read_bytes(item.image_path))
-    size = image is not None and attempt(
-        "images that cannot be read", lambda: serialize.check_image(image, name)[1]
+    stored = image is not None and attempt(
+        "images that cannot be read", lambda: serialize.check_image(image, name)
     )
     ids = attempt(
         "label files that cannot be read",
@@ -173,14 +173,14 @@ def _read_item(item: convert.Item) -> tuple[Picture | None, list[Problem]]:
         if not count and segment.area is None:
             text = f"{png_name}: segment id {segment.id} has no pixels"
             problems.append(Problem(WARNING, "segments without pixels (left out)", text))
-    if not size:
+    if not stored:
         return None, problems
-    turn = orientation.read(image)
+    turn = stored.orientation
     if turn != orientation.UPRIGHT:
         text = f"{name}: EXIF orientation {turn}; its labels must fit the upright image"
         problems.append(Problem(WARNING, "images that EXIF turns", text))
     try:
-        serialize.check_label_size(image, size, ids.shape[::-1], name)
+        serialize.check_label_size(image, stored.size, ids.shape[::-1], name)
     except errors.InputError as error:
         problems.append(Problem(ERROR, "sizes of image and label map differ", str(error)))
         return None, problems

@@ -132,8 +132,9 @@ def encode_labels(labels: np.ndarray) -> bytes:
     """
     height, width = labels.shape
     rows = labels.astype(labels.dtype.newbyteorder(">")).view(np.uint8)
-    above = np.diff(rows, axis=0, prepend=np.uint8(0))
-    filtered = np.pad(above, [(0, 0), (1, 0)], constant_values=2)  # the number of this filter
+    filtered = np.full((height, 1 + rows.shape[1]), 2, np.uint8)  # starts with the filter's number
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8 * labels.itemsize, 0, 0, 0, 0),

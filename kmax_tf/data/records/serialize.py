@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -45,17 +46,17 @@ def record(
             f"{filename}: has {len(segment_id):,} segments, over {MOST_SEGMENTS:,}; cut the image,"
             " or join small segments"
         )
-    image_format, size = check_image(image, filename)
+    stored = check_image(image, filename)
     if segment_map is None:
-        segment_map = np.zeros(size[::-1], np.uint8)
+        segment_map = np.zeros(stored.size[::-1], np.uint8)
     height, width = segment_map.shape
-    check_label_size(image, size, (width, height), filename)
+    check_label_size(image, stored.size, (width, height), filename)
     segment_map = segment_map.astype(np.uint8 if len(segment_id) <= 255 else np.uint16)
     number, length = label_png.find_runs(segment_map)
     area = np.bincount(number, length, len(segment_id) + 1)[1:]
     feature = {
         "image/encoded": _bytes(image),
-        "image/format": _bytes(image_format.encode()),
+        "image/format": _bytes(stored.format.encode()),
         "image/filename": _bytes(filename.encode()),
         "image/id": _bytes(image_id.encode()),
         "image/height": _int64([height]),
@@ -66,21 +67,26 @@ def record(
         "segment/is_crowd": _int64(is_crowd),
         "segment/area": _int64(area),
     }
-    if (turn := orientation.read(image)) != orientation.UPRIGHT:
-        feature["image/orientation"] = _int64([turn])
+    if stored.orientation != orientation.UPRIGHT:
+        feature["image/orientation"] = _int64([stored.orientation])
     message = tf.train.Example(features=tf.train.Features(feature=feature))
     return message.SerializeToString(deterministic=True)
 
 
-def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
+class Stored(NamedTuple):
+    """How a file holds an image."""
+
+    format: str  # "jpeg" or "png"
+    size: tuple[int, int]  # (width, height) in pixels of the upright image
+    orientation: int  # of EXIF, see `orientation.read`
+
+
+def check_image(image: bytes, filename: str) -> Stored:
     """Checks that an image file is whole, with the decoder that will read the record.
 
     Args:
         image: content of the file.
         filename: its name, for messages.
-
-    Returns:
-        "jpeg" or "png", and (width, height) in pixels of the upright image.
 
     Raises:
         InputError: the image is corrupt, or has another format or more than 8 bits.
@@ -88,6 +94,7 @@ def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
     with pillow.errors_as(filename, "broken or truncated image; download or save it again"):
         with Image.open(io.BytesIO(image)) as opened:
             kind, size, bits = opened.format, opened.size, pillow.bits(opened, image)
+            turn = orientation.of_picture(opened, image)
         if kind in ("JPEG", "MPO"):  # MPO is a JPEG with more pictures after it
             # Decoding to an eighth of the size is quick and still reads all the data.
             tf.io.decode_jpeg(image, channels=3, ratio=8)
@@ -100,8 +107,8 @@ def check_image(image: bytes, filename: str) -> tuple[str, tuple[int, int]]:
             f"{filename}: is a PNG of {bits} bits; scale it as you want it seen, and save it as PNG"
             " of 8 bits"
         )
-    size = size[::-1] if orientation.swaps_sides(orientation.read(image)) else size
-    return "png" if kind == "PNG" else "jpeg", size
+    size = size[::-1] if orientation.swaps_sides(turn) else size
+    return Stored("png" if kind == "PNG" else "jpeg", size, turn)
 
 
 def check_label_size(
@@ -111,7 +118,7 @@ def check_label_size(
 
     Args:
         image: content of the image file.
-        size: (width, height) of the upright image, as `check_image` returns it.
+        size: (width, height) of the upright image, see `Stored`.
         label_size: (width, height) of the label map.
         filename: name of the image, for messages.
 
