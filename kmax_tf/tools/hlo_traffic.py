@@ -50,7 +50,7 @@ def _part(operation, path):
     if operation.startswith("copy"):
         return COPIES
     # A part that is called more than once has a number from the second call on.
-    layer = re.search(rf"(?:k_ma_x|{SECOND_PASS})/(\w+?)(?:_\d+)?(?:/|$)", path)
+    layer = re.search(rf"(?:k_ma_x|{SECOND_PASS})/(\w+?)(?:_\d+)?\b", path)
     if layer:
         return layer[1].replace("_", " ")
     return "optimizer" if "AdamW" in path else OTHERS
