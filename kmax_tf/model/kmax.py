@@ -39,7 +39,8 @@ class KMaX(tf_keras.Model):
         batch_norm_momentum: of all moving statistics; short trainings need less than 0.99.
         recompute: names of `PARTS` that a training step computes a second time for the gradient,
             instead of keeping their values. It needs less memory and more time, and computes the
-            same. Of the pixel encoder, the stem is kept. Axial attention then keeps no logits.
+            same. Of the pixel encoder, it computes the stages again. With any part, axial attention
+            keeps no logits.
     """
 
     def __init__(

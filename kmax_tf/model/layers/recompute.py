@@ -94,7 +94,7 @@ def run_stage(
         return x
 
     def named_stage(x):
-        with tf.name_scope(name):  # in the second pass; the first has that of its layer
+        with tf.name_scope(name):  # the second pass has no other name of its part
             return stage(x)
 
     return recomputed(named_stage, x) if recompute else stage(x)

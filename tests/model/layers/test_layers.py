@@ -8,7 +8,7 @@ import tf_keras
 
 from kmax_tf.model.layers.conv import Conv2D, ConvBN, DenseBN, DepthwiseBN, SparseConv2D
 from kmax_tf.model.layers.norms import LayerNorm
-from kmax_tf.model.layers.ops import gelu, resize_bilinear, softmax
+from kmax_tf.model.layers.ops import gelu, resize_bilinear, softmax, with_narrow_gradient
 from kmax_tf.model.layers.stateless_random import DropPath, random_seed
 
 
@@ -135,13 +135,23 @@ def test_a_depthwise_convolution_under_xla_is_that_of_tensorflow(batch):
     np.testing.assert_array_equal(tf.cast(compiled, tf.float32), expected)
 
 
-def test_softmax_has_the_gradient_of_tensorflow():
+@pytest.mark.parametrize("keep_logits", [True, False])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_softmax_has_the_gradient_of_tensorflow(compiled, keep_logits):
     logits = tf.constant(np.random.default_rng(0).normal(size=[2, 3, 7]), tf.float32)
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(logits)
-        values = [tf.reduce_sum(f(logits) ** 2) for f in (softmax, tf.nn.softmax)]
-    gradients = [tape.gradient(value, logits) for value in values]
-    np.testing.assert_allclose(*gradients, atol=1e-6)
+
+    @tf.function(jit_compile=compiled)
+    def gradients():
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(logits)
+            own = with_narrow_gradient(softmax(logits, keep_logits))
+            values = [tf.reduce_sum(y**2) for y in (own, tf.nn.softmax(logits))]
+        return [tape.gradient(value, logits) for value in values]
+
+    np.testing.assert_allclose(*gradients(), atol=1e-6)
+    operations = gradients.get_concrete_function().graph.get_operations()
+    barriers = sum(operation.type == "XlaOptimizationBarrier" for operation in operations)
+    assert barriers == compiled * (1 + (not keep_logits))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
