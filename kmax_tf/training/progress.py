@@ -81,6 +81,8 @@ class Progress:
             self._first = self._step, self._now
             bar = dict(unit=" steps", bar_format=RATE, postfix=text, disable=None)
             self._bar = tqdm(None, "training", self._steps, initial=self._step, **bar)
+            if self._step == self._steps:
+                self._write_step(text)
             return
         step, now = self._first
         each = (self._now - now) / (self._step - step)
@@ -100,9 +102,14 @@ class Progress:
         if self._told is None:
             start = duration(first - self._begin)
             self.write(f"first step after {start}, then {each:.2f} s a step{to_go}")
-        elif self._bar.disable:
-            self.write(f"step {self._step} of {self._steps}, {text}{to_go}")
+        if self._told is not None or not left:
+            self._write_step(text + to_go)
         self._told = self._now
+
+    def _write_step(self, text):
+        """Writes a line to a log; the bar of a terminal shows the same."""
+        if self._bar.disable:
+            self.write(f"step {self._step} of {self._steps}, {text}")
 
     def write(self, line: str) -> None:
         """Writes a line to stderr, above the bar."""

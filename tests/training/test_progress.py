@@ -47,10 +47,12 @@ def test_a_log_gets_a_line_a_minute_and_the_last(lines):
     ]
 
 
-def test_a_short_training_tells_its_time_at_the_end(lines):
+def test_a_short_training_tells_its_time_and_loss_at_the_end(lines):
     assert lines([(1198, 3.0), (1200, 4.0)], start=1197) == [
-        "first step after 3 s, then 0.50 s a step"
+        "first step after 3 s, then 0.50 s a step",
+        "step 1200 of 1200, 32.0 images/s, loss 2.500",
     ]
+    assert lines([(1200, 3.0)], start=1199) == ["step 1200 of 1200, loss 2.500"]
 
 
 @pytest.mark.parametrize(
