@@ -18,19 +18,9 @@ def read(content: bytes) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(content))
-    except Exception:  # Pillow raises many classes for broken files
-        return UPRIGHT
-    return of_picture(picture, content)
-
-
-def of_picture(picture: Image.Image, content: bytes) -> int:
-    """Returns the orientation of a file as `read` does; Pillow opened its content as `picture`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
             has_place = picture.format != "PNG" or any(place in content for place in PLACES)
             exif = picture.getexif() if has_place else {}
-    except Exception:
+    except Exception:  # Pillow raises many classes for broken files
         return UPRIGHT
     value = exif.get(TAG, UPRIGHT)
     return int(value) if value in range(1, 9) else UPRIGHT

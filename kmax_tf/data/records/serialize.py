@@ -94,7 +94,6 @@ def check_image(image: bytes, filename: str) -> Stored:
     with pillow.errors_as(filename, "broken or truncated image; download or save it again"):
         with Image.open(io.BytesIO(image)) as opened:
             kind, size, bits = opened.format, opened.size, pillow.bits(opened, image)
-            turn = orientation.of_picture(opened, image)
         if kind in ("JPEG", "MPO"):  # MPO is a JPEG with more pictures after it
             # Decoding to an eighth of the size is quick and still reads all the data.
             tf.io.decode_jpeg(image, channels=3, ratio=8)
@@ -107,6 +106,7 @@ def check_image(image: bytes, filename: str) -> Stored:
             f"{filename}: is a PNG of {bits} bits; scale it as you want it seen, and save it as PNG"
             " of 8 bits"
         )
+    turn = orientation.read(image)
     size = size[::-1] if orientation.swaps_sides(turn) else size
     return Stored("png" if kind == "PNG" else "jpeg", size, turn)
 
